@@ -1,0 +1,13 @@
+"""svdrd: batched small-matrix SVD, the polar factor ``U V^T`` and the SVD basis loss, fast and with exact derivatives."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from svdrd.backends import use_backend
+from svdrd.losses import BasisLoss
+
+__all__ = ["BasisLoss", "__version__", "use_backend"]
+
+try:
+    __version__ = version("svdrd")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "unknown"

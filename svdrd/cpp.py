@@ -1,0 +1,79 @@
+"""Launchers of the compiled CPU kernels: contiguous tensors in, raw pointers to ``svdrd._native``, new tensors out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from svdrd import backends
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`svdrd.reference.svd`."""
+    assert backends.native is not None
+    a = a.contiguous()
+    b, m, n = a.shape
+    k = min(m, n)
+    u, s, vh = a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+    backends.native.svd(
+        _name(a.dtype), a.data_ptr(), b, m, n, u.data_ptr(), s.data_ptr(), vh.data_ptr(), torch.get_num_threads()
+    )
+    return u, s, vh
+
+
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`svdrd.reference.polar_factor`; the factors are empty unless ``save_factors``."""
+    assert backends.native is not None
+    a = a.contiguous()
+    b, m, n = a.shape
+    k = min(m, n)
+    p = a.new_empty(b, m, n)
+    shapes = ((b, m, k), (b, k), (b, k, n)) if save_factors else ((0,), (0,), (0,))
+    u, s, vh = (a.new_empty(shape) for shape in shapes)
+    factors = (u.data_ptr(), s.data_ptr(), vh.data_ptr()) if save_factors else (0, 0, 0)
+    backends.native.polar_factor(
+        _name(a.dtype), a.data_ptr(), b, m, n, rcond, smooth, p.data_ptr(), *factors, torch.get_num_threads()
+    )
+    return p, u, s, vh
+
+
+def polar_factor_backward(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: float) -> Tensor:
+    """As :func:`svdrd.gradients.polar_factor_vjp`."""
+    assert backends.native is not None
+    grad, u, s, vh = grad.contiguous(), u.contiguous(), s.contiguous(), vh.contiguous()
+    b, m, n = grad.shape
+    derivative = torch.empty_like(grad)
+    backends.native.polar_factor_backward(
+        _name(grad.dtype), grad.data_ptr(), u.data_ptr(), s.data_ptr(), vh.data_ptr(), b, m, n, smooth,
+        derivative.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return derivative
+
+
+def basis_loss(
+    x_hat: Tensor,
+    x: Tensor,
+    block_height: int,
+    block_width: int,
+    rcond: float,
+    smooth: float,
+    need_grad_x_hat: bool,
+    need_grad_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`svdrd.reference.basis_loss`."""
+    assert backends.native is not None
+    x_hat, x = x_hat.contiguous(), x.contiguous()
+    b, h, w = x_hat.shape
+    loss = x_hat.new_empty(b, h // max(block_height, 1), w // max(block_width, 1))
+    derivative_x_hat = torch.empty_like(x_hat) if need_grad_x_hat else x_hat.new_empty(0)
+    derivative_x = torch.empty_like(x) if need_grad_x else x.new_empty(0)
+    backends.native.basis_loss(
+        _name(x_hat.dtype), x_hat.data_ptr(), x.data_ptr(), b, h, w, block_height, block_width, rcond, smooth,
+        loss.data_ptr(), derivative_x_hat.data_ptr() if need_grad_x_hat else 0,
+        derivative_x.data_ptr() if need_grad_x else 0, torch.get_num_threads(),
+    )  # fmt: skip
+    return loss, derivative_x_hat, derivative_x

@@ -1,0 +1,218 @@
+"""The derivatives of svdrd's operations as plain functions; ``docs/gradients.md`` derives each of them.
+
+Everything here is plain PyTorch over ``(..., m, n)`` batches and knows nothing of autograd: ``svdrd.library`` wraps it.
+Thin factors are meant throughout, ``a = u diag(s) vh`` with ``k = min(m, n)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which derivatives are formed: 1/s amplifies rounding by the condition number, so never float32."""
+    return torch.float64 if dtype == torch.float32 else dtype
+
+
+def _rescaled(derivative: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``derivative / scale`` in ``dtype``, clamped to its finite range (NaN stays NaN)."""
+    largest = torch.finfo(dtype).max
+    return (derivative / scale).clamp(-largest, largest).to(dtype)
+
+
+def _unit_where_zero(x: Tensor) -> Tensor:
+    return torch.where(x == 0, 1.0, x)
+
+
+def polar_factor_vjp(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: float = 0.0) -> Tensor:
+    r"""Vector-Jacobian product of the polar factor, which is also its Jacobian-vector product.
+
+    With ``W = U^T G V`` (full U and V), ``dL/dA = U Z V^T`` and, for ``smooth == 0``,
+
+    ``Z_ij = (W_ij - W_ji) / (s_i + s_j)`` both kept; ``W_ij / s_kept`` one kept; ``0`` both dropped,
+
+    or, for ``smooth = e > 0``, with ``r = sqrt(s^2 + e^2)``, ``T_ij = (s_i r_j + s_j r_i) / (s_i + s_j)``,
+
+    ``Z_ij = (W_ij - W_ji)/2 T_ij/(r_i r_j) + (W_ij + W_ji)/2 e^2/(r_i r_j T_ij)``, and ``W_ij / r_i`` outside the thin part.
+
+    Args:
+        grad: ``(..., m, n)``, the derivative with respect to the polar factor.
+        u, s, vh: thin factors ``(..., m, k)``, ``(..., k)``, ``(..., k, n)``; with ``smooth == 0`` a singular value that was
+            dropped is given as 0.
+        smooth: ``e >= 0``, in the units of the matrix.
+
+    Returns:
+        ``(..., m, n)`` in the dtype of ``grad``; what overflows it is clamped to its largest finite value.
+    """
+    if grad.shape[-2] < grad.shape[-1]:  # P(A^T) = P(A)^T: only the tall case is written out
+        return polar_factor_vjp(grad.mT, vh.mT, s, u.mT, smooth).mT
+    dtype, wide = grad.dtype, _wide(grad.dtype)
+    g, u, s, v = grad.to(wide), u.to(wide), s.to(wide), vh.to(wide).mT  # (m, n), (m, n), (n), (n, n)
+
+    # P(cA) = P(A), so the derivative is that at A / s_1 over s_1: nothing overflows before the last division.
+    scale = _unit_where_zero(torch.hypot(s[..., :1], s.new_tensor(smooth)))[..., None]
+    s = s / scale[..., 0]
+    s_i, s_j = s[..., :, None], s[..., None, :]
+
+    gv = g @ v
+    w = u.mT @ gv
+    if smooth > 0:
+        e = smooth / scale
+        r = torch.hypot(s, e[..., 0])
+        r_i, r_j = r[..., :, None], r[..., None, :]
+        total = s_i + s_j
+        t = torch.where(total > 0, (s_i * r_j + s_j * r_i) / _unit_where_zero(total), e)
+        z = 0.5 * ((w - w.mT) * (t / (r_i * r_j)) + (w + w.mT) * ((e / r_i) * (e / r_j) / t))
+        outside = 1.0 / r
+    else:
+        kept = s > 0
+        both = kept[..., :, None] & kept[..., None, :]
+        z = torch.where(s_i + s_j > 0, (w - torch.where(both, w.mT, 0.0)) / _unit_where_zero(s_i + s_j), 0.0)
+        outside = torch.where(kept, 1.0 / _unit_where_zero(s), 0.0)
+
+    derivative = u @ z
+    if grad.shape[-2] > grad.shape[-1]:  # a square matrix has no outside: there the term is rounding noise over s
+        derivative = derivative + (gv - u @ w) * outside[..., None, :]
+    return _rescaled(derivative @ v.mT, scale, dtype)
+
+
+def polar_factor_second_derivative(
+    u: Tensor, s: Tensor, vh: Tensor, kept: Tensor, g: Tensor, h: Tensor, smooth: float = 0.0
+) -> Tensor:
+    r"""``D^2 P(A)[G, H]``, the second directional derivative of the polar factor, symmetric in G and H.
+
+    P is the gradient of a scalar function (of the nuclear norm), so ``<X, D^2 P[G, H]>`` is symmetric in all three
+    directions and this is also the gradient of ``<H, DP[G]>`` with respect to A: the double backward.
+
+    Args:
+        u, s, vh: **full** factors ``(..., m, m)``, ``(..., k)``, ``(..., n, n)``.
+        kept: ``(..., k)``, which singular values the polar factor keeps; not read where ``smooth > 0``.
+        g, h: directions, ``(..., m, n)``.
+        smooth: ``e >= 0``, in the units of the matrix.
+    """
+    m, n = g.shape[-2:]
+    if m < n:
+        return polar_factor_second_derivative(vh.mT, s, u.mT, kept, g.mT, h.mT, smooth).mT
+    dtype, wide = g.dtype, _wide(g.dtype)
+    u, s, vh = u.to(wide), s.to(wide), vh.to(wide)
+    scale = _unit_where_zero(torch.hypot(s[..., :1], s.new_tensor(smooth)))[..., None]
+    s = s / scale[..., 0]
+    g = u.mT @ g.to(wide) @ vh.mT  # (m, n), in the singular bases from here on
+    h = u.mT @ h.to(wide) @ vh.mT
+    if smooth > 0:
+        second = _smoothed_second_derivative(s, g, h, smooth / scale)
+    else:
+        second = _stepped_second_derivative(s, kept, g, h)
+    return _rescaled(u @ second @ vh, scale * scale, dtype)
+
+
+def _smoothed_second_derivative(s: Tensor, g: Tensor, h: Tensor, e: Tensor) -> Tensor:
+    """``P_e = A N^-1`` with ``N = (A^T A + e^2)^(1/2)``, differentiated twice through ``N^2`` (two Sylvester equations)."""
+    m, n = g.shape[-2:]
+    r = torch.hypot(s, e[..., 0])
+    r_j, sylvester = r[..., None, :], r[..., :, None] + r[..., None, :]
+    a = torch.nn.functional.pad(torch.diag_embed(s), (0, 0, 0, m - n))  # (m, n)
+    p = a / r_j
+
+    def dn(x: Tensor) -> Tensor:
+        return (x.mT @ a + a.mT @ x) / sylvester
+
+    dn_g, dn_h = dn(g), dn(h)
+    dp_g, dp_h = (g - p @ dn_g) / r_j, (h - p @ dn_h) / r_j
+    d2n = (g.mT @ h + h.mT @ g - dn_g @ dn_h - dn_h @ dn_g) / sylvester
+    return -(dp_g @ dn_h + dp_h @ dn_g + p @ d2n) / r_j
+
+
+def _stepped_second_derivative(s: Tensor, kept: Tensor, g: Tensor, h: Tensor) -> Tensor:
+    """P is the odd step f of the symmetric ``J = [[0, A], [A^T, 0]]``, and the second divided differences of a step need no
+    difference of eigenvalues on the same side of it: repeated singular values are as harmless as in the first derivative.
+    """
+    m, n = g.shape[-2:]
+    # Eigenpairs of J in the singular bases: (e_i, +-e_i) / sqrt(2) with +-s_i, and (e_i, 0) with 0 for the rows outside.
+    half = 0.5**0.5 * torch.eye(n, dtype=g.dtype, device=g.device)
+    q = g.new_zeros(m + n, m + n)
+    q[:n, :n], q[m:, :n] = half, half
+    q[:n, n : 2 * n], q[m:, n : 2 * n] = half, -half
+    q[n:m, 2 * n :] = torch.eye(m - n, dtype=g.dtype, device=g.device)
+    s = torch.where(kept, s, 0.0)
+    rest = s.new_zeros(*s.shape[:-1], m - n)
+    eigenvalue = torch.cat([s, -s, rest], -1)
+    f = torch.sign(eigenvalue)
+
+    difference = eigenvalue[..., :, None] - eigenvalue[..., None, :]
+    apart = f[..., :, None] != f[..., None, :]
+    inverse = torch.where(apart, 1.0 / _unit_where_zero(difference), 0.0)
+    first = (f[..., :, None] - f[..., None, :]) * inverse  # first divided differences f[i, j]
+
+    def lifted(x: Tensor) -> Tensor:
+        j = x.new_zeros(*x.shape[:-2], m + n, m + n)
+        j[..., :m, m:], j[..., m:, :m] = x, x.mT
+        return q.mT @ j @ q
+
+    def half_second(x: Tensor, y: Tensor) -> Tensor:  # sum over k of f[i, k, j] x_ik y_kj
+        across = inverse * ((x * first) @ y - x @ (y * first))
+        within = (x * first) @ (y * inverse)
+        return torch.where(apart, across, within)
+
+    g, h = lifted(g), lifted(h)
+    return (q @ (half_second(g, h) + half_second(h, g)) @ q.mT)[..., :m, m:]
+
+
+def svd_vjp(
+    grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None, u: Tensor, s: Tensor, vh: Tensor
+) -> Tensor:
+    r"""Vector-Jacobian product of the thin SVD.
+
+    With ``Ju = skew(U^T gU)``, ``Jv = skew(V^T gV)``, ``skew(X) = X - X^T``, the off-diagonal part of ``U^T gA V`` is
+
+    ``(Ju + Jv) / (2 (s_j - s_i)) + (Ju - Jv) / (2 (s_j + s_i))``,
+
+    its diagonal is ``gS``, and ``(I - U U^T) gU S^-1 V^T`` (tall) or ``U S^-1 gV^T (I - V V^T)`` (wide) is added.
+
+    Exact at distinct singular values. Where ``|s_i - s_j| <= max(m, n) eps s_1`` the first quotient is taken as 0, where
+    ``s_i + s_j`` is that small the second one too, and likewise ``1/s``: always finite. ``docs/gradients.md`` says for which
+    functions that is their exact derivative at a repeated value, and why no rule could serve them all.
+
+    Args:
+        grad_u, grad_s, grad_vh: ``(..., m, k)``, ``(..., k)``, ``(..., k, n)``; None stands for zero.
+        u, s, vh: the factors.
+
+    Returns:
+        ``(..., m, n)``, built of differentiable operations.
+    """
+    m, n = u.shape[-2], vh.shape[-1]
+    dtype, wide = u.dtype, _wide(u.dtype)
+    u, s, v = u.to(wide), s.to(wide), vh.to(wide).mT
+    negligible = max(m, n) * torch.finfo(dtype).eps
+    scale = _unit_where_zero(s[..., :1])[..., None]
+    s = s / scale[..., 0]
+    s_i, s_j = s[..., :, None], s[..., None, :]
+
+    gap, total = s_j - s_i, s_j + s_i
+    distinct, nonzero = gap.abs() > negligible, total > negligible
+    inverse_gap = torch.where(distinct, 0.5 / torch.where(distinct, gap, 1.0), 0.0)
+    inverse_total = torch.where(nonzero, 0.5 / torch.where(nonzero, total, 1.0), 0.0)
+    positive = s > negligible
+    inverse_s = torch.where(positive, 1.0 / torch.where(positive, s, 1.0), 0.0)
+
+    core, outside = torch.zeros_like(gap), u.new_zeros(())  # both are in units of 1 / s_1
+    if grad_u is not None:
+        g = grad_u.to(wide)
+        projected = u.mT @ g
+        skew = projected - projected.mT
+        core = core + skew * (inverse_gap + inverse_total)
+        if m > n:
+            outside = outside + ((g - u @ projected) * inverse_s[..., None, :]) @ v.mT
+    if grad_vh is not None:
+        g = grad_vh.to(wide).mT
+        projected = v.mT @ g
+        skew = projected - projected.mT
+        core = core + skew * (inverse_gap - inverse_total)
+        if n > m:
+            outside = outside + (u * inverse_s[..., None, :]) @ (g - v @ projected).mT
+    derivative = (u @ core) @ v.mT + outside
+    result = _rescaled(derivative, scale, wide)
+    if grad_s is not None:
+        result = result + (u * grad_s.to(wide)[..., None, :]) @ v.mT
+    return _rescaled(result, scale.new_ones(()), dtype)

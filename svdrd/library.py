@@ -1,0 +1,276 @@
+"""The operators' registration with PyTorch's dispatcher: schemas, implementations, fakes, autograd, autocast.
+
+The only file that knows ``torch.library``. Operators take flat batches, ``(b, m, n)`` or ``(b, h, w)``, of float32 or
+float64; ``svdrd.ops`` has the public functions. Each operator's default is the plain-torch reference; on the CPU the kernels
+of ``svdrd.cpp`` take its place where ``svdrd.backends`` selects them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdrd import backends, cpp, gradients, reference
+
+_library = torch.library.Library("svdrd", "DEF")
+
+_SCHEMAS = {
+    "svd": "(Tensor a) -> (Tensor u, Tensor s, Tensor vh)",
+    # u, s, vh are for the backward: empty unless save_factors.
+    "polar_factor": "(Tensor a, float rcond, float smooth, bool save_factors)"
+    " -> (Tensor p, Tensor u, Tensor s, Tensor vh)",
+    # a and rcond are for the double backward.
+    "polar_factor_backward": "(Tensor grad, Tensor a, Tensor u, Tensor s, Tensor vh, float rcond, float smooth) -> Tensor",
+    "polar_factor_second_derivative": "(Tensor a, Tensor g, Tensor h, float rcond, float smooth) -> Tensor",
+    # The derivatives come with the value, because both factors are at hand there: empty where not needed.
+    "basis_loss": "(Tensor x_hat, Tensor x, SymInt block_height, SymInt block_width, float rcond, float smooth,"
+    " bool need_grad_x_hat, bool need_grad_x) -> (Tensor loss, Tensor derivative_x_hat, Tensor derivative_x)",
+    # derivative = d loss / d x_hat as basis_loss gave it; x_hat and the rest are for the double backward.
+    "basis_loss_backward": "(Tensor grad_loss, Tensor derivative, Tensor x_hat, Tensor x, SymInt block_height,"
+    " SymInt block_width, float rcond, float smooth) -> Tensor",
+    "basis_loss_second_derivative": "(Tensor x_hat, Tensor x, Tensor grad_loss, Tensor direction, SymInt block_height,"
+    " SymInt block_width, float rcond, float smooth) -> Tensor",
+}
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+ops = torch.ops.svdrd
+
+
+# Implementations
+
+
+def _polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, ...]:
+    p, *factors = reference.polar_factor(a, rcond, smooth)
+    return p, *(factors if save_factors else (a.new_empty(0) for _ in range(3)))
+
+
+def _polar_factor_backward(
+    grad: Tensor, a: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
+) -> Tensor:
+    return gradients.polar_factor_vjp(grad, u, s, vh, smooth).contiguous()
+
+
+def _polar_factor_backward_cpp(
+    grad: Tensor, a: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
+) -> Tensor:
+    return cpp.polar_factor_backward(grad, u, s, vh, smooth)
+
+
+def _spread(grad_loss: Tensor, height: int, width: int) -> Tensor:
+    """Each block's value, ``(b, rows, columns)``, over the block's entries: ``(b, height, width)``."""
+    b, rows, columns = grad_loss.shape
+    blocks = grad_loss[:, :, None, :, None].expand(b, rows, height // max(rows, 1), columns, width // max(columns, 1))
+    return blocks.reshape(b, height, width)
+
+
+def _basis_loss_backward(
+    grad_loss: Tensor, derivative: Tensor, x_hat: Tensor, x: Tensor, block_height: int, block_width: int,
+    rcond: float, smooth: float,
+) -> Tensor:  # fmt: skip
+    return _spread(grad_loss, *derivative.shape[-2:]) * derivative
+
+
+_DEFAULTS: dict[str, Callable[..., Any]] = {
+    "svd": reference.svd,
+    "polar_factor": _polar_factor,
+    "polar_factor_backward": _polar_factor_backward,
+    "polar_factor_second_derivative": reference.polar_factor_second_derivative,
+    "basis_loss": reference.basis_loss,
+    "basis_loss_backward": _basis_loss_backward,
+    "basis_loss_second_derivative": reference.basis_loss_second_derivative,
+}
+_CPP: dict[str, Callable[..., Any]] = {
+    "svd": cpp.svd,
+    "polar_factor": cpp.polar_factor,
+    "polar_factor_backward": _polar_factor_backward_cpp,
+    "basis_loss": cpp.basis_loss,
+}
+
+
+def _on_cpu(name: str) -> Callable[..., Any]:
+    def compute(first: Tensor, *rest: Any) -> Any:
+        kernels = _CPP if backends.select(first.device) == "cpp" else _DEFAULTS
+        return kernels[name](first, *rest)
+
+    return compute
+
+
+def _anywhere(name: str) -> Callable[..., Any]:
+    def compute(first: Tensor, *rest: Any) -> Any:
+        backends.select(first.device)  # an explicit choice that this device cannot have raises
+        return _DEFAULTS[name](first, *rest)
+
+    return compute
+
+
+for _name in _SCHEMAS:
+    _library.impl(_name, _anywhere(_name), "CompositeExplicitAutograd")
+    if _name in _CPP:
+        _library.impl(_name, _on_cpu(_name), "CPU")
+
+
+# Fakes
+
+
+@torch.library.register_fake("svdrd::svd", lib=_library)
+def _(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    b, m, n = a.shape
+    k = torch.sym_min(m, n)
+    return a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+
+
+@torch.library.register_fake("svdrd::polar_factor", lib=_library)
+def _(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    b, m, n = a.shape
+    k = torch.sym_min(m, n)
+    p = a.new_empty(b, m, n)
+    if not save_factors:
+        return p, a.new_empty(0), a.new_empty(0), a.new_empty(0)
+    return p, a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+
+
+@torch.library.register_fake("svdrd::polar_factor_backward", lib=_library)
+def _(grad: Tensor, a: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float) -> Tensor:
+    return grad.new_empty(grad.shape)
+
+
+@torch.library.register_fake("svdrd::polar_factor_second_derivative", lib=_library)
+def _(a: Tensor, g: Tensor, h: Tensor, rcond: float, smooth: float) -> Tensor:
+    return a.new_empty(a.shape)
+
+
+@torch.library.register_fake("svdrd::basis_loss", lib=_library)
+def _(
+    x_hat: Tensor, x: Tensor, block_height: int, block_width: int, rcond: float, smooth: float,
+    need_grad_x_hat: bool, need_grad_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    b, h, w = x_hat.shape
+    loss = x_hat.new_empty(b, h // torch.sym_max(block_height, 1), w // torch.sym_max(block_width, 1))
+    return (
+        loss,
+        x_hat.new_empty(x_hat.shape if need_grad_x_hat else (0,)),
+        x_hat.new_empty(x_hat.shape if need_grad_x else (0,)),
+    )
+
+
+@torch.library.register_fake("svdrd::basis_loss_backward", lib=_library)
+def _(
+    grad_loss: Tensor, derivative: Tensor, x_hat: Tensor, x: Tensor, block_height: int, block_width: int,
+    rcond: float, smooth: float,
+) -> Tensor:  # fmt: skip
+    return derivative.new_empty(derivative.shape)
+
+
+@torch.library.register_fake("svdrd::basis_loss_second_derivative", lib=_library)
+def _(
+    x_hat: Tensor, x: Tensor, grad_loss: Tensor, direction: Tensor, block_height: int, block_width: int,
+    rcond: float, smooth: float,
+) -> Tensor:  # fmt: skip
+    return x_hat.new_empty(x_hat.shape)
+
+
+# Autograd
+
+
+def _svd_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output)
+
+
+def _svd_backward(ctx: Any, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None) -> Tensor | None:
+    if grad_u is None and grad_s is None and grad_vh is None:
+        return None
+    with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+        return gradients.svd_vjp(grad_u, grad_s, grad_vh, *ctx.saved_tensors)
+
+
+def _polar_factor_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    a, ctx.rcond, ctx.smooth, save_factors = inputs
+    if not save_factors:
+        raise RuntimeError(
+            "torch.ops.svdrd.polar_factor was called with save_factors=False on a tensor that requires grad; "
+            "call svdrd.ops.polar_factor, which passes save_factors=True there."
+        )
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(a, *output[1:])
+
+
+def _polar_factor_grad(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
+    if grad is None:
+        return None, None, None, None
+    return ops.polar_factor_backward(grad, *ctx.saved_tensors, ctx.rcond, ctx.smooth), None, None, None
+
+
+def _polar_factor_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grad, a, u, s, vh, ctx.rcond, ctx.smooth = inputs
+    ctx.save_for_backward(grad, a, u, s, vh)
+
+
+def _polar_factor_double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+    grad, a, u, s, vh = ctx.saved_tensors
+    rest = (None,) * 5
+    # The Jacobian is symmetric: the derivative by grad is the same map again.
+    by_grad = ops.polar_factor_backward(direction, a, u, s, vh, ctx.rcond, ctx.smooth)
+    if not ctx.needs_input_grad[1]:
+        return by_grad, None, *rest
+    return by_grad, ops.polar_factor_second_derivative(a, grad, direction, ctx.rcond, ctx.smooth), *rest
+
+
+def _basis_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x_hat, x, *ctx.options, need_grad_x_hat, need_grad_x = inputs
+    ctx.set_materialize_grads(False)
+    _, derivative_x_hat, derivative_x = output
+    ctx.mark_non_differentiable(derivative_x_hat, derivative_x)
+    ctx.needed = need_grad_x_hat, need_grad_x
+    ctx.save_for_backward(x_hat, x, derivative_x_hat, derivative_x)
+
+
+def _basis_loss_grad(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    x_hat, x, derivative_x_hat, derivative_x = ctx.saved_tensors
+    grad_x_hat = grad_x = None
+    if grad_loss is not None:
+        if ctx.needed[0] and ctx.needs_input_grad[0]:
+            grad_x_hat = ops.basis_loss_backward(grad_loss, derivative_x_hat, x_hat, x, *ctx.options)
+        if ctx.needed[1] and ctx.needs_input_grad[1]:  # |P1 - P2| is symmetric: the same function with the sides exchanged
+            grad_x = ops.basis_loss_backward(grad_loss, derivative_x, x, x_hat, *ctx.options)
+    return grad_x_hat, grad_x, *(None,) * 6
+
+
+def _basis_loss_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.block_height, ctx.block_width, ctx.rcond, ctx.smooth = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _basis_loss_double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+    grad_loss, derivative, x_hat, x = ctx.saved_tensors
+    options = ctx.block_height, ctx.block_width, ctx.rcond, ctx.smooth
+    by_grad_loss = by_x_hat = None
+    if ctx.needs_input_grad[0]:
+        blocks = reference.to_blocks(direction * derivative, ctx.block_height, ctx.block_width)
+        by_grad_loss = blocks.sum((-2, -1)).reshape(grad_loss.shape)
+    if ctx.needs_input_grad[2]:
+        by_x_hat = ops.basis_loss_second_derivative(x_hat, x, grad_loss, direction, *options)
+    # Not by x: the loss is piecewise linear in the two polar factors, so their mixed second derivative is 0 almost everywhere.
+    return by_grad_loss, None, by_x_hat, *(None,) * 5
+
+
+for _name, _backward, _setup in (
+    ("svd", _svd_backward, _svd_setup),
+    ("polar_factor", _polar_factor_grad, _polar_factor_setup),
+    ("polar_factor_backward", _polar_factor_double_backward, _polar_factor_backward_setup),
+    ("basis_loss", _basis_loss_grad, _basis_loss_setup),
+    ("basis_loss_backward", _basis_loss_double_backward, _basis_loss_backward_setup),
+):
+    torch.library.register_autograd(f"svdrd::{_name}", _backward, setup_context=_setup, lib=_library)
+
+
+# Autocast: these are float32 operators; in bfloat16 the products U V^T alone would lose all but two digits.
+
+for _name in _SCHEMAS:
+    for _device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"svdrd::{_name}", _device, torch.float32, lib=_library)

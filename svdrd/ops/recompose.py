@@ -1,0 +1,43 @@
+"""Recomposition: the singular values of one image with the singular vectors of another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from svdrd import reference
+from svdrd.library import ops
+from svdrd.ops import arguments
+
+
+def recompose(x_hat: Tensor, x: Tensor, block_size: int | None = None) -> Tensor:
+    r"""``U_x diag(S_xhat) V_x^T``: the singular values of ``x_hat`` on the bases of ``x``.
+
+    Args:
+        x_hat, x: ``(..., H, W)``, equal in shape and device, real; each ``H x W``, or with ``block_size = b`` each of its
+            non-overlapping ``b x b`` blocks, is one matrix. float16 and bfloat16 are computed in float32.
+        block_size: divides H and W; None takes each ``H x W`` whole.
+
+    Returns:
+        ``(..., H, W)`` in the dtype of ``x_hat``. A matrix that holds NaN or Inf on either side gives NaN for itself alone.
+        Differentiable as :func:`svdrd.ops.svd` is.
+
+    Raises:
+        TypeError, ValueError: as :func:`svdrd.ops.basis_loss`.
+
+    Source: Chen, Chen, Wang, Li, "Optimizing Image Compression: Perspectives on SVD-Based Restoration", Sec. II-A.
+    """
+    dtype = arguments.compute_dtype("recompose", x_hat=x_hat, x=x)
+    arguments.check_pair("recompose", x_hat, x)
+    block_height, block_width = arguments.block_shape("recompose", x, block_size)
+    height, width = x.shape[-2:]
+
+    def blocks(image: Tensor) -> Tensor:
+        return reference.to_blocks(image.to(dtype).reshape(-1, height, width), block_height, block_width)
+
+    _, s, _ = ops.svd(blocks(x_hat))
+    u, _, vh = ops.svd(blocks(x))
+    with torch.autocast(x.device.type, enabled=False):
+        recomposed = (u * s[:, None, :]) @ vh
+    batch = x.shape[:-2].numel()
+    return reference.from_blocks(recomposed, batch, height, width).reshape(x.shape).to(x_hat.dtype)

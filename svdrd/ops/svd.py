@@ -1,0 +1,49 @@
+"""Batched thin SVD with a derivative that is finite everywhere."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from svdrd.library import ops
+from svdrd.ops import arguments
+
+
+class SVD(NamedTuple):
+    """``A = U diag(S) Vh``."""
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+
+def svd(a: Tensor) -> SVD:
+    r"""Thin singular value decomposition ``A = U diag(S) Vh`` of every matrix of a batch.
+
+    Args:
+        a: ``(..., m, n)``, real; any strides, any batch dimensions, also empty ones. float16 and bfloat16 are computed in
+            float32 and returned in their own dtype.
+
+    Returns:
+        ``(U, S, Vh)`` of shapes ``(..., m, k)``, ``(..., k)``, ``(..., k, n)`` with ``k = min(m, n)``. ``S`` is descending and
+        nonnegative; ``U`` and ``V`` have orthonormal columns also where singular values vanish. A matrix that holds NaN or
+        Inf gives NaN for itself alone.
+
+    The derivative is exact at distinct singular values. At repeated ones single vectors have no derivative; what is returned
+    is finite, and exact for functions in which such vectors take part with one and the same weight (``U V^T``, projections
+    onto the span of leading vectors, sums over singular values): see :func:`svdrd.gradients.svd_vjp` and ``docs/gradients.md``.
+    For ``U V^T`` itself use :func:`svdrd.ops.polar_factor`, whose derivative is exact everywhere.
+
+    Raises:
+        TypeError: ``a`` is no tensor or not of a real floating dtype.
+        ValueError: ``a`` has fewer than two dimensions.
+    """
+    dtype = arguments.compute_dtype("svd", a=a)
+    u, s, vh = ops.svd(a.to(dtype).reshape(-1, *a.shape[-2:]) if a.ndim != 3 else a.to(dtype))
+    batch = a.shape[:-2]
+    return SVD(
+        u.reshape(*batch, *u.shape[-2:]).to(a.dtype),
+        s.reshape(*batch, *s.shape[-1:]).to(a.dtype),
+        vh.reshape(*batch, *vh.shape[-2:]).to(a.dtype),
+    )

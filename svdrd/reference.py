@@ -1,0 +1,161 @@
+"""The specification: every operation in plain PyTorch, for any device. It is the ``torch`` backend and the tests' oracle.
+
+All functions take one batch dimension, ``(b, m, n)``, and float32 or float64. float32 is computed in float64 and rounded
+once at the end, because a float32 LAPACK SVD leaves noise of up to 25 eps s_1 in a singular value that is exactly zero, and
+ranks decided from that are wrong.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from svdrd import gradients
+
+
+def _finite_items(a: Tensor) -> Tensor:
+    return torch.isfinite(a).all(-1).all(-1)
+
+
+def _factors(a: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Float64 factors and which items are finite; the others are replaced by zero, or LAPACK would refuse the whole batch."""
+    finite = _finite_items(a)
+    safe = torch.where(finite[:, None, None], a, 0.0).to(torch.float64)
+    # An exact power of two brings the largest entry to [1/2, 1), where LAPACK neither overflows nor loses denormals. It is
+    # applied in two halves because 2^-exponent alone overflows for a denormal.
+    largest = safe.abs().amax((-2, -1)) if safe.numel() else safe.new_ones(safe.shape[0])
+    exponent = torch.frexp(largest).exponent.to(torch.float64)
+    half = torch.trunc(exponent / 2)
+    rest = exponent - half
+    scaled = safe * torch.exp2(-half)[:, None, None] * torch.exp2(-rest)[:, None, None]
+    u, s, vh = torch.linalg.svd(scaled, full_matrices=full_matrices)
+    return u, s * torch.exp2(half)[:, None] * torch.exp2(rest)[:, None], vh, finite
+
+
+def _nan_where_not_finite(finite: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    shape = (-1, *([1] * (x.ndim - 1)))
+    return torch.where(finite.reshape(shape), x, torch.nan).to(dtype).contiguous()
+
+
+def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD, ``a = u diag(s) vh``: ``(b, m, k)``, ``(b, k)`` descending and nonnegative, ``(b, k, n)``."""
+    u, s, vh, finite = _factors(a)
+    return (
+        _nan_where_not_finite(finite, u, a.dtype),
+        _nan_where_not_finite(finite, s, a.dtype),
+        _nan_where_not_finite(finite, vh, a.dtype),
+    )
+
+
+def _unit_where_zero(x: Tensor) -> Tensor:
+    return torch.where(x == 0, 1.0, x)
+
+
+def _kept(a: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float) -> Tensor:
+    """``s_i > rcond s_1``, decided from ``|u_i^T A v_i|``: the error of a computed singular vector enters it squared, so an
+    exactly zero singular value stays far under eps s_1 where LAPACK's own S has tens of it.
+    """
+    k = s.shape[-1]
+    largest = _unit_where_zero(s[:, :1])
+    rayleigh = (u[..., :k].mT @ (a.to(s.dtype) / largest[..., None]) * vh[..., :k, :]).sum(-1).abs() * largest
+    return torch.minimum(s, rayleigh) > rcond * s[:, :1]
+
+
+def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""The canonical polar factor ``sum over s_i > rcond s_1 of u_i v_i^T``, or ``U diag(s / sqrt(s^2 + smooth^2)) V^T``.
+
+    Returns the polar factor and the factors its derivative needs, singular values that were dropped written as 0.
+    """
+    u, s, vh, finite = _factors(a)
+    if smooth > 0:
+        weight = s / torch.hypot(s, s.new_tensor(smooth))
+    else:
+        kept = _kept(torch.where(finite[:, None, None], a, 0.0), u, s, vh, rcond)
+        s = torch.where(kept, s, 0.0)
+        weight = kept.to(s.dtype)
+    p = (u * weight[:, None, :]) @ vh
+    return (
+        _nan_where_not_finite(finite, p, a.dtype),
+        _nan_where_not_finite(finite, u, a.dtype),
+        _nan_where_not_finite(finite, s, a.dtype),
+        _nan_where_not_finite(finite, vh, a.dtype),
+    )
+
+
+def polar_factor_second_derivative(a: Tensor, g: Tensor, h: Tensor, rcond: float, smooth: float) -> Tensor:
+    """``D^2 P(a)[g, h]``, the double backward of the polar factor."""
+    u, s, vh, finite = _factors(a, full_matrices=True)
+    kept = _kept(torch.where(finite[:, None, None], a, 0.0), u, s, vh, rcond)
+    second = gradients.polar_factor_second_derivative(u, s, vh, kept, g, h, smooth)
+    return _nan_where_not_finite(finite, second, a.dtype)
+
+
+def to_blocks(x: Tensor, block_height: int, block_width: int) -> Tensor:
+    """``(b, h, w)`` images to ``(b * h / block_height * w / block_width, block_height, block_width)``, row by row."""
+    b, h, w = x.shape
+    rows, columns = h // max(block_height, 1), w // max(block_width, 1)
+    split = x.reshape(b, rows, block_height, columns, block_width)
+    return split.transpose(2, 3).reshape(b * rows * columns, block_height, block_width)
+
+
+def from_blocks(blocks: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """The inverse of :func:`to_blocks`."""
+    _, block_height, block_width = blocks.shape
+    rows, columns = height // max(block_height, 1), width // max(block_width, 1)
+    split = blocks.reshape(batch, rows, columns, block_height, block_width)
+    return split.transpose(2, 3).reshape(batch, height, width)
+
+
+def basis_loss(
+    x_hat: Tensor,
+    x: Tensor,
+    block_height: int,
+    block_width: int,
+    rcond: float,
+    smooth: float,
+    need_grad_x_hat: bool,
+    need_grad_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""``mean |P(x_hat) - P(x)|`` of each block, and the derivative of each block's loss by its own entries.
+
+    Args:
+        x_hat, x: ``(b, h, w)``.
+
+    Returns:
+        loss ``(b, h / block_height, w / block_width)`` and the two derivatives, ``(b, h, w)``, empty where not needed.
+    """
+    b, h, w = x_hat.shape
+    p_hat, *factors_hat = polar_factor(to_blocks(x_hat, block_height, block_width), rcond, smooth)
+    p, *factors = polar_factor(to_blocks(x, block_height, block_width), rcond, smooth)
+    difference = p_hat - p
+    loss = difference.abs().mean((-2, -1)).reshape(b, h // max(block_height, 1), w // max(block_width, 1))
+    # torch.sign(NaN) is 0, which would make a NaN target look like a perfect one.
+    sign = torch.where(difference.isnan(), torch.nan, torch.sign(difference)) / max(block_height * block_width, 1)
+
+    def derivative(needed: bool, sign: Tensor, factors: list[Tensor]) -> Tensor:
+        if not needed:
+            return sign.new_empty(0)
+        return from_blocks(gradients.polar_factor_vjp(sign, *factors, smooth=smooth), b, h, w).contiguous()
+
+    return loss, derivative(need_grad_x_hat, sign, factors_hat), derivative(need_grad_x, -sign, factors)
+
+
+def basis_loss_second_derivative(
+    x_hat: Tensor,
+    x: Tensor,
+    grad_loss: Tensor,
+    direction: Tensor,
+    block_height: int,
+    block_width: int,
+    rcond: float,
+    smooth: float,
+) -> Tensor:
+    r"""Gradient of ``<direction, grad_loss * d loss / d x_hat>`` with respect to ``x_hat``; ``sign`` is constant there."""
+    b, h, w = x_hat.shape
+    hat, target = to_blocks(x_hat, block_height, block_width), to_blocks(x, block_height, block_width)
+    sign = torch.sign(polar_factor(hat, rcond, smooth)[0] - polar_factor(target, rcond, smooth)[0])
+    upstream = grad_loss.reshape(-1, 1, 1) * sign / max(block_height * block_width, 1)
+    second = polar_factor_second_derivative(
+        hat, upstream, to_blocks(direction, block_height, block_width), rcond, smooth
+    )
+    return from_blocks(second, b, h, w).contiguous()
