@@ -68,7 +68,7 @@ def basis_loss(
     assert backends.native is not None
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape
-    loss = x_hat.new_empty(b, h // max(block_height, 1), w // max(block_width, 1))
+    loss = x_hat.new_empty(b, h // block_height, w // block_width)
     derivative_x_hat = torch.empty_like(x_hat) if need_grad_x_hat else x_hat.new_empty(0)
     derivative_x = torch.empty_like(x) if need_grad_x else x.new_empty(0)
     backends.native.basis_loss(

@@ -51,18 +51,18 @@ def polar_factor_vjp(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: flo
     g, u, s, v = grad.to(wide), u.to(wide), s.to(wide), vh.to(wide).mT  # (m, n), (m, n), (n), (n, n)
 
     # P(cA) = P(A), so the derivative is that at A / s_1 over s_1: nothing overflows before the last division.
-    scale = _unit_where_zero(torch.hypot(s[..., :1], s.new_tensor(smooth)))[..., None]
+    scale = _unit_where_zero(s[..., :1].clamp(min=smooth))[..., None]
     s = s / scale[..., 0]
     s_i, s_j = s[..., :, None], s[..., None, :]
 
     gv = g @ v
     w = u.mT @ gv
     if smooth > 0:
-        e = smooth / scale
+        e = torch.full_like(scale, smooth) / scale  # number / tensor would multiply by 1 / scale, which overflows
         r = torch.hypot(s, e[..., 0])
         r_i, r_j = r[..., :, None], r[..., None, :]
         total = s_i + s_j
-        t = torch.where(total > 0, (s_i * r_j + s_j * r_i) / _unit_where_zero(total), e)
+        t = r_i + (r_j - r_i) * (s_i / _unit_where_zero(total))  # = T; written so that it stays between r_i and r_j for denormals
         z = 0.5 * ((w - w.mT) * (t / (r_i * r_j)) + (w + w.mT) * ((e / r_i) * (e / r_j) / t))
         outside = 1.0 / r
     else:
@@ -96,15 +96,15 @@ def polar_factor_second_derivative(
         return polar_factor_second_derivative(vh.mT, s, u.mT, kept, g.mT, h.mT, smooth).mT
     dtype, wide = g.dtype, _wide(g.dtype)
     u, s, vh = u.to(wide), s.to(wide), vh.to(wide)
-    scale = _unit_where_zero(torch.hypot(s[..., :1], s.new_tensor(smooth)))[..., None]
+    scale = _unit_where_zero(s[..., :1].clamp(min=smooth))[..., None]
     s = s / scale[..., 0]
     g = u.mT @ g.to(wide) @ vh.mT  # (m, n), in the singular bases from here on
     h = u.mT @ h.to(wide) @ vh.mT
     if smooth > 0:
-        second = _smoothed_second_derivative(s, g, h, smooth / scale)
+        second = _smoothed_second_derivative(s, g, h, torch.full_like(scale, smooth) / scale)
     else:
         second = _stepped_second_derivative(s, kept, g, h)
-    return _rescaled(u @ second @ vh, scale * scale, dtype)
+    return _rescaled(u @ second @ vh / scale, scale, dtype)
 
 
 def _smoothed_second_derivative(s: Tensor, g: Tensor, h: Tensor, e: Tensor) -> Tensor:

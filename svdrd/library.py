@@ -60,18 +60,13 @@ def _polar_factor_backward_cpp(
     return cpp.polar_factor_backward(grad, u, s, vh, smooth)
 
 
-def _spread(grad_loss: Tensor, height: int, width: int) -> Tensor:
-    """Each block's value, ``(b, rows, columns)``, over the block's entries: ``(b, height, width)``."""
-    b, rows, columns = grad_loss.shape
-    blocks = grad_loss[:, :, None, :, None].expand(b, rows, height // max(rows, 1), columns, width // max(columns, 1))
-    return blocks.reshape(b, height, width)
-
-
 def _basis_loss_backward(
     grad_loss: Tensor, derivative: Tensor, x_hat: Tensor, x: Tensor, block_height: int, block_width: int,
     rcond: float, smooth: float,
 ) -> Tensor:  # fmt: skip
-    return _spread(grad_loss, *derivative.shape[-2:]) * derivative
+    b, rows, columns = grad_loss.shape
+    blocks = derivative.reshape(b, rows, block_height, columns, block_width)
+    return (grad_loss[:, :, None, :, None] * blocks).reshape(derivative.shape)
 
 
 _DEFAULTS: dict[str, Callable[..., Any]] = {
@@ -149,7 +144,7 @@ def _(
     need_grad_x_hat: bool, need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     b, h, w = x_hat.shape
-    loss = x_hat.new_empty(b, h // torch.sym_max(block_height, 1), w // torch.sym_max(block_width, 1))
+    loss = x_hat.new_empty(b, h // block_height, w // block_width)
     return (
         loss,
         x_hat.new_empty(x_hat.shape if need_grad_x_hat else (0,)),
@@ -259,12 +254,25 @@ def _basis_loss_double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | N
     return by_grad_loss, None, by_x_hat, *(None,) * 5
 
 
+def _nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    return None
+
+
+def _no_third_derivative(ctx: Any, direction: Tensor) -> None:
+    raise NotImplementedError(
+        "svdrd: third derivatives of polar_factor and basis_loss are not implemented; first and second ones are. "
+        "Do not pass create_graph=True to the second backward."
+    )
+
+
 for _name, _backward, _setup in (
     ("svd", _svd_backward, _svd_setup),
     ("polar_factor", _polar_factor_grad, _polar_factor_setup),
     ("polar_factor_backward", _polar_factor_double_backward, _polar_factor_backward_setup),
     ("basis_loss", _basis_loss_grad, _basis_loss_setup),
     ("basis_loss_backward", _basis_loss_double_backward, _basis_loss_backward_setup),
+    ("polar_factor_second_derivative", _no_third_derivative, _nothing_saved),
+    ("basis_loss_second_derivative", _no_third_derivative, _nothing_saved),
 ):
     torch.library.register_autograd(f"svdrd::{_name}", _backward, setup_context=_setup, lib=_library)
 

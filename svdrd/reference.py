@@ -1,8 +1,8 @@
 """The specification: every operation in plain PyTorch, for any device. It is the ``torch`` backend and the tests' oracle.
 
 All functions take one batch dimension, ``(b, m, n)``, and float32 or float64. float32 is computed in float64 and rounded
-once at the end, because a float32 LAPACK SVD leaves noise of up to 25 eps s_1 in a singular value that is exactly zero, and
-ranks decided from that are wrong.
+once at the end, because a float32 LAPACK SVD leaves noise of up to 25 eps s_1 in a singular value that is exactly zero, and ranks decided from
+that are wrong.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ def _factors(a: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Te
     rest = exponent - half
     scaled = safe * torch.exp2(-half)[:, None, None] * torch.exp2(-rest)[:, None, None]
     u, s, vh = torch.linalg.svd(scaled, full_matrices=full_matrices)
+    # LAPACK leaves up to 27 eps s_1 in a value that is exactly zero. The error of the vectors enters |u_i^T A v_i| squared, so
+    # that is below eps s_1 there; elsewhere the two agree to rounding.
+    k = s.shape[-1]
+    quotient = (u[..., :k].mT @ scaled * vh[..., :k, :]).sum(-1).abs()
+    s = torch.minimum(s, quotient).cummin(-1).values if k else s
     return u, s * torch.exp2(half)[:, None] * torch.exp2(rest)[:, None], vh, finite
 
 
@@ -47,20 +52,6 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _unit_where_zero(x: Tensor) -> Tensor:
-    return torch.where(x == 0, 1.0, x)
-
-
-def _kept(a: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float) -> Tensor:
-    """``s_i > rcond s_1``, decided from ``|u_i^T A v_i|``: the error of a computed singular vector enters it squared, so an
-    exactly zero singular value stays far under eps s_1 where LAPACK's own S has tens of it.
-    """
-    k = s.shape[-1]
-    largest = _unit_where_zero(s[:, :1])
-    rayleigh = (u[..., :k].mT @ (a.to(s.dtype) / largest[..., None]) * vh[..., :k, :]).sum(-1).abs() * largest
-    return torch.minimum(s, rayleigh) > rcond * s[:, :1]
-
-
 def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     r"""The canonical polar factor ``sum over s_i > rcond s_1 of u_i v_i^T``, or ``U diag(s / sqrt(s^2 + smooth^2)) V^T``.
 
@@ -68,9 +59,10 @@ def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor
     """
     u, s, vh, finite = _factors(a)
     if smooth > 0:
-        weight = s / torch.hypot(s, s.new_tensor(smooth))
+        scale = s[:, :1].clamp(min=smooth)  # hypot is not reliable for denormals
+        weight = s / scale / torch.hypot(s / scale, torch.full_like(scale, smooth) / scale)
     else:
-        kept = _kept(torch.where(finite[:, None, None], a, 0.0), u, s, vh, rcond)
+        kept = s > rcond * s[:, :1]
         s = torch.where(kept, s, 0.0)
         weight = kept.to(s.dtype)
     p = (u * weight[:, None, :]) @ vh
@@ -85,15 +77,14 @@ def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor
 def polar_factor_second_derivative(a: Tensor, g: Tensor, h: Tensor, rcond: float, smooth: float) -> Tensor:
     """``D^2 P(a)[g, h]``, the double backward of the polar factor."""
     u, s, vh, finite = _factors(a, full_matrices=True)
-    kept = _kept(torch.where(finite[:, None, None], a, 0.0), u, s, vh, rcond)
-    second = gradients.polar_factor_second_derivative(u, s, vh, kept, g, h, smooth)
+    second = gradients.polar_factor_second_derivative(u, s, vh, s > rcond * s[:, :1], g, h, smooth)
     return _nan_where_not_finite(finite, second, a.dtype)
 
 
 def to_blocks(x: Tensor, block_height: int, block_width: int) -> Tensor:
     """``(b, h, w)`` images to ``(b * h / block_height * w / block_width, block_height, block_width)``, row by row."""
     b, h, w = x.shape
-    rows, columns = h // max(block_height, 1), w // max(block_width, 1)
+    rows, columns = h // block_height, w // block_width
     split = x.reshape(b, rows, block_height, columns, block_width)
     return split.transpose(2, 3).reshape(b * rows * columns, block_height, block_width)
 
@@ -101,7 +92,7 @@ def to_blocks(x: Tensor, block_height: int, block_width: int) -> Tensor:
 def from_blocks(blocks: Tensor, batch: int, height: int, width: int) -> Tensor:
     """The inverse of :func:`to_blocks`."""
     _, block_height, block_width = blocks.shape
-    rows, columns = height // max(block_height, 1), width // max(block_width, 1)
+    rows, columns = height // block_height, width // block_width
     split = blocks.reshape(batch, rows, columns, block_height, block_width)
     return split.transpose(2, 3).reshape(batch, height, width)
 
@@ -128,9 +119,9 @@ def basis_loss(
     p_hat, *factors_hat = polar_factor(to_blocks(x_hat, block_height, block_width), rcond, smooth)
     p, *factors = polar_factor(to_blocks(x, block_height, block_width), rcond, smooth)
     difference = p_hat - p
-    loss = difference.abs().mean((-2, -1)).reshape(b, h // max(block_height, 1), w // max(block_width, 1))
+    loss = difference.abs().mean((-2, -1)).reshape(b, h // block_height, w // block_width)
     # torch.sign(NaN) is 0, which would make a NaN target look like a perfect one.
-    sign = torch.where(difference.isnan(), torch.nan, torch.sign(difference)) / max(block_height * block_width, 1)
+    sign = torch.where(difference.isnan(), torch.nan, torch.sign(difference)) / (block_height * block_width)
 
     def derivative(needed: bool, sign: Tensor, factors: list[Tensor]) -> Tensor:
         if not needed:
@@ -154,7 +145,7 @@ def basis_loss_second_derivative(
     b, h, w = x_hat.shape
     hat, target = to_blocks(x_hat, block_height, block_width), to_blocks(x, block_height, block_width)
     sign = torch.sign(polar_factor(hat, rcond, smooth)[0] - polar_factor(target, rcond, smooth)[0])
-    upstream = grad_loss.reshape(-1, 1, 1) * sign / max(block_height * block_width, 1)
+    upstream = grad_loss.reshape(-1, 1, 1) * sign / (block_height * block_width)
     second = polar_factor_second_derivative(
         hat, upstream, to_blocks(direction, block_height, block_width), rcond, smooth
     )

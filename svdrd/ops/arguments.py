@@ -37,6 +37,11 @@ def compute_dtype(call: str, **tensors: Tensor) -> torch.dtype:
     return widest
 
 
+def flattened(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(..., m, n)`` as ``(b, m, n)`` in ``dtype``; the batch is counted, as -1 is ambiguous for an empty tensor."""
+    return x.to(dtype).reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+
 def check_pair(call: str, x_hat: Tensor, x: Tensor) -> None:
     """Two tensors that are compared matrix by matrix: one shape, one device."""
     if x_hat.shape != x.shape:

@@ -52,11 +52,13 @@ def basis_loss(
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"basis_loss: reduction is {reduction!r}; it has to be 'mean', 'sum' or 'none'.")
 
+    if not block_height or not block_width:
+        return _of_matrices_without_entries(x_hat, x, reduction)
+
     grad_enabled = torch.is_grad_enabled()
-    height, width = x.shape[-2:]
     loss = ops.basis_loss(
-        x_hat.to(dtype).reshape(-1, height, width),
-        x.to(dtype).reshape(-1, height, width),
+        arguments.flattened(x_hat, dtype),
+        arguments.flattened(x, dtype),
         block_height,
         block_width,
         rcond,
@@ -71,3 +73,10 @@ def basis_loss(
     else:
         loss = loss.reshape(x.shape[:-2] if block_size is None else (*x.shape[:-2], *loss.shape[-2:]))
     return loss.to(torch.promote_types(x_hat.dtype, x.dtype))
+
+
+def _of_matrices_without_entries(x_hat: Tensor, x: Tensor, reduction: str) -> Tensor:
+    difference = x_hat - x
+    if reduction == "none":
+        return difference.mean((-2, -1))
+    return difference.sum() if reduction == "sum" else difference.mean()

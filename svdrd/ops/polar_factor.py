@@ -42,5 +42,5 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
     rcond = arguments.check_rcond("polar_factor", rcond, dtype)
     smooth = arguments.check_smooth("polar_factor", smooth)
     save_factors = a.requires_grad and torch.is_grad_enabled()
-    p = ops.polar_factor(a.to(dtype).reshape(-1, *a.shape[-2:]), rcond, smooth, save_factors)[0]
+    p = ops.polar_factor(arguments.flattened(a, dtype), rcond, smooth, save_factors)[0]
     return p.reshape(a.shape).to(a.dtype)

@@ -40,7 +40,7 @@ def svd(a: Tensor) -> SVD:
         ValueError: ``a`` has fewer than two dimensions.
     """
     dtype = arguments.compute_dtype("svd", a=a)
-    u, s, vh = ops.svd(a.to(dtype).reshape(-1, *a.shape[-2:]) if a.ndim != 3 else a.to(dtype))
+    u, s, vh = ops.svd(arguments.flattened(a, dtype))
     batch = a.shape[:-2]
     return SVD(
         u.reshape(*batch, *u.shape[-2:]).to(a.dtype),

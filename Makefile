@@ -1,0 +1,82 @@
+# Everything runs in .venv, which the first target that needs it creates. The package is installed there in editable
+# form, so that tests, tools and demo all see this checkout; csrc/ is compiled again when one of its files has changed.
+
+VENV := .venv
+BIN := $(VENV)/bin
+SANITIZERS ?= address,undefined
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install test lint format demo bench sanitize clean FORCE
+
+help:
+	@echo "make install    create .venv and install svdrd with everything for development (the other targets do it too)"
+	@echo "make test       the tests                                   PYTEST_ARGS='tests/test_build.py -k cuda'"
+	@echo "make lint       ruff and mypy; make format repairs what it can"
+	@echo "make demo       fine-tune the committed codec with and without the basis loss, and draw the result"
+	@echo "make bench      the CPU benchmarks, into docs/"
+	@echo "make sanitize   the C++ kernels under sanitizers            SANITIZERS=thread"
+	@echo "make clean      remove what the targets above left, except .venv"
+	@echo
+	@echo "PYTHON=python3.12 chooses what .venv is made with; SVDRD_BUILD=auto|none|cpu what is compiled;"
+	@echo "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets the smaller PyTorch without CUDA."
+
+# CompressAI has wheels for Python 3.10 to 3.12. A candidate is run, not only looked for: pyenv's python3.x exist and fail.
+$(BIN)/pip:
+	@set -e; chosen="$(PYTHON)"; \
+	for candidate in python3.11 python3.12 python3.10 python3; do \
+	  if [ -z "$$chosen" ] && $$candidate -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	    2>/dev/null; then chosen=$$candidate; fi; \
+	done; \
+	if [ -z "$$chosen" ]; then \
+	  echo "no Python 3.10, 3.11 or 3.12 with its venv module is on the PATH; name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; \
+	fi; \
+	echo "creating $(VENV) with $$chosen"; $$chosen -m venv $(VENV)
+
+# The requirements alone: the native module is built by the next rule, without pip's isolation, so that a change in csrc/
+# compiles only what depends on it and works offline.
+$(VENV)/.requirements: pyproject.toml | $(BIN)/pip
+	SVDRD_BUILD=none $(BIN)/pip install -e ".[dev]"
+	@touch $@
+
+# Remembers the last SVDRD_BUILD, so that another one builds again.
+$(VENV)/.build-mode: FORCE | $(BIN)/pip
+	@echo '$(SVDRD_BUILD)' | cmp -s - $@ || echo '$(SVDRD_BUILD)' > $@
+
+$(VENV)/.installed: $(VENV)/.requirements $(VENV)/.build-mode setup.py $(wildcard csrc/*)
+	$(BIN)/pip install --no-build-isolation --no-deps -e .
+	@touch $@
+
+install: $(VENV)/.installed
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: install
+	$(BIN)/python demo/demo.py $(DEMO_ARGS)
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+# SVDRD_ISA can only lower the instruction set, so every one that this machine has is run.
+sanitize: install
+	$(BIN)/cmake -S csrc -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=$(SANITIZERS)
+	$(BIN)/cmake --build build/sanitize
+	for instruction_set in baseline avx2 avx512; do SVDRD_ISA=$$instruction_set build/sanitize/driver || exit 1; done
+
+clean:
+	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_build_info.json $(VENV)/.installed
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo/run demo/rd.png demo/side_by_side.png
+	find svdrd tests demo benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,279 @@
+// Thin SVD of one matrix.
+//
+// The eigenvectors V of the Gram matrix of the smaller side, in float64, give Y = A V, whose columns are orthogonal but for what
+// the squaring loses: |y_i . y_j| is about eps64 s_1^2. For float32 input nothing is lost, as singular values are resolved
+// down to 1e-8 s_1: the QR factorisation of Y = U R, largest column first, has an R that is diagonal to 1e-8 s_1 and a U that is
+// orthonormal whatever the rank. For float64 input R is the start of one-sided Jacobi on its rows (Drmac and Veselic, 2008),
+// where little is left to rotate.
+//
+// "Tall" means p x q with p >= q: the matrix itself or its transpose. Singular vectors are rows.
+#pragma once
+
+#include "dense_eigen.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+namespace dense {
+
+template <typename T>
+struct Limits;
+template <>
+struct Limits<float> {
+  static constexpr float largest = 3.4028234663852886e38f;
+  static constexpr float smallest = 1.401298464324817e-45f;
+  static constexpr float largest_factor = 1e30f;
+};
+template <>
+struct Limits<double> {
+  static constexpr double largest = 1.7976931348623157e308;
+  static constexpr double smallest = 4.9406564584124654e-324;
+  static constexpr double largest_factor = 1e290;
+};
+
+template <typename T>
+inline void fill_nan(T* values, int64_t rows, int64_t columns, int64_t stride) {
+  if (values == nullptr) return;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) values[i * stride + j] = static_cast<T>(__builtin_nan(""));
+}
+
+// The largest magnitude, or NaN where an entry is not finite.
+template <typename T>
+inline T largest_magnitude(const T* a, int64_t rows, int64_t columns, int64_t stride) {
+  constexpr int64_t w = lanes<T>;
+  Vector<T> top{};
+  typename NativeTypes<T>::MaskVector finite = top == top;
+  T rest = 0;
+  bool rest_finite = true;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* row = a + i * stride;
+    int64_t j = 0;
+    for (; j + w <= columns; j += w) {
+      const Vector<T> x = load(row + j), size = x < 0 ? -x : x;
+      finite &= size <= Limits<T>::largest;
+      top = size > top ? size : top;
+    }
+    for (; j < columns; ++j) {
+      const T size = row[j] < 0 ? -row[j] : row[j];
+      rest_finite = rest_finite && size <= Limits<T>::largest;
+      rest = size > rest ? size : rest;
+    }
+  }
+  for (int64_t l = 0; l < w; ++l) {
+    rest_finite = rest_finite && finite[l];
+    rest = top[l] > rest ? top[l] : rest;
+  }
+  return rest_finite ? rest : static_cast<T>(__builtin_nan(""));
+}
+
+// A singular value decomposition under way: tall, scaled by 2^-exponent to entries near 1.
+struct Decomposition {
+  int64_t p, q;
+  bool wide;       // the matrix is q x p and what is decomposed is its transpose
+  int exponent;    // of the scale
+  bool finite;
+  double* u;       // q rows of p: left singular vectors, or A v_i where they are not normalised yet
+  int64_t u_stride;
+  double* v;       // q rows of q
+  int64_t v_stride;
+  double* s;       // in the scaled units
+};
+
+// Y = A V and its column norms, in about descending order.
+template <typename T>
+inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+  Decomposition result{};
+  result.wide = m < n;
+  result.p = m < n ? n : m;
+  result.q = m < n ? m : n;
+  const int64_t p = result.p, q = result.q;
+  const T largest = largest_magnitude(a, m, n, stride);
+  result.finite = largest == largest;
+  if (!result.finite) return result;
+  __builtin_frexp(static_cast<double>(largest), &result.exponent);
+
+  result.u_stride = row_stride<double>(p);
+  result.v_stride = row_stride<double>(q);
+  result.s = scratch.take<double>(q);
+  result.u = scratch.take<double>(q * result.u_stride);
+  result.v = scratch.take<double>(q * result.v_stride);
+  ScratchScope scope(scratch);
+
+  // In two factors, because 2^-exponent alone can overflow.
+  const int half = -result.exponent / 2;
+  const double scale = __builtin_ldexp(1, half), other_scale = __builtin_ldexp(1, -result.exponent - half);
+  const int64_t a_stride = row_stride<double>(n);
+  double* scaled = scratch.take<double>(m * a_stride);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j)
+      scaled[i * a_stride + j] = static_cast<double>(a[i * stride + j]) * scale * other_scale;
+  const Operand<double> tall = result.wide ? transposed(scaled, a_stride) : plain(scaled, a_stride);
+
+  double* gram = scratch.take_zeros<double>(round_up(q, 8) * result.v_stride);
+  double* vectors = scratch.take<double>(q * result.v_stride);
+  double* values = scratch.take<double>(q);
+  int64_t* order = scratch.take<int64_t>(q);
+  gemm<double>(q, q, p, tall.transposed(), tall, gram, result.v_stride, {1, false, true});
+  symmetric_eigen(gram, result.v_stride, q, values, vectors, result.v_stride, order, scratch);
+  for (int64_t i = 0; i < q; ++i) copy(result.v + i * result.v_stride, vectors + order[i] * result.v_stride, q);
+  gemm<double>(q, p, q, plain(result.v, result.v_stride), tall.transposed(), result.u, result.u_stride);
+  for (int64_t i = 0; i < q; ++i) {
+    const double* row = result.u + i * result.u_stride;
+    result.s[i] = __builtin_sqrt(dot(row, row, p));
+  }
+  return result;
+}
+
+// Rows i of r and q, |r_i| the singular values: rotated until the rows of r are orthogonal. norms: |r_i|.
+inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q, int64_t q_stride, int64_t q_length,
+                           double* norms) {
+  constexpr int most_sweeps = 30;
+  const double tolerance = epsilon * __builtin_sqrt(static_cast<double>(count));
+  double largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    norms[i] = __builtin_sqrt(dot(r + i * r_stride, r + i * r_stride, count));
+    if (norms[i] > largest) largest = norms[i];
+  }
+  // Below this a row is rounding noise of the largest, and its direction is not worth a sweep.
+  const double negligible = 1e-3 * epsilon * largest;
+  for (int sweep = 0; sweep < most_sweeps; ++sweep) {
+    bool rotated = false;
+    for (int64_t i = 0; i + 1 < count; ++i) {
+      double* row_i = r + i * r_stride;
+      for (int64_t j = i + 1; j < count; ++j) {
+        if (norms[i] <= negligible || norms[j] <= negligible) continue;
+        double* row_j = r + j * r_stride;
+        const double product = dot(row_i, row_j, count);
+        if (__builtin_fabs(product) <= tolerance * norms[i] * norms[j]) continue;
+        rotated = true;
+        const double zeta = (norms[j] - norms[i]) * (norms[j] + norms[i]) / (2 * product);
+        const double t = __builtin_fabs(zeta) > 1e8
+                             ? 0.5 / zeta
+                             : __builtin_copysign(1 / (__builtin_fabs(zeta) + __builtin_sqrt(1 + zeta * zeta)), zeta);
+        const double c = 1 / __builtin_sqrt(1 + t * t), s = c * t;
+        rotate(row_i, row_j, c, s, count);
+        rotate(q + i * q_stride, q + j * q_stride, c, s, q_length);
+        norms[i] = __builtin_sqrt(dot(row_i, row_i, count));
+        norms[j] = __builtin_sqrt(dot(row_j, row_j, count));
+      }
+    }
+    if (!rotated) break;
+  }
+}
+
+// Makes the rows of x (count x count, each of length 1 or 0) orthonormal, changing as little as can be.
+inline void complete_rows(double* x, int64_t stride, int64_t count, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  double* work = scratch.take<double>(count * stride);
+  double* r = scratch.take<double>(count * stride);
+  for (int64_t i = 0; i < count; ++i) copy(work + i * stride, x + i * stride, count);
+  qr(work, stride, count, count, r, stride, x, stride, scratch);
+  for (int64_t i = 0; i < count; ++i)
+    if (r[i * stride + i] < 0)
+      for (int64_t j = 0; j < count; ++j) x[i * stride + j] = -x[i * stride + j];
+}
+
+// Turns Y, V into U, S, V with both sides orthonormal. `refine`: by Jacobi rotations, for input in float64.
+inline void finish_decomposition(Decomposition& d, bool refine, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  const int64_t p = d.p, q = d.q;
+  double* y = scratch.take<double>(q * d.u_stride);
+  double* r = scratch.take<double>(q * d.v_stride);
+  for (int64_t i = 0; i < q; ++i) copy(y + i * d.u_stride, d.u + i * d.u_stride, p);
+  qr(y, d.u_stride, q, p, r, d.v_stride, d.u, d.u_stride, scratch);
+  if (!refine) {
+    for (int64_t i = 0; i < q; ++i) {
+      const double diagonal = r[i * d.v_stride + i];
+      d.s[i] = __builtin_fabs(diagonal);
+      if (diagonal < 0)
+        for (int64_t j = 0; j < p; ++j) d.u[i * d.u_stride + j] = -d.u[i * d.u_stride + j];
+    }
+    return;
+  }
+  jacobi_on_rows(r, d.v_stride, q, d.u, d.u_stride, p, d.s);
+  double largest = 0;
+  for (int64_t i = 0; i < q; ++i) largest = d.s[i] > largest ? d.s[i] : largest;
+  // The rows that the sweeps left alone come last, so that completing the basis changes no other.
+  int64_t* order = scratch.take<int64_t>(q);
+  sort_descending(d.s, order, q, scratch);
+  double* x = scratch.take<double>(q * d.v_stride);
+  bool incomplete = false;
+  for (int64_t i = 0; i < q; ++i) {
+    const double norm = d.s[order[i]];
+    incomplete = incomplete || norm <= 1e-3 * epsilon * largest;
+    const double inverse = norm > 1e-140 ? 1 / norm : 0;
+    for (int64_t j = 0; j < q; ++j) x[i * d.v_stride + j] = r[order[i] * d.v_stride + j] * inverse;
+  }
+  if (incomplete) complete_rows(x, d.v_stride, q, scratch);
+  gemm<double>(q, q, q, plain(x, d.v_stride), plain(d.v, d.v_stride), r, d.v_stride);
+  for (int64_t i = 0; i < q; ++i) {
+    copy(d.v + i * d.v_stride, r + i * d.v_stride, q);
+    copy(y + i * d.u_stride, d.u + order[i] * d.u_stride, p);
+    x[i] = d.s[order[i]];
+  }
+  for (int64_t i = 0; i < q; ++i) {
+    copy(d.u + i * d.u_stride, y + i * d.u_stride, p);
+    d.s[i] = x[i];
+  }
+}
+
+// Columns of out (length x count) from the rows of `rows`, in the given order.
+template <typename T>
+inline void write_columns(T* out, const double* rows, int64_t stride, const int64_t* order, int64_t count, int64_t length) {
+  constexpr int64_t tile = 16;
+  for (int64_t i0 = 0; i0 < length; i0 += tile)
+    for (int64_t j0 = 0; j0 < count; j0 += tile)
+      for (int64_t i = i0; i < i0 + tile && i < length; ++i)
+        for (int64_t j = j0; j < j0 + tile && j < count; ++j)
+          out[i * count + j] = static_cast<T>(rows[order[j] * stride + i]);
+}
+
+template <typename T>
+inline void write_rows(T* out, const double* rows, int64_t stride, const int64_t* order, int64_t count, int64_t length) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < length; ++j) out[i * length + j] = static_cast<T>(rows[order[i] * stride + j]);
+}
+
+// U (m x q), S, Vh (q x n) of a finished decomposition.
+template <typename T>
+inline void write_decomposition(const Decomposition& d, T* u, T* s, T* vh, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  int64_t* order = scratch.take<int64_t>(d.q);
+  sort_descending(d.s, order, d.q, scratch);
+  for (int64_t i = 0; i < d.q; ++i) s[i] = static_cast<T>(__builtin_ldexp(d.s[order[i]], d.exponent));
+  if (d.wide) {
+    write_columns(u, d.v, d.v_stride, order, d.q, d.q);
+    write_rows(vh, d.u, d.u_stride, order, d.q, d.p);
+  } else {
+    write_columns(u, d.u, d.u_stride, order, d.q, d.p);
+    write_rows(vh, d.v, d.v_stride, order, d.q, d.q);
+  }
+}
+
+}  // namespace dense
+
+// Scratch memory of the functions below: one for each thread, reused from matrix to matrix.
+template <typename T>
+struct DenseWorkspace {
+  dense::Scratch scratch;
+};
+
+// svdrd::svd for one matrix.
+template <typename T>
+inline void dense_svd(const T* a, int64_t m, int64_t n, T* u, T* s, T* vh, DenseWorkspace<T>& workspace) {
+  const int64_t k = m < n ? m : n;
+  if (k == 0) return;
+  dense::ScratchScope scope(workspace.scratch);
+  dense::Decomposition d = dense::gram_decomposition(a, n, m, n, workspace.scratch);
+  if (!d.finite) {
+    dense::fill_nan(u, m, k, k);
+    dense::fill_nan(s, 1, k, k);
+    dense::fill_nan(vh, k, n, n);
+    return;
+  }
+  dense::finish_decomposition(d, sizeof(T) == 8, workspace.scratch);
+  dense::write_decomposition(d, u, s, vh, workspace.scratch);
+}
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

@@ -1,0 +1,320 @@
+// The operations of svdrd.h on a range of the batch, lane_count matrices at a time.
+//
+// The lanes hold each matrix or its transpose, whichever has at least as many rows as columns. svd() works in the type
+// of its input. The polar factor and the loss of float32 matrices are factored in double: their rank decision compares
+// with 4 eps * s_1 of float32, and rounded to float32 the polar factors of blocks that have the same one are equal
+// numbers, so that the sign in the gradient of the loss is 0 there rather than noise.
+#pragma once
+
+#include "kernels.h"
+#include "lanes_factor.h"
+#include "lanes_polar.h"
+#include "lanes_transfer.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+
+struct Shape {
+  int64_t m;
+  int64_t n;
+  bool wide() const { return m < n; }
+  int64_t rows() const { return m < n ? n : m; }
+  int64_t columns() const { return m < n ? m : n; }
+};
+
+// The ranges cut into groups of lane_count items.
+class Groups {
+ public:
+  explicit Groups(RangeSource& ranges) : ranges_(ranges) {}
+
+  bool next(int64_t& first, int64_t& end) {
+    if (at_ >= range_end_ && !ranges_.next(at_, range_end_)) return false;
+    first = at_;
+    at_ = range_end_ - at_ < lane_count ? range_end_ : at_ + lane_count;
+    end = at_;
+    return true;
+  }
+
+ private:
+  RangeSource& ranges_;
+  int64_t at_ = 0;
+  int64_t range_end_ = 0;
+};
+
+// Item `first` and its followers of a batch of matrices lying one after the other.
+template <typename T>
+Placement<T> place(T* batch, int64_t first, int64_t end, int64_t item_size, int64_t row_stride, int64_t column_stride) {
+  Placement<T> r;
+  r.row_stride = row_stride;
+  r.column_stride = column_stride;
+  r.count = static_cast<int>(end - first);
+  for (int l = 0; l < r.count; ++l) r.base[l] = batch + (first + l) * item_size;
+  return r;
+}
+
+// m x n matrices, seen the way the lanes hold them.
+template <typename T>
+Placement<T> place_matrices(T* batch, int64_t first, int64_t end, const Shape& shape) {
+  return shape.wide() ? place(batch, first, end, shape.m * shape.n, int64_t{1}, shape.n)
+                      : place(batch, first, end, shape.m * shape.n, shape.n, int64_t{1});
+}
+
+// Of A^T = U S V^T, U is what the caller calls V, lying transposed as Vh.
+template <typename T>
+Placement<T> place_left(T* u, T* vh, int64_t first, int64_t end, const Shape& shape) {
+  const int64_t k = shape.columns();
+  return shape.wide() ? place(vh, first, end, k * shape.n, int64_t{1}, shape.n)
+                      : place(u, first, end, shape.m * k, k, int64_t{1});
+}
+
+template <typename T>
+Placement<T> place_right(T* u, T* vh, int64_t first, int64_t end, const Shape& shape) {
+  const int64_t k = shape.columns();
+  return shape.wide() ? place(u, first, end, shape.m * k, k, int64_t{1})
+                      : place(vh, first, end, k * shape.n, int64_t{1}, shape.n);
+}
+
+// Writes u, s and vh of one group in descending order, NaN where the input was not finite.
+template <typename T, typename W>
+void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep_in_range, int32_t* order, int64_t first,
+                   int64_t end, const Shape& shape, T* u, T* s, T* vh) {
+  const int64_t k = shape.columns();
+  const Placement<T> left = place_left(u, vh, first, end, shape);
+  const Placement<T> right = place_right(u, vh, first, end, shape);
+  const Placement<T> values = place(s, first, end, k, int64_t{1}, int64_t{1});
+  sort_descending(f.values(), k, order);
+  store(f.u, f.rows, f.columns, order, left);
+  store(f.v, f.columns, f.columns, order, right);
+  const W* entries = reinterpret_cast<const W*>(f.values());
+  for (int l = 0; l < values.count; ++l) {
+    for (int64_t j = 0; j < k; ++j) {
+      const W scaled = entries[order[l * k + j] * lane_count + l];
+      T value = static_cast<T>(__builtin_ldexp(static_cast<double>(scaled), scale.exponent[l]));
+      if (keep_in_range && scaled > 0) {
+        // What is written as zero is read as dropped, and 1/Inf as no gradient at all.
+        if (value == T(0)) value = std::numeric_limits<T>::denorm_min();
+        if (value > std::numeric_limits<T>::max()) value = std::numeric_limits<T>::max();
+      }
+      values.base[l][j] = value;
+    }
+    if (!scale.finite[l]) {
+      store_nan(f.rows, f.columns, l, left);
+      store_nan(f.columns, f.columns, l, right);
+      store_nan(int64_t{1}, k, l, values);
+    }
+  }
+}
+
+template <typename T>
+struct SvdLayout {
+  Factorisation<T> f;
+  int32_t* order;
+
+  SvdLayout(Arena& arena, int64_t rows, int64_t columns)
+      : f(arena, rows, columns), order(arena.take<int32_t>(lane_count * columns)) {}
+};
+
+template <typename T>
+void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* vh) {
+  const Shape shape{m, n};
+  Groups groups(ranges);
+  Workspace<SvdLayout<T>> workspace(shape.rows(), shape.columns());
+  SvdLayout<T>& w = *workspace;
+  for (int64_t first, end; groups.next(first, end);) {
+    load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.a);
+    const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, 0.0);
+    factorise(w.f, iteration_tolerance<T, T>());
+    store_factors(w.f, scale, false, w.order, first, end, shape, u, s, vh);
+  }
+}
+
+template <typename T>
+struct PolarLayout {
+  Factorisation<double> f;
+  Pack<double>* unrounded;
+  Pack<T>* p;
+  int32_t* order;
+
+  PolarLayout(Arena& arena, int64_t rows, int64_t columns)
+      : f(arena, rows, columns),
+        unrounded(arena.matrix<double>(rows, columns)),
+        p(arena.matrix<T>(rows, columns)),
+        order(arena.take<int32_t>(lane_count * columns)) {}
+};
+
+template <typename T>
+void lanes_polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u, T* s,
+                        T* vh) {
+  const Shape shape{m, n};
+  Groups groups(ranges);
+  Workspace<PolarLayout<T>> workspace(shape.rows(), shape.columns());
+  PolarLayout<T>& w = *workspace;
+  for (int64_t first, end; groups.next(first, end);) {
+    load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.a);
+    const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, smooth);
+    factorise(w.f, iteration_tolerance<T, double>());
+    polar_from_factors(w.f, rcond, smooth, scale, w.unrounded, w.p);
+    const Placement<T> result = place_matrices(p, first, end, shape);
+    store(w.p, w.f.rows, w.f.columns, nullptr, result);
+    for (int l = 0; l < result.count; ++l)
+      if (!scale.finite[l]) store_nan(w.f.rows, w.f.columns, l, result);
+    if (u != nullptr) store_factors(w.f, scale, true, w.order, first, end, shape, u, s, vh);
+  }
+}
+
+template <typename T>
+struct BackwardLayout {
+  Pack<T>* upstream;
+  Pack<T>* grad;
+  PolarFactors<T> factors;
+  BackwardScratch<T> scratch;
+
+  BackwardLayout(Arena& arena, int64_t rows, int64_t columns)
+      : upstream(arena.matrix<T>(rows, columns)),
+        grad(arena.matrix<T>(rows, columns)),
+        factors(arena, rows, columns),
+        scratch(arena, rows, columns) {}
+};
+
+template <typename T>
+void lanes_polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m, int64_t n,
+                                 double smooth, T* grad_a) {
+  const Shape shape{m, n};
+  const int64_t rows = shape.rows(), columns = shape.columns();
+  Groups groups(ranges);
+  Workspace<BackwardLayout<T>> workspace(shape.rows(), shape.columns());
+  BackwardLayout<T>& w = *workspace;
+  const Pack<T> zero(T(0)), floor(smallest_divisor<T>());
+  for (int64_t first, end; groups.next(first, end);) {
+    load(place_matrices(grad, first, end, shape), rows, columns, w.upstream);
+    load(place_left(u, vh, first, end, shape), rows, columns, w.factors.u);
+    load(place_right(u, vh, first, end, shape), columns, columns, w.factors.v);
+    load(place(s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, w.factors.s);
+    const GroupScale value_scale = normalise(w.factors.s, 1, columns, smooth);
+    const GroupScale upstream_scale = normalise(w.upstream, rows, columns, 0.0);
+    for (int64_t j = 0; j < columns; ++j)
+      w.factors.s[j] = select(w.factors.s[j] == zero, zero, max(w.factors.s[j], floor));
+    polar_backward(w.upstream, w.factors, scaled_smooth<T>(smooth, value_scale), smooth > 0, rows, columns, w.scratch,
+                   w.grad);
+    int exponent[lane_count];
+    for (int l = 0; l < lane_count; ++l) exponent[l] = upstream_scale.exponent[l] - value_scale.exponent[l];
+    scale_and_clamp(w.grad, rows, columns, exponent);
+    const Placement<T> result = place_matrices(grad_a, first, end, shape);
+    store(w.grad, rows, columns, nullptr, result);
+    for (int l = 0; l < result.count; ++l)
+      if (!value_scale.finite[l] || !upstream_scale.finite[l]) store_nan(rows, columns, l, result);
+  }
+}
+
+template <typename T>
+struct LossLayout {
+  Factorisation<double> f;
+  Pack<double>* unrounded;
+  Pack<T>* p_hat;
+  Pack<T>* p;
+  PolarFactors<T> factors_hat;
+  PolarFactors<T> factors;
+  BackwardScratch<T> scratch;
+  Pack<T>* sign;
+  Pack<T>* grad;
+
+  LossLayout(Arena& arena, int64_t rows, int64_t columns)
+      : f(arena, rows, columns),
+        unrounded(arena.matrix<double>(rows, columns)),
+        p_hat(arena.matrix<T>(rows, columns)),
+        p(arena.matrix<T>(rows, columns)),
+        factors_hat(arena, rows, columns),
+        factors(arena, rows, columns),
+        scratch(arena, rows, columns),
+        sign(arena.matrix<T>(rows, columns)),
+        grad(arena.matrix<T>(rows, columns)) {}
+};
+
+// Where block `item` of a stack of images begins.
+inline int64_t block_offset(const LossProblem& problem, int64_t item) {
+  const int64_t across = problem.width / problem.block_width;
+  const int64_t in_image = (problem.height / problem.block_height) * across;
+  const int64_t block = item % in_image;
+  return (item / in_image) * problem.height * problem.width + (block / across) * problem.block_height * problem.width +
+         (block % across) * problem.block_width;
+}
+
+template <typename T>
+Placement<T> place_blocks(T* images, int64_t first, int64_t end, const LossProblem& problem) {
+  const bool wide = problem.block_height < problem.block_width;
+  Placement<T> r;
+  r.row_stride = wide ? 1 : problem.width;
+  r.column_stride = wide ? problem.width : 1;
+  r.count = static_cast<int>(end - first);
+  for (int l = 0; l < r.count; ++l) r.base[l] = images + block_offset(problem, first + l);
+  return r;
+}
+
+template <typename T>
+GroupScale polar_of_blocks(LossLayout<T>& w, const Placement<const T>& blocks, const LossProblem& problem, Pack<T>* p,
+                           PolarFactors<T>* factors) {
+  load(blocks, w.f.rows, w.f.columns, w.f.a);
+  const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, problem.smooth);
+  factorise(w.f, iteration_tolerance<T, double>());
+  polar_from_factors(w.f, problem.rcond, problem.smooth, scale, w.unrounded, p);
+  if (factors != nullptr) factors->take_from(w.f);
+  return scale;
+}
+
+template <typename T>
+void store_block_gradients(LossLayout<T>& w, const PolarFactors<T>& factors, const GroupScale& scale,
+                           const bool* finite, const LossProblem& problem, const Placement<T>& to) {
+  const int64_t rows = w.f.rows, columns = w.f.columns;
+  polar_backward(w.sign, factors, scaled_smooth<T>(problem.smooth, scale), problem.smooth > 0, rows, columns, w.scratch,
+                 w.grad);
+  int exponent[lane_count];
+  for (int l = 0; l < lane_count; ++l) exponent[l] = -scale.exponent[l];
+  scale_and_clamp(w.grad, rows, columns, exponent);
+  store(w.grad, rows, columns, nullptr, to);
+  for (int l = 0; l < to.count; ++l)
+    if (!finite[l]) store_nan(rows, columns, l, to);
+}
+
+template <typename T>
+void lanes_basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss, T* grad_x_hat,
+                      T* grad_x) {
+  const Shape shape{problem.block_height, problem.block_width};
+  const int64_t rows = shape.rows(), columns = shape.columns(), stride = row_stride(columns);
+  const int64_t entries = rows * columns;
+  Groups groups(ranges);
+  Workspace<LossLayout<T>> workspace(shape.rows(), shape.columns());
+  LossLayout<T>& w = *workspace;
+  const Pack<T> zero(T(0)), weight(T(1) / static_cast<T>(entries));
+  for (int64_t first, end; groups.next(first, end);) {
+    const GroupScale scale = polar_of_blocks(w, place_blocks(x, first, end, problem), problem, w.p,
+                                             grad_x == nullptr ? nullptr : &w.factors);
+    const GroupScale scale_hat = polar_of_blocks(w, place_blocks(x_hat, first, end, problem), problem, w.p_hat,
+                                                 grad_x_hat == nullptr ? nullptr : &w.factors_hat);
+    bool finite[lane_count];
+    for (int l = 0; l < lane_count; ++l) finite[l] = scale.finite[l] && scale_hat.finite[l];
+
+    Pack<double> sum(0.0);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j) {
+        const int64_t at = i * stride + j;
+        const Pack<T> difference = w.p_hat[at] - w.p[at];
+        sum = sum + convert<double>(abs(difference));
+        w.sign[at] = select(zero < difference, weight, select(difference < zero, -weight, zero));
+      }
+    const int count = static_cast<int>(end - first);
+    for (int l = 0; l < count; ++l)
+      loss[first + l] = finite[l] ? static_cast<T>(sum.lane(l) / static_cast<double>(entries))
+                                  : std::numeric_limits<T>::quiet_NaN();
+
+    if (grad_x_hat != nullptr)
+      store_block_gradients(w, w.factors_hat, scale_hat, finite, problem, place_blocks(grad_x_hat, first, end, problem));
+    if (grad_x != nullptr) {
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < columns; ++j) w.sign[i * stride + j] = -w.sign[i * stride + j];
+      store_block_gradients(w, w.factors, scale, finite, problem, place_blocks(grad_x, first, end, problem));
+    }
+  }
+}
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

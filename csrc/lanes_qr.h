@@ -1,0 +1,205 @@
+// The SVD of the bidiagonal matrices in the lanes by the implicit shifted QR iteration (Golub and Kahan 1965; the shift,
+// the zero-shift case and the sweep follow Demmel and Kahan 1990 and LAPACK's xBDSQR).
+//
+// Every lane has its own window [low, high] of the unreduced block it works on and its own shift. One sweep runs over the
+// union of the windows; outside its own window a lane keeps its values by selection and rotates by exactly (1, 0), so no
+// lane can tell what the others hold. The rotations of a few sweeps are kept and then applied to the vectors while a few
+// of their rows stay in the first-level cache: that part, 8 n^3 of the multiply-adds, then runs near the arithmetic peak.
+#pragma once
+
+#include "lanes_bidiagonal.h"
+#include "simd.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+
+constexpr int buffered_sweeps = 4;
+
+template <typename T>
+struct Rotation {
+  Pack<T> cosine;
+  Pack<T> sine;
+};
+
+template <typename T>
+struct RotationBuffer {
+  Rotation<T>* left;   // buffered_sweeps x columns
+  Rotation<T>* right;  // buffered_sweeps x columns
+  int64_t columns;
+  int sweeps;
+  int64_t first[buffered_sweeps];
+  int64_t last[buffered_sweeps];
+};
+
+// Rotates columns k and k + 1 of `block` rows for k = first .. last - 1: the chain through the shared column is what
+// limits a single row, several rows hide its latency and share the loads of the rotations.
+template <typename T, int block>
+inline void rotate_rows(Pack<T>* a, int64_t stride, const Rotation<T>* rotations, int64_t first, int64_t last) {
+  Pack<T> x[block];
+  for (int i = 0; i < block; ++i) x[i] = a[i * stride + first];
+  for (int64_t k = first; k < last; ++k) {
+    const Pack<T> c = rotations[k].cosine;
+    const Pack<T> s = rotations[k].sine;
+    for (int i = 0; i < block; ++i) {
+      const Pack<T> y = a[i * stride + k + 1];
+      a[i * stride + k] = c * x[i] + s * y;
+      x[i] = c * y - s * x[i];
+    }
+  }
+  for (int i = 0; i < block; ++i) a[i * stride + last] = x[i];
+}
+
+template <typename T>
+void apply_rotations(Pack<T>* a, int64_t rows, const Rotation<T>* rotations, const RotationBuffer<T>& buffer) {
+  constexpr int block = 8 / Pack<T>::parts;
+  const int64_t columns = buffer.columns;
+  const int64_t stride = row_stride(columns);
+  int64_t i = 0;
+  for (; i + block <= rows; i += block)
+    for (int q = 0; q < buffer.sweeps; ++q)
+      rotate_rows<T, block>(a + i * stride, stride, rotations + q * columns, buffer.first[q], buffer.last[q]);
+  for (; i < rows; ++i)
+    for (int q = 0; q < buffer.sweeps; ++q)
+      rotate_rows<T, 1>(a + i * stride, stride, rotations + q * columns, buffer.first[q], buffer.last[q]);
+}
+
+// c f + s g = r, c g - s f = 0. Pairs below the negligible size are left alone.
+template <typename T>
+[[gnu::always_inline]] inline Rotation<T> make_rotation(const Pack<T>& f, const Pack<T>& g, const Mask<T>& wanted, Pack<T>& r) {
+  const Pack<T> squared = f * f + g * g;
+  const Mask<T> rotates = wanted & (Pack<T>(negligible_entry<T>() * negligible_entry<T>()) <= squared);
+  const Pack<T> inverse = reciprocal_sqrt(select(rotates, squared, Pack<T>(T(1))));
+  r = select(rotates, squared * inverse, f);
+  return {select(rotates, f * inverse, Pack<T>(T(1))), select(rotates, g * inverse, Pack<T>(T(0)))};
+}
+
+// The unreduced block at the bottom of what each lane has left, and the shift for it.
+template <typename T>
+struct Window {
+  Mask<T> active;
+  Pack<T> low;   // indices as numbers of type T: exact, and comparable lane by lane
+  Pack<T> high;
+  Pack<T> start;  // f of the first rotation: (d_low^2 - shift^2) / d_low
+};
+
+// Sets negligible superdiagonal entries to zero among the first `top` and finds each lane's window.
+template <typename T>
+[[gnu::always_inline]] inline Window<T> find_window(Pack<T>* d, Pack<T>* e, int64_t top, const Pack<T>& absolute_tolerance) {
+  const Pack<T> relative_tolerance(std::numeric_limits<T>::epsilon());
+  const Pack<T> zero(T(0));
+  Window<T> w;
+  Mask<T> found = no_lanes<T>();
+  Mask<T> ended = no_lanes<T>();
+  Mask<T> singular = no_lanes<T>();
+  w.low = w.high = zero;
+  Pack<T> bottom = zero, above_bottom = zero, coupling = zero, first = zero;
+  for (int64_t k = top - 1; k >= 0; --k) {
+    const Pack<T> size = abs(e[k]);
+    const Mask<T> negligible =
+        (size <= relative_tolerance * (abs(d[k]) + abs(d[k + 1]))) | (size <= absolute_tolerance);
+    e[k] = select(negligible, zero, e[k]);
+    const Mask<T> opens = ~(negligible | found);
+    w.high = select(opens, Pack<T>(T(k + 1)), w.high);
+    bottom = select(opens, d[k + 1], bottom);
+    above_bottom = select(opens, d[k], above_bottom);
+    coupling = select(opens, e[k], coupling);
+    found = found | opens;
+    ended = ended | (found & negligible);
+    const Mask<T> inside = found & ~ended;
+    const Mask<T> zero_diagonal = inside & (abs(d[k]) <= absolute_tolerance);
+    const Mask<T> zero_bottom = opens & (abs(d[k + 1]) <= absolute_tolerance);
+    d[k] = select(zero_diagonal, zero, d[k]);
+    d[k + 1] = select(zero_bottom, zero, d[k + 1]);
+    singular = singular | zero_diagonal | zero_bottom;
+    w.low = select(inside, Pack<T>(T(k)), w.low);
+    first = select(inside, d[k], first);
+    if (!any(~ended)) break;
+  }
+  w.active = found;
+
+  // The smaller singular value of the trailing 2 x 2 block: f h / (the larger one).
+  const Pack<T> f = abs(above_bottom), g = abs(coupling), h = abs(bottom);
+  const Pack<T> sum = f + h, difference = f - h;
+  const Pack<T> larger = (sqrt(sum * sum + g * g) + sqrt(difference * difference + g * g)) * Pack<T>(T(0.5));
+  const Pack<T> shift = f * h / select(found, larger, Pack<T>(T(1)));
+  // A zero on the diagonal, or a shift that rounding would not see: the zero-shift sweep, which also splits off a zero.
+  const Pack<T> ratio = shift / select(first == zero, Pack<T>(T(1)), first);
+  const Mask<T> unshifted = singular | (first == zero) | (ratio * ratio <= relative_tolerance);
+  w.start = select(unshifted, first, first - shift * ratio);
+  return w;
+}
+
+// One QR sweep over every active lane's window; the rotations go to slot `buffer.sweeps` of the buffer.
+template <typename T>
+[[gnu::always_inline]] inline void sweep(Pack<T>* d, Pack<T>* e, const Window<T>& w, int64_t first, int64_t last, RotationBuffer<T>& buffer) {
+  Rotation<T>* left = buffer.left + buffer.sweeps * buffer.columns;
+  Rotation<T>* right = buffer.right + buffer.sweeps * buffer.columns;
+  buffer.first[buffer.sweeps] = first;
+  buffer.last[buffer.sweeps] = last;
+  ++buffer.sweeps;
+  Pack<T> f(T(0)), g(T(0));
+  Pack<T> dk = d[first], ek = e[first];
+  for (int64_t k = first; k < last; ++k) {
+    const Pack<T> index{T(k)};
+    const Pack<T> next{T(k + 1)};
+    const Mask<T> starts = w.active & (w.low == index);
+    const Mask<T> inside = w.active & (w.low <= index) & (index < w.high);
+    f = select(starts, w.start, f);
+    g = select(starts, ek, g);
+    Pack<T> r;
+    right[k] = make_rotation(f, g, inside, r);
+    if (k > first) e[k - 1] = select(inside & ~starts, r, e[k - 1]);
+    const Pack<T> c = right[k].cosine, s = right[k].sine;
+    const Pack<T> d_next = d[k + 1];
+    f = c * dk + s * ek;
+    ek = c * ek - s * dk;
+    g = s * d_next;
+    const Pack<T> d_rotated = c * d_next;
+    left[k] = make_rotation(f, g, inside, r);
+    d[k] = select(inside, r, dk);
+    const Pack<T> cl = left[k].cosine, sl = left[k].sine;
+    f = cl * ek + sl * d_rotated;
+    dk = select(inside, cl * d_rotated - sl * ek, d_next);
+    e[k] = select(inside, f, e[k]);
+    if (k + 1 < last) {
+      const Mask<T> continues = inside & (next < w.high);
+      g = sl * e[k + 1];
+      ek = select(continues, cl * e[k + 1], e[k + 1]);
+      e[k + 1] = ek;
+    }
+  }
+  d[last] = dk;
+}
+
+// Superdiagonal entries up to tolerance * (the largest entry) count as zero.
+// d, e -> the singular values (signed, unsorted) in d; u (left_rows x columns) and v (right_rows x columns) are multiplied
+// from the right by the singular vectors of the bidiagonal matrix.
+template <typename T>
+void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, int64_t left_rows, Pack<T>* v, int64_t right_rows,
+                 T tolerance, RotationBuffer<T>& buffer) {
+  Pack<T> largest = abs(d[0]);
+  for (int64_t k = 1; k < columns; ++k) largest = max(largest, max(abs(d[k]), abs(e[k - 1])));
+  const Pack<T> absolute_tolerance = largest * Pack<T>(tolerance);
+  buffer.columns = columns;
+  buffer.sweeps = 0;
+  int64_t top = columns - 1;
+  // Two sweeps a singular value are typical. The bound only guards the loop: whatever it would leave, u and v stay orthogonal.
+  for (int64_t iteration = 0; iteration < 40 * columns; ++iteration) {
+    const Window<T> w = find_window(d, e, top, absolute_tolerance);
+    if (!any(w.active)) break;
+    const int64_t first = static_cast<int64_t>(smallest_lane(select(w.active, w.low, Pack<T>(T(columns)))));
+    const int64_t last = static_cast<int64_t>(largest_lane(w.high));
+    top = last;
+    sweep(d, e, w, first, last, buffer);
+    if (buffer.sweeps == buffered_sweeps) {
+      apply_rotations(u, left_rows, buffer.left, buffer);
+      apply_rotations(v, right_rows, buffer.right, buffer);
+      buffer.sweeps = 0;
+    }
+  }
+  apply_rotations(u, left_rows, buffer.left, buffer);
+  apply_rotations(v, right_rows, buffer.right, buffer);
+}
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

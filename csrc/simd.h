@@ -1,0 +1,273 @@
+// A batch of matrices in the SIMD lanes: lane_count matrices are worked on at once, entry (i, j) of all of them in one
+// Pack. A Pack<double> takes twice the registers of a Pack<float>, so that both hold the same matrices and a float group
+// can be factored in double.
+//
+// Built on GCC/Clang vector extensions, so one source serves AVX-512, AVX2, SSE2 and NEON; intrinsics appear only where
+// the extensions have no word (square root, its reciprocal, a mask's test).
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#if !defined(SVDRD_ISA)
+#error "define SVDRD_ISA as the namespace of this instruction set: avx512, avx2 or baseline"
+#endif
+
+namespace svdrd {
+namespace SVDRD_ISA {
+
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+constexpr int vector_bytes = 64;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int vector_bytes = 32;
+#else
+constexpr int vector_bytes = 16;
+#endif
+constexpr int lane_count = vector_bytes / 4;
+
+template <typename T>
+struct NativeTypes;
+template <>
+struct NativeTypes<float> {
+  typedef float Vector __attribute__((vector_size(vector_bytes)));
+  typedef int32_t MaskVector __attribute__((vector_size(vector_bytes)));
+};
+template <>
+struct NativeTypes<double> {
+  typedef double Vector __attribute__((vector_size(vector_bytes)));
+  typedef int64_t MaskVector __attribute__((vector_size(vector_bytes)));
+};
+
+// The registers are built from their lanes' truth, all bits set or none.
+template <typename T>
+struct Mask {
+  static constexpr int parts = lane_count * sizeof(T) / vector_bytes;
+  typename NativeTypes<T>::MaskVector part[parts];
+};
+
+template <typename T>
+struct Pack {
+  using Native = typename NativeTypes<T>::Vector;
+  static constexpr int parts = lane_count * sizeof(T) / vector_bytes;
+  static constexpr int lanes_per_part = vector_bytes / sizeof(T);
+  Native part[parts];
+
+  Pack() = default;
+  Pack(T value) {
+    for (int k = 0; k < parts; ++k) part[k] = Native{} + value;
+  }
+  T lane(int l) const { return part[l / lanes_per_part][l % lanes_per_part]; }
+  void set_lane(int l, T value) { part[l / lanes_per_part][l % lanes_per_part] = value; }
+};
+
+#define SVDRD_FOR_PARTS(T, expression)                     \
+  for (int k = 0; k < Pack<T>::parts; ++k) { expression; } \
+  return r;
+
+template <typename T>
+inline Pack<T> operator+(const Pack<T>& a, const Pack<T>& b) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] + b.part[k])
+}
+template <typename T>
+inline Pack<T> operator-(const Pack<T>& a, const Pack<T>& b) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] - b.part[k])
+}
+template <typename T>
+inline Pack<T> operator*(const Pack<T>& a, const Pack<T>& b) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] * b.part[k])
+}
+template <typename T>
+inline Pack<T> operator/(const Pack<T>& a, const Pack<T>& b) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] / b.part[k])
+}
+template <typename T>
+inline Pack<T> operator-(const Pack<T>& a) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = -a.part[k])
+}
+template <typename T>
+inline Mask<T> operator<(const Pack<T>& a, const Pack<T>& b) {
+  Mask<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] < b.part[k])
+}
+template <typename T>
+inline Mask<T> operator<=(const Pack<T>& a, const Pack<T>& b) {
+  Mask<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] <= b.part[k])
+}
+template <typename T>
+inline Mask<T> operator==(const Pack<T>& a, const Pack<T>& b) {
+  Mask<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] == b.part[k])
+}
+template <typename T>
+inline Mask<T> operator&(const Mask<T>& a, const Mask<T>& b) {
+  Mask<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] & b.part[k])
+}
+template <typename T>
+inline Mask<T> operator|(const Mask<T>& a, const Mask<T>& b) {
+  Mask<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] | b.part[k])
+}
+template <typename T>
+inline Mask<T> operator~(const Mask<T>& a) {
+  Mask<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = ~a.part[k])
+}
+template <typename T>
+inline Pack<T> select(const Mask<T>& mask, const Pack<T>& a, const Pack<T>& b) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = mask.part[k] ? a.part[k] : b.part[k])
+}
+template <typename T>
+inline Pack<T> max(const Pack<T>& a, const Pack<T>& b) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] > b.part[k] ? a.part[k] : b.part[k])
+}
+template <typename T>
+inline Pack<T> min(const Pack<T>& a, const Pack<T>& b) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] < b.part[k] ? a.part[k] : b.part[k])
+}
+#undef SVDRD_FOR_PARTS
+
+template <typename T>
+inline Pack<T> abs(const Pack<T>& a) {
+  return max(a, -a);
+}
+
+template <typename T>
+inline Mask<T> no_lanes() {
+  Mask<T> r;
+  for (int k = 0; k < Mask<T>::parts; ++k) r.part[k] = typename NativeTypes<T>::MaskVector{};
+  return r;
+}
+
+template <typename T>
+inline bool any(const Mask<T>& mask) {
+  auto joined = mask.part[0];
+  for (int k = 1; k < Mask<T>::parts; ++k) joined |= mask.part[k];
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  return _mm512_test_epi32_mask((__m512i)joined, (__m512i)joined) != 0;
+#elif defined(__AVX2__) && defined(__FMA__)
+  return _mm256_movemask_epi8((__m256i)joined) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8((__m128i)joined) != 0;
+#else
+  for (int l = 0; l < Pack<T>::lanes_per_part; ++l)
+    if (joined[l] != 0) return true;
+  return false;
+#endif
+}
+
+template <typename T>
+inline typename Pack<T>::Native native_sqrt(const typename Pack<T>::Native& a) {
+  // The maskz forms: GCC 12's headers pass an uninitialised register to the plain ones and warn of it.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  if constexpr (sizeof(T) == 4)
+    return (typename Pack<T>::Native)_mm512_maskz_sqrt_ps(0xffff, (__m512)a);
+  else
+    return (typename Pack<T>::Native)_mm512_maskz_sqrt_pd(0xff, (__m512d)a);
+#elif defined(__AVX2__) && defined(__FMA__)
+  if constexpr (sizeof(T) == 4)
+    return (typename Pack<T>::Native)_mm256_sqrt_ps((__m256)a);
+  else
+    return (typename Pack<T>::Native)_mm256_sqrt_pd((__m256d)a);
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 4)
+    return (typename Pack<T>::Native)_mm_sqrt_ps((__m128)a);
+  else
+    return (typename Pack<T>::Native)_mm_sqrt_pd((__m128d)a);
+#else
+  typename Pack<T>::Native r;
+  for (int l = 0; l < Pack<T>::lanes_per_part; ++l)
+    r[l] = sizeof(T) == 4 ? __builtin_sqrtf(a[l]) : __builtin_sqrt(a[l]);
+  return r;
+#endif
+}
+
+template <typename T>
+inline Pack<T> sqrt(const Pack<T>& a) {
+  Pack<T> r;
+  for (int k = 0; k < Pack<T>::parts; ++k) r.part[k] = native_sqrt<T>(a.part[k]);
+  return r;
+}
+
+// 1 / sqrt(a) to about one unit in the last place, for normal positive a.
+template <typename T>
+inline Pack<T> reciprocal_sqrt(const Pack<T>& a) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  // The estimate has 14 bits. The division and root units are unpipelined and a rotation's latency is what the QR sweep
+  // waits for; Newton steps in multiply-adds are about twice as fast.
+  Pack<T> y;
+  for (int k = 0; k < Pack<T>::parts; ++k) {
+    if constexpr (sizeof(T) == 4)
+      y.part[k] = (typename Pack<T>::Native)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)a.part[k]);
+    else
+      y.part[k] = (typename Pack<T>::Native)_mm512_maskz_rsqrt14_pd(0xff, (__m512d)a.part[k]);
+  }
+  // y + y (r/2 + 3 r^2/8): the plain Newton step always errs downward, by 0.1 to 0.4 units in the last place here, and
+  // thousands of rotations would add that up to a shrinkage of every singular value.
+  for (int step = 0; step < (sizeof(T) == 4 ? 1 : 2); ++step) {
+    const Pack<T> residual = Pack<T>(T(1)) - (a * y) * y;
+    y = y + (y * residual) * (Pack<T>(T(0.5)) + Pack<T>(T(0.375)) * residual);
+  }
+  return y;
+#else
+  return Pack<T>(T(1)) / sqrt(a);
+#endif
+}
+
+template <typename To, typename From>
+inline Pack<To> convert(const Pack<From>& a) {
+  if constexpr (sizeof(To) == sizeof(From)) {
+    return a;
+  } else if constexpr (sizeof(To) < sizeof(From)) {
+    typedef To Half __attribute__((vector_size(vector_bytes / 2)));
+    Pack<To> r;
+    for (int k = 0; k < 2; ++k) {
+      const Half half = __builtin_convertvector(a.part[k], Half);
+      __builtin_memcpy(reinterpret_cast<char*>(&r) + k * sizeof(Half), &half, sizeof(Half));
+    }
+    return r;
+  } else {
+    typedef From Half __attribute__((vector_size(vector_bytes / 2)));
+    Pack<To> r;
+    for (int k = 0; k < 2; ++k) {
+      Half half;
+      __builtin_memcpy(&half, reinterpret_cast<const char*>(&a) + k * sizeof(Half), sizeof(Half));
+      r.part[k] = __builtin_convertvector(half, typename Pack<To>::Native);
+    }
+    return r;
+  }
+}
+
+template <typename T>
+inline T largest_lane(const Pack<T>& a) {
+  T r = a.lane(0);
+  for (int l = 1; l < lane_count; ++l) r = a.lane(l) > r ? a.lane(l) : r;
+  return r;
+}
+
+template <typename T>
+inline T smallest_lane(const Pack<T>& a) {
+  T r = a.lane(0);
+  for (int l = 1; l < lane_count; ++l) r = a.lane(l) < r ? a.lane(l) : r;
+  return r;
+}
+
+// Matrices of Packs are row-major with an odd number of Packs from row to row: with a power of two a column's entries would
+// share a few sets of the first-level cache and evict one another (4 KB from row to row at 32 columns of doubles).
+inline int64_t row_stride(int64_t columns) { return columns | 1; }
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

@@ -1,0 +1,192 @@
+// svdrd.h: the choice of the instruction set and the division of a batch among threads.
+#include "svdrd.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "kernels.h"
+
+namespace svdrd {
+namespace {
+
+enum class InstructionSet { baseline, avx2, avx512 };
+
+InstructionSet supported_instruction_set() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw"))
+    return InstructionSet::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;
+#endif
+  return InstructionSet::baseline;
+}
+
+InstructionSet chosen_instruction_set() {
+  static const InstructionSet chosen = [] {
+    const InstructionSet supported = supported_instruction_set();
+    const char* wanted = std::getenv("SVDRD_ISA");
+    if (wanted == nullptr) return supported;
+    InstructionSet limit = supported;
+    if (std::strcmp(wanted, "baseline") == 0) limit = InstructionSet::baseline;
+    if (std::strcmp(wanted, "avx2") == 0) limit = InstructionSet::avx2;
+    return limit < supported ? limit : supported;
+  }();
+  return chosen;
+}
+
+template <typename T>
+const KernelTable<T>& kernels();
+
+template <>
+const KernelTable<float>& kernels<float>() {
+#if defined(__x86_64__)
+  if (chosen_instruction_set() == InstructionSet::avx512) return avx512::float_kernels();
+  if (chosen_instruction_set() == InstructionSet::avx2) return avx2::float_kernels();
+#endif
+  return baseline::float_kernels();
+}
+
+template <>
+const KernelTable<double>& kernels<double>() {
+#if defined(__x86_64__)
+  if (chosen_instruction_set() == InstructionSet::avx512) return avx512::double_kernels();
+  if (chosen_instruction_set() == InstructionSet::avx2) return avx2::double_kernels();
+#endif
+  return baseline::double_kernels();
+}
+
+class SharedRanges final : public RangeSource {
+ public:
+  SharedRanges(int64_t count, int64_t step) : count_(count), step_(step) {}
+
+  bool next(int64_t& begin, int64_t& end) override {
+    begin = at_.fetch_add(step_, std::memory_order_relaxed);
+    if (begin >= count_) return false;
+    end = count_ - begin < step_ ? count_ : begin + step_;
+    return true;
+  }
+
+ private:
+  const int64_t count_;
+  const int64_t step_;
+  std::atomic<int64_t> at_{0};
+};
+
+// Below this many multiply-adds a further thread costs more to start (20-50 us) than it takes over.
+constexpr double work_per_thread = 1e6;
+
+// Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done.
+//
+// Threads are started for the call and joined before it returns. A pool would save some 30 us a call, and only calls of
+// several hundred get a second thread at all; without one there is no state to share between concurrent callers, and
+// nothing that a fork (torch's DataLoader) could leave behind without its threads.
+template <typename Work>
+void run(int64_t count, int64_t group, double work_per_item, int threads, const Work& work) {
+  if (count == 0) return;
+  const int64_t groups = (count + group - 1) / group;
+  int64_t wanted = static_cast<int64_t>(work_per_item * static_cast<double>(groups * group) / work_per_thread);
+  wanted = wanted < threads ? wanted : threads;
+  wanted = wanted < groups ? wanted : groups;
+
+  // Ranges small enough that the last one to finish keeps nobody waiting for long.
+  const int64_t step = wanted <= 1 ? groups : (groups + 16 * wanted - 1) / (16 * wanted);
+  SharedRanges ranges(count, step * group);
+  if (wanted <= 1) return work(ranges);
+
+  std::vector<std::exception_ptr> errors(static_cast<size_t>(wanted));
+  const auto guarded = [&](size_t thread) {
+    try {
+      work(ranges);
+    } catch (...) {
+      errors[thread] = std::current_exception();
+    }
+  };
+  std::vector<std::thread> started;
+  started.reserve(errors.size());
+  try {
+    while (started.size() + 1 < errors.size()) started.emplace_back(guarded, started.size() + 1);
+  } catch (const std::system_error&) {
+    // No more threads to be had: those that started and this one do all the work.
+  }
+  guarded(0);
+  for (std::thread& thread : started) thread.join();
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+}
+
+double cube(int64_t m, int64_t n) {
+  const double k = static_cast<double>(m < n ? m : n);
+  return static_cast<double>(m) * static_cast<double>(n) * k + 100.0 * k;
+}
+
+}  // namespace
+
+template <typename T>
+void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
+  if (m == 0 || n == 0) return;
+  const KernelTable<T>& table = kernels<T>();
+  run(batch, table.group(m, n), 15 * cube(m, n), threads,
+      [&](RangeSource& ranges) { table.svd(ranges, a, m, n, u, s, vh); });
+}
+
+template <typename T>
+void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u, T* s, T* vh,
+                  int threads) {
+  if (m == 0 || n == 0) return;
+  const KernelTable<T>& table = kernels<T>();
+  run(batch, table.group(m, n), 30 * cube(m, n), threads,
+      [&](RangeSource& ranges) { table.polar_factor(ranges, a, m, n, rcond, smooth, p, u, s, vh); });
+}
+
+template <typename T>
+void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, int64_t batch, int64_t m, int64_t n,
+                           double smooth, T* grad_a, int threads) {
+  if (m == 0 || n == 0) return;
+  const KernelTable<T>& table = kernels<T>();
+  run(batch, table.group(m, n), 4 * cube(m, n), threads,
+      [&](RangeSource& ranges) { table.polar_factor_backward(ranges, grad, u, s, vh, m, n, smooth, grad_a); });
+}
+
+template <typename T>
+void basis_loss(const T* x_hat, const T* x, int64_t batch, int64_t height, int64_t width, int64_t block_height,
+                int64_t block_width, double rcond, double smooth, T* loss, T* grad_x_hat, T* grad_x, int threads) {
+  if (batch == 0 || height == 0 || width == 0) return;
+  const KernelTable<T>& table = kernels<T>();
+  const LossProblem problem{height, width, block_height, block_width, rcond, smooth};
+  const int64_t blocks = batch * (height / block_height) * (width / block_width);
+  run(blocks, table.group(block_height, block_width), 60 * cube(block_height, block_width), threads,
+      [&](RangeSource& ranges) { table.basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x); });
+}
+
+const char* instruction_set() {
+  switch (chosen_instruction_set()) {
+    case InstructionSet::avx512:
+      return "avx512";
+    case InstructionSet::avx2:
+      return "avx2";
+    case InstructionSet::baseline:
+      break;
+  }
+  return "baseline";
+}
+
+template void svd(const float*, int64_t, int64_t, int64_t, float*, float*, float*, int);
+template void svd(const double*, int64_t, int64_t, int64_t, double*, double*, double*, int);
+template void polar_factor(const float*, int64_t, int64_t, int64_t, double, double, float*, float*, float*, float*, int);
+template void polar_factor(const double*, int64_t, int64_t, int64_t, double, double, double*, double*, double*, double*, int);
+template void polar_factor_backward(const float*, const float*, const float*, const float*, int64_t, int64_t, int64_t,
+                                    double, float*, int);
+template void polar_factor_backward(const double*, const double*, const double*, const double*, int64_t, int64_t, int64_t,
+                                    double, double*, int);
+template void basis_loss(const float*, const float*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double, float*,
+                         float*, float*, int);
+template void basis_loss(const double*, const double*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double, double*,
+                         double*, double*, int);
+
+}  // namespace svdrd

@@ -1,0 +1,218 @@
+"""Decides what to compile, nothing else: the metadata is in pyproject.toml, the build in csrc/CMakeLists.txt.
+
+``SVDRD_BUILD`` in the environment chooses:
+
+- ``auto`` (default): compile what this machine can; where it cannot, say why and install the pure-Python package.
+- ``none``: compile nothing.
+- ``cpu``: compile the C++ kernels, or stop with the reason.
+- ``cuda``: compile the C++ and the CUDA kernels, or stop with the reason.
+
+What was built, and why the rest was not, is written to ``svdrd/_build_info.json``, which ``python -m svdrd`` shows.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+MODES = ("auto", "none", "cpu", "cuda")
+ROOT = Path(__file__).resolve().parent
+EXTENSION_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+
+
+class BuildError(Exception):
+    """Why the native module cannot be built, in one line."""
+
+
+def build_mode() -> str:
+    mode = os.environ.get("SVDRD_BUILD", "auto")
+    if mode not in MODES:
+        raise SystemExit(f"svdrd: SVDRD_BUILD is {mode!r}; it must be one of {', '.join(MODES)}, e.g. SVDRD_BUILD=auto")
+    return mode
+
+
+def run(command: list[str]) -> str:
+    """The output of a command; BuildError with the decisive line of it when the command fails."""
+    english = {**os.environ, "LC_ALL": "C"}
+    try:
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=english
+        )
+    except OSError as error:
+        raise BuildError(f"{command[0]} does not run: {error.strerror}") from error
+    if result.returncode != 0:
+        print(result.stdout, file=sys.stderr)
+        raise BuildError(f"{Path(command[0]).name} failed: {decisive_line(result.stdout)}")
+    return result.stdout
+
+
+def decisive_line(output: str) -> str:
+    """The line of a failed build that names the cause: the compiler's first error, else CMake's, else the last line."""
+    compiler_error = re.search(r"^.*\berror: .*$", output, re.MULTILINE)
+    if compiler_error:
+        return compiler_error.group().strip()
+    cmake_error = re.search(r"^CMake Error.*\n((?:[ \t].*\n|\n)+)", output, re.MULTILINE)
+    if cmake_error:
+        return " ".join(cmake_error.group(1).split())
+    lines = output.split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+
+
+def cuda_toolkit() -> str:
+    """The CUDA toolkit found, as "nvcc <version> in <folder>"; BuildError where there is none.
+
+    CUDA_HOME, then CUDA_PATH, then the PATH. The nvcc on the PATH is often a script or a link in another folder than
+    the toolkit's, so the folder is asked of nvcc itself.
+    """
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        home = os.environ.get(variable)
+        if home:
+            nvcc = shutil.which("nvcc", path=str(Path(home, "bin")))
+            if nvcc is None:
+                raise BuildError(f"{variable} is {home!r}, where there is no bin/nvcc")
+            break
+    else:
+        nvcc = shutil.which("nvcc")
+        if nvcc is None:
+            raise BuildError("there is no nvcc on the PATH, and neither CUDA_HOME nor CUDA_PATH is set")
+    release = re.search(r"release (\d+\.\d+)", run([nvcc, "--version"]))
+    if release is None:
+        raise BuildError(f"{nvcc} --version names no release, so it is not NVIDIA's compiler")
+    top = re.search(r"^#\$ TOP=(.+)$", run([nvcc, "--dryrun", "-x", "cu", os.devnull]), re.MULTILINE)
+    folder = Path(top.group(1).strip().strip('"')) if top else Path(nvcc).resolve().parents[1]
+    return f"nvcc {release.group(1)} in {folder.resolve()}"
+
+
+def why_no_cuda() -> str:
+    try:
+        return f"found {cuda_toolkit()}, but this version of svdrd has no CUDA sources (csrc/*.cu)"
+    except BuildError as error:
+        return str(error)
+
+
+def tool(package: str, folder_attribute: str) -> str:
+    """The executable of cmake or ninja: from the build requirement of that name, else from the PATH."""
+    folders = os.environ.get("PATH", os.defpath)
+    if importlib.util.find_spec(package):
+        folders = getattr(importlib.import_module(package), folder_attribute) + os.pathsep + folders
+    executable = shutil.which(package, path=folders)
+    if executable is None:
+        raise BuildError(f"{package} is missing: pip install {package}, or build with pip's isolation")
+    return executable
+
+
+def compiler_command() -> str:
+    """What CMake will call; checked here because CMake's own account of a missing compiler takes a screen."""
+    chosen = os.environ.get("CXX")
+    if chosen:
+        if shutil.which(shlex.split(chosen)[0]) is None:
+            raise BuildError(f"CXX is {chosen!r}, which is not an executable here")
+        return chosen
+    for name in ("c++", "g++", "clang++", "cl"):
+        if shutil.which(name):
+            return name
+    raise BuildError("there is no C++ compiler: CXX is not set, and none of c++, g++, clang++, cl is on the PATH")
+
+
+def compile_native(version: str, target: Path) -> str:
+    """Builds the native module into ``target``; returns the compiler's name and version."""
+    compiler = compiler_command()
+    cmake, ninja = tool("cmake", "CMAKE_BIN_DIR"), tool("ninja", "BIN_DIR")
+    if importlib.util.find_spec("pybind11") is None:
+        raise BuildError("pybind11 is missing: pip install pybind11, or build with pip's isolation")
+    import pybind11
+
+    # One folder per Python, kept between builds, so that only what changed is compiled again. CMake would hold on to
+    # the first compiler and flags it saw, so the folder is thrown away when they change.
+    folder = ROOT / "build" / f"native{EXTENSION_SUFFIX.removesuffix('.so').removesuffix('.pyd')}"
+    stamp = folder / "built_with.txt"
+    flags = [os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE")]
+    built_with = "\n".join([sys.executable, compiler, str(shutil.which(shlex.split(compiler)[0])), *flags])
+    if folder.exists() and (not stamp.exists() or stamp.read_text() != built_with):
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(built_with)
+
+    settings = {
+        "CMAKE_MAKE_PROGRAM": ninja,
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "SVDRD_VERSION": version,
+    }
+    definitions = [f"-D{name}={value}" for name, value in settings.items()]
+    run([cmake, "-S", str(ROOT / "csrc"), "-B", str(folder), "-G", "Ninja", *definitions])
+    print(run([cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]))
+    # Replaced, not overwritten: a process that has the earlier module open would crash.
+    new = target.with_suffix(".new")
+    shutil.copy2(folder / target.name, new)
+    new.replace(target)
+    return (folder / "compiler.txt").read_text()
+
+
+def record(package: Path, native: bool, reason: str, compiler: str) -> None:
+    """Writes ``_build_info.json`` into the package; a module of an earlier build is removed where there is none now."""
+    package.mkdir(parents=True, exist_ok=True)
+    if not native:
+        (package / f"_native{EXTENSION_SUFFIX}").unlink(missing_ok=True)
+    build_info = {
+        "mode": MODE,
+        "native": native,
+        "reason": reason,
+        "compiler": compiler,
+        "cuda": False,
+        "cuda_reason": "SVDRD_BUILD=none" if MODE == "none" else why_no_cuda(),
+    }
+    (package / "_build_info.json").write_text(json.dumps(build_info, indent=2) + "\n")
+
+
+class BuildNative(build_ext):
+    """Compiles through CMake. Where `auto` compiles nothing the wheel keeps its platform tag, which is fixed before."""
+
+    def run(self) -> None:
+        package = ROOT / "svdrd" if self.inplace else Path(self.build_lib, "svdrd")
+        target = package / f"_native{EXTENSION_SUFFIX}"
+        package.mkdir(parents=True, exist_ok=True)
+        try:
+            compiler = compile_native(self.distribution.get_version(), target)
+        except BuildError as error:
+            if MODE == "cpu":
+                raise SystemExit(f"svdrd: SVDRD_BUILD=cpu, but the native module cannot be built: {error}") from error
+            print(
+                f"svdrd: THE NATIVE MODULE WAS NOT BUILT: {error}\n"
+                "svdrd: this installation computes with the torch backend only. "
+                "SVDRD_BUILD=cpu turns this into an error, SVDRD_BUILD=none into a choice.",
+                file=sys.stderr,
+            )
+            record(package, native=False, reason=str(error), compiler="")
+        else:
+            record(package, native=True, reason="", compiler=compiler)
+
+
+class BuildPure(build_py):
+    """SVDRD_BUILD=none: a wheel for any platform, with the record that nothing was compiled."""
+
+    def run(self) -> None:
+        super().run()
+        package = ROOT / "svdrd" if self.editable_mode else Path(self.build_lib, "svdrd")
+        record(package, native=False, reason="SVDRD_BUILD=none", compiler="")
+
+
+MODE = build_mode()
+if MODE == "cuda":
+    raise SystemExit(f"svdrd: SVDRD_BUILD=cuda, but the CUDA kernels cannot be built: {why_no_cuda()}")
+if MODE == "none":
+    setup(cmdclass={"build_py": BuildPure})
+else:
+    setup(ext_modules=[Extension("svdrd._native", sources=[])], cmdclass={"build_ext": BuildNative})

@@ -1,0 +1,96 @@
+"""The command line: ``python -m svdrd`` or ``svdrd``."""
+
+import argparse
+import importlib
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import NoReturn
+
+COMMANDS = {
+    "finetune": "train a CompressAI codec with the basis loss",
+    "evaluate": "code a folder of images with a codec: bpp, PSNR, MS-SSIM",
+    "info": "versions, devices, backends (what svdrd prints without arguments)",
+}
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse prints the whole usage before an error; here an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    listing = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    parser = OneLineParser(
+        prog="svdrd",
+        description=f"SVD basis loss for learned image compression.\n\ncommands:\n{listing}",
+        epilog="svdrd COMMAND --help explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", nargs="?", default="info", choices=COMMANDS, metavar="COMMAND")
+    command = parser.parse_args(argv[:1]).command
+    if command == "info":
+        OneLineParser(prog="svdrd info", description=COMMANDS["info"]).parse_args(argv[1:])
+        print(info())
+        return 0
+    return run_compress_command(command, argv[1:])
+
+
+def run_compress_command(command: str, argv: Sequence[str]) -> int:
+    prog = f"svdrd {command}"
+    try:
+        module = importlib.import_module(f"svdrd.compress.{command}")
+        errors = importlib.import_module("svdrd.compress.errors")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "svdrd":
+            raise
+        print(f"{prog}: error: {error.name} is not installed; pip install 'svdrd[compress]'", file=sys.stderr)
+        return 2
+    parser = OneLineParser(prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    try:
+        return int(module.run(parser, argv))
+    except errors.BadInput as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except errors.TrainingDiverged as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+
+
+def info() -> str:
+    """Versions, devices and backends, with the reason for every one that is missing."""
+    import torch
+
+    import svdrd
+    from svdrd import backends
+
+    lines = [
+        f"svdrd {svdrd.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"cpu: {platform.platform()}, {torch.get_num_threads()} threads",
+    ]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(index)
+            lines.append(f"cuda:{index}: {torch.cuda.get_device_name(index)}, sm_{major}{minor}")
+    else:
+        lines.append("cuda: no device")
+    for name, available, reason in backends.describe():
+        lines.append(f"backend {name}: {'available' if available else 'missing'}, {reason}")
+    for package in ("compressai", "pytorch-msssim", "tensorboard", "torchvision", "tqdm"):
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package}: missing, pip install 'svdrd[compress]'")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""Folders of photographs: which files are images, how they become tensors, and in which order training sees them."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset, Sampler
+
+from svdrd.compress.errors import BadInput
+
+# CompressAI's eval_model takes these; lower-cased here, so that a camera's .JPG counts too.
+IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+
+TRAIN_FOLDERS = ("train",)
+TEST_FOLDERS = ("test", "val", "valid")
+
+# What PIL raises for damaged files: truncated data, a broken stream, a header that promises too much.
+DECODE_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def list_images(root: str | os.PathLike[str]) -> tuple[list[Path], int]:
+    """All image files below ``root``, sorted, and the number of other files there.
+
+    Raises:
+        BadInput: ``root`` is missing, is a file, or holds no image.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        what = "a file" if root.exists() else "missing"
+        raise BadInput(f"dataset {str(root)!r}: {what}; give a folder of images")
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    images = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
+    if not images:
+        raise BadInput(
+            f"dataset {str(root)!r}: {len(files)} files and no image among them; "
+            f"give a folder with {' '.join(sorted(IMAGE_EXTENSIONS))} files"
+        )
+    return images, len(files) - len(images)
+
+
+def split_folder(root: str | os.PathLike[str], split: str) -> Path | None:
+    """The folder of ``split`` ("train" or "test") in CompressAI's layout, or None where ``root`` has no such folder."""
+    names = {"train": TRAIN_FOLDERS, "test": TEST_FOLDERS}[split]
+    return next((Path(root) / name for name in names if (Path(root) / name).is_dir()), None)
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """An RGB image with 8 bits a channel; alpha is dropped, as in CompressAI.
+
+    PIL clips 16-bit grey images to 255 when it converts them; here they are scaled.
+    """
+    with Image.open(path) as image:
+        if image.mode.startswith("I"):
+            grey = np.asarray(image).astype(np.float64)
+            return Image.fromarray(np.rint(grey.clip(0, 65535) / 257).astype(np.uint8)).convert("RGB")
+        return image.convert("RGB")
+
+
+class ImageFolder(Dataset[Any]):
+    """Images of a folder, in sorted order.
+
+    Construction reads the header of every file: what is no readable image is left out with a warning that names it.
+    Damage behind the header shows only when the image is decoded: that image is replaced by the next good one of the
+    folder, with a warning, so that batches keep their size; with ``decode=True`` all images are decoded once at
+    construction instead, and a damaged one is left out, which is right where every image counts once.
+
+    Args:
+        root: the folder; searched recursively, files that are no images are counted in ``skipped``.
+        transform: from a PIL image to what ``dataset[index]`` returns.
+        split: ``"train"`` or ``"test"`` takes that folder below ``root`` where it exists, else ``root`` itself (for
+            training without a test folder in it); ``None`` takes ``root``.
+        smallest: (height, width) that every image must reach.
+        paths: these files instead of a search below ``root``.
+        decode: see above.
+
+    ``dataset[index]`` draws random numbers of the transform from torch's global generator; ``dataset[index, seed]``
+    draws them from ``seed`` alone, whatever the process and the state of that generator.
+
+    Raises:
+        BadInput: no folder, no image in it, no readable image, or an image smaller than ``smallest``.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        transform: Callable[[Image.Image], Any] | None = None,
+        split: str | None = None,
+        smallest: tuple[int, int] = (1, 1),
+        paths: Sequence[Path] | None = None,
+        decode: bool = False,
+    ) -> None:
+        self.root = Path(root) if split is None else split_folder(root, split) or Path(root)
+        self.transform = transform
+        self.skipped = 0
+        if paths is None:
+            paths, self.skipped = list_images(self.root)
+            if split == "train" and (test := split_folder(self.root, "test")) is not None:
+                paths = [path for path in paths if not path.is_relative_to(test)]
+        self.samples: list[Path] = []
+        self.sizes: list[tuple[int, int]] = []
+        for path in paths:
+            try:
+                with Image.open(path) as image:
+                    width, height = image.size
+                if decode:
+                    read_image(path)
+            except DECODE_ERRORS as error:
+                warn_unreadable(path, error)
+                continue
+            self.samples.append(path)
+            self.sizes.append((height, width))
+        self._unreadable: set[int] = set()
+        # Decodes one image: a folder of nothing but damaged ones is refused here, not in the middle of the first epoch.
+        self._decode(0)
+        self._check_sizes(smallest)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Any:
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        image = self._decode(index)
+        if self.transform is None:
+            return image
+        if seed is None:
+            return self.transform(image)
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed: that would reseed the CUDA generators too, which fork_rng(devices=[]) leaves alone.
+            torch.default_generator.manual_seed(seed)
+            return self.transform(image)
+
+    def _decode(self, index: int) -> Image.Image:
+        for candidate in range(index, index + len(self)):
+            candidate %= len(self)
+            if candidate in self._unreadable:
+                continue
+            try:
+                return read_image(self.samples[candidate])
+            except DECODE_ERRORS as error:
+                warn_unreadable(self.samples[candidate], error)
+                self._unreadable.add(candidate)
+        raise BadInput(f"dataset {str(self.root)!r}: none of its images can be read; give a folder with readable ones")
+
+    def _check_sizes(self, smallest: tuple[int, int]) -> None:
+        small = [i for i, (height, width) in enumerate(self.sizes) if height < smallest[0] or width < smallest[1]]
+        if small:
+            height, width = (min(smallest[side], *(self.sizes[i][side] for i in small)) for side in (0, 1))
+            raise BadInput(
+                f"dataset {str(self.root)!r}: {len(small)} of {len(self)} images are smaller than the crop "
+                f"{smallest[0]}x{smallest[1]}, first {self.samples[small[0]].name}; take them out, or use --patch-size "
+                f"{height} {width}"
+            )
+
+
+class TrainingBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (index of the image, seed of its crop) of an epoch, as a function of (seed, epoch) alone.
+
+    That makes training independent of the number of workers, and lets a resumed run go on in the middle of an epoch:
+    set ``epoch`` and ``start``, the number of batches of it to leave out, before iterating. The last batch of an epoch
+    may be smaller.
+    """
+
+    def __init__(self, images: int, crops_per_image: int, batch_size: int, seed: int) -> None:
+        self.images = images
+        self.samples = images * crops_per_image
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator()
+        generator.manual_seed(int(np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64)[0]))
+        order = torch.randperm(self.samples, generator=generator).remainder(self.images).tolist()
+        seeds = torch.randint(2**62, (self.samples,), generator=generator).tolist()
+        keys = list(zip(order, seeds, strict=True))
+        for batch in range(self.start, len(self)):
+            yield keys[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+class EqualSizeBatches(Sampler[list[int]]):
+    """Batches of at most ``batch_size`` images of equal size; every index once, always in the same order."""
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int) -> None:
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            by_size.setdefault(size, []).append(index)
+        self.batches = [
+            indices[start : start + batch_size]
+            for indices in by_size.values()
+            for start in range(0, len(indices), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def warn_unreadable(path: Path, error: Exception) -> None:
+    reason = " ".join(str(error).split())
+    warnings.warn(f"skipped {str(path)!r}: not a readable image ({reason})", stacklevel=3)

@@ -1,0 +1,9 @@
+"""What a command turns into one line on stderr and an exit code."""
+
+
+class BadInput(ValueError):
+    """An argument that cannot work (exit code 2): names it, its value and what would work, on one line."""
+
+
+class TrainingDiverged(RuntimeError):
+    """Training cannot go on (exit code 1): says at which step and what to try, on one line."""

@@ -1,0 +1,276 @@
+"""`svdrd evaluate`: what a codec really costs and gives, over a folder of full-size images.
+
+The numbers are defined as in CompressAI's `eval_model`: the rate is the length of the range coder's output, PSNR and
+MS-SSIM compare 8-bit images, and the averages are means over the images. The JSON file has `eval_model`'s form, with
+the results of each image added under `images`.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import compressai
+import torch
+import torch.nn.functional as F
+from compressai.models import CompressionModel
+from compressai.ops import compute_padding
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image, to_tensor
+from tqdm import tqdm
+
+from svdrd.compress.criterion import METRICS
+from svdrd.compress.data import ImageFolder
+from svdrd.compress.errors import BadInput
+from svdrd.compress.metrics import MS_SSIM_SMALLEST_SIDE, ms_ssim_8bit, psnr, to_8bit
+from svdrd.compress.models import load_codec
+
+# CompressAI's `eval_model` pads every image to multiples of 64, also for models that need less.
+PADDING = 64
+# Real decoding and `forward` quantise the same latents; where the decoder's entropy parameters differ from the
+# encoder's it reads other symbols and loses 10 dB and more.
+DECODER_TOLERANCE_DB = 1.0
+RESULTS = ("bpp", "psnr-rgb", "ms-ssim-rgb", "encoding_time", "decoding_time")
+
+
+class DecoderMismatch(RuntimeError):
+    """A decoder that did not reproduce what the encoder saw."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A decoded image and what it cost.
+
+    `x_hat` is (1, 3, H, W) in [0, 1], on the 8-bit grid; `bpp` counts the bits over the H * W pixels before padding;
+    the times are in seconds, for the padded image.
+    """
+
+    x_hat: Tensor
+    bpp: float
+    encoding_time: float
+    decoding_time: float
+
+
+def padded(model: CompressionModel, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """`x` (1, 3, H, W), padded with zeros around it to multiples of what the model needs, and the pads that undo it."""
+    height, width = x.shape[-2:]
+    pad, unpad = compute_padding(height, width, min_div=max(PADDING, model.downsampling_factor))
+    return F.pad(x, pad), unpad
+
+
+def synchronized_time(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@torch.no_grad()
+def code(model: CompressionModel, x: Tensor) -> Coded:
+    """Compress `x` (1, 3, H, W), in [0, 1], to strings with the model's range coder, and decompress the strings.
+
+    The model is in eval mode. Raises ValueError where its CDF tables were never made (`model.update()`), and
+    DecoderMismatch where the decoded image is not finite, or more than 1 dB worse than that of `model.forward`.
+    """
+    x_padded, unpad = padded(model, x)
+    # Encoder and decoder must compute bitwise the same entropy parameters; cuDNN's choices may differ between calls.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        start = synchronized_time(x.device)
+        encoded = model.compress(x_padded)
+        middle = synchronized_time(x.device)
+        decoded = model.decompress(encoded["strings"], encoded["shape"])["x_hat"]
+        end = synchronized_time(x.device)
+        expected = model(x_padded)["x_hat"]
+    x_hat, expected = F.pad(decoded, unpad), F.pad(expected, unpad)
+    decoded_psnr, expected_psnr = psnr(x_hat, x).item(), psnr(expected, x).item()
+    # Written so that a NaN fails too.
+    if not decoded_psnr >= expected_psnr - DECODER_TOLERANCE_DB:
+        raise DecoderMismatch(
+            f"the decoder did not reproduce what the encoder saw: PSNR {decoded_psnr:.2f} dB, without entropy coding "
+            f"{expected_psnr:.2f} dB; code on the CPU (--device cpu)"
+        )
+    bits = 8 * sum(len(strings[0]) for strings in encoded["strings"])
+    return Coded(to_8bit(x_hat) / 255, bits / (x.shape[-2] * x.shape[-1]), middle - start, end - middle)
+
+
+@torch.no_grad()
+def estimate(model: CompressionModel, x: Tensor) -> Coded:
+    """`model.forward` in place of coding: the rate is `-sum(log2(likelihoods))`, an estimate, and no string is written.
+
+    For autoregressive models, whose decoding takes seconds to minutes an image. Their `forward` is not the codec: it
+    does not predict from decoded latents. As in `eval_model`, half the time counts as encoding and half as decoding.
+    The model is in eval mode; `x` is (1, 3, H, W), in [0, 1].
+    """
+    x_padded, unpad = padded(model, x)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        start = synchronized_time(x.device)
+        output = model(x_padded)
+        elapsed = synchronized_time(x.device) - start
+    bits = -sum(float(likelihoods.double().log2().sum()) for likelihoods in output["likelihoods"].values())
+    x_hat = to_8bit(F.pad(output["x_hat"], unpad)) / 255
+    return Coded(x_hat, bits / (x.shape[-2] * x.shape[-1]), elapsed / 2, elapsed / 2)
+
+
+def evaluate(
+    model: CompressionModel,
+    images: ImageFolder,
+    *,
+    estimated: bool = False,
+    decoded: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Code each image (or estimate its rate) and return, for each, `{"source": name, "results": {...}}`.
+
+    `results` holds `psnr-rgb` (dB), `ms-ssim-rgb`, `bpp`, `encoding_time` and `decoding_time` (s), as in `eval_model`.
+    With `decoded`, a folder, the decoded images are written there as PNG, in the subfolders they had. The model is
+    left in eval mode. Raises DecoderMismatch, with the name of the image.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    per_image = []
+    for index, path in enumerate(tqdm(images.samples, disable=not progress)):
+        x = to_tensor(images[index]).unsqueeze(0).to(device)
+        try:
+            coded = (estimate if estimated else code)(model, x)
+        except DecoderMismatch as error:
+            raise DecoderMismatch(f"{path}: {error}") from error
+        results = {
+            "psnr-rgb": psnr(coded.x_hat, x).item(),
+            "ms-ssim-rgb": ms_ssim_8bit(coded.x_hat, x).item(),
+            "bpp": coded.bpp,
+            "encoding_time": coded.encoding_time,
+            "decoding_time": coded.decoding_time,
+        }
+        source = path.relative_to(images.root)
+        per_image.append({"source": source.as_posix(), "results": results})
+        if decoded is not None:
+            target = Path(decoded) / source.with_suffix(".png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image(to_8bit(coded.x_hat[0]).byte().cpu()).save(target)
+    return per_image
+
+
+def average(per_image: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The mean of every result over the images; each image counts the same, whatever its size."""
+    return {key: fmean(image["results"][key] for image in per_image) for key in per_image[0]["results"]}
+
+
+def table(per_image: Sequence[dict[str, Any]], estimated: bool) -> str:
+    """The results as text, a line an image and one for the mean."""
+    bpp = "bpp (estimate)" if estimated else "bpp"
+    width = max(len(image["source"]) for image in [*per_image, {"source": "image"}])
+    lines = [f"{'image':{width}}  {bpp:>14}  PSNR (dB)  MS-SSIM  encode (s)  decode (s)"]
+    for image in [*per_image, {"source": "mean", "results": average(per_image)}]:
+        rate, psnr_rgb, ms_ssim_rgb, *times = (image["results"][key] for key in RESULTS)
+        line = f"{image['source']:{width}}  {rate:14.4f}  {psnr_rgb:9.3f}  {ms_ssim_rgb:7.5f}"
+        lines.append(line + "".join(f"  {seconds:10.3f}" for seconds in times))
+    return "\n".join(lines)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-m", "--model", required=True, help="a CompressAI image codec, such as bmshj2018-hyperprior")
+    add("-d", "--dataset", required=True, help="folder of images, searched recursively")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", nargs="+", help="one or more checkpoints of svdrd finetune or CompressAI")
+    source.add_argument("-q", "--quality", nargs="+", type=int, help="one or more qualities of CompressAI's zoo")
+    add("--metric", choices=METRICS, default="mse", help="distortion of the zoo's training (default: %(default)s)")
+    add("--estimate", action="store_true", help="estimate the rate instead of coding, for slow autoregressive models")
+    add("-o", "--output", type=Path, help="JSON file, in the form of CompressAI's eval_model")
+    add("--decoded", type=Path, help="folder for the decoded images (PNG)")
+    add("--device", default="cpu", help="(default: %(default)s)")
+    add("--cuda", dest="device", action="store_const", const="cuda", help="the same as --device cuda")
+
+
+def check_output(args: argparse.Namespace, images: ImageFolder) -> None:
+    """Refuse, before hours of coding, what could not be written after them."""
+    if args.output is not None:
+        if args.output.is_dir():
+            raise BadInput(f"--output {str(args.output)!r}: a folder; give the path of a JSON file")
+        if not args.output.parent.is_dir():
+            raise BadInput(f"--output {str(args.output)!r}: no folder {str(args.output.parent)!r}; make it first")
+        if not os.access(args.output.parent, os.W_OK):
+            raise BadInput(f"--output {str(args.output)!r}: no permission to write there; choose another folder")
+    if args.decoded is not None:
+        if len(args.checkpoint or args.quality) > 1:
+            raise BadInput("--decoded: the images of several codecs would overwrite each other; give one codec a call")
+        existing = next(folder for folder in [args.decoded, *args.decoded.absolute().parents] if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise BadInput(f"--decoded {str(args.decoded)!r}: {str(existing)!r} is not a folder that can be written to")
+        names = Counter(path.relative_to(images.root).with_suffix("") for path in images.samples)
+        name, count = names.most_common(1)[0]
+        if count > 1:
+            raise BadInput(f"--decoded: {count} images are called {str(name)!r}; rename them to be told apart")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluates as the arguments say.
+
+    Returns:
+        0, or 1 where a decoder did not reproduce what the encoder saw.
+
+    Raises:
+        BadInput: an argument cannot work; nothing has been written then.
+
+    """
+    parser = argparse.ArgumentParser(prog="svdrd evaluate", description=__doc__)
+    add_arguments(parser)
+    return run(parser, argv)
+
+
+def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    args = parser.parse_args(argv)
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"--device {args.device}: {reason}; --device cpu works everywhere") from error
+    images = ImageFolder(args.dataset, decode=True)
+    if images.skipped:
+        print(f"skipped {images.skipped} files of {args.dataset} that are no images", file=sys.stderr)
+    for path, (height, width) in zip(images.samples, images.sizes, strict=True):
+        if min(height, width) < MS_SSIM_SMALLEST_SIDE:
+            raise BadInput(
+                f"--dataset {args.dataset!r}: {path.name} has {height}x{width} pixels, and MS-SSIM needs "
+                f"{MS_SSIM_SMALLEST_SIDE} on each side; take that image out"
+            )
+    check_output(args, images)
+    codecs: Sequence[dict[str, Any]]
+    if args.checkpoint:
+        codecs = [{"checkpoint": checkpoint} for checkpoint in args.checkpoint]
+    else:
+        codecs = [{"quality": quality} for quality in sorted(args.quality)]
+    # All are loaded first: a wrong file at the end of the list shows at once.
+    models = [load_codec(args.model, metric=args.metric, **codec) for codec in codecs]
+    results: dict[str, list[float]] = {}
+    per_image = []
+    for codec, model in zip(codecs, models, strict=True):
+        model.to(args.device)
+        # The tables of a checkpoint may be older than its weights; those of the zoo belong to them.
+        model.update(force=bool(args.checkpoint))
+        try:
+            coded = evaluate(model, images, estimated=args.estimate, decoded=args.decoded, progress=sys.stderr.isatty())
+        except DecoderMismatch as error:
+            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+            return 1
+        for key, value in average(coded).items():
+            results.setdefault(key, []).append(value)
+        per_image += [codec | image for image in coded]
+        print(f"{args.model} {' '.join(f'{key} {value}' for key, value in codec.items())}")
+        print(table(coded, args.estimate), flush=True)
+    if args.output is not None:
+        method = "entropy estimation" if args.estimate else compressai.get_entropy_coder()
+        document = {
+            "name": f"{args.model}-{args.metric}",
+            "description": f"Inference ({method})",
+            "results": results,
+            "images": per_image,
+        }
+        args.output.write_text(json.dumps(document, indent=2) + "\n")
+    return 0

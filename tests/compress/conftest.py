@@ -1,0 +1,43 @@
+"""Images and arguments small enough for a training run of a second."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+
+# Two epochs of the folder `photographs` are 2 * 3 steps.
+TINY_CODEC = ["--model", "bmshj2018-hyperprior", "--init", "random", "--model-args", "N=8", "M=12", "--lambda", "0.01"]
+TINY_RUN = ["--patch-size", "64", "64", "--batch-size", "2", "--num-workers", "0", "--learning-rate", "1e-3"]
+
+
+def synthetic_photograph(height: int, width: int, seed: int) -> Image.Image:
+    """Smooth shading, an edge and a little noise: full rank, but with the decaying spectrum of a photograph."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    channels = []
+    for _ in range(3):
+        a, b, c, d = generator.uniform(1, 6, 4)
+        channel = np.sin(a * x + b) * np.cos(c * y + d) + (x > y * generator.uniform(0.5, 2)) * 0.7
+        channels.append(channel + generator.normal(0, 0.02, (height, width)))
+    image = np.stack(channels, axis=-1)
+    image = (image - image.min()) / (image.max() - image.min())
+    return Image.fromarray(np.rint(255 * image).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CompressAI's layout: five training images, one of them in a folder of its own, and two test images."""
+    root = tmp_path_factory.mktemp("photographs")
+    for seed, name in enumerate(("a.png", "b.jpg", "c.png", "d.JPG", "nested/e.png")):
+        path = root / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        synthetic_photograph(80 + 7 * seed, 96, seed).save(path)
+    (root / "test").mkdir()
+    synthetic_photograph(130, 70, 10).save(root / "test" / "x.png")
+    synthetic_photograph(64, 128, 11).save(root / "test" / "y.png")
+    (root / "train" / "README.txt").write_text("not an image")
+    return root

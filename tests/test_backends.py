@@ -1,0 +1,97 @@
+"""Choosing a backend: automatic may fall back, explicit may not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import svdrd
+from svdrd import backends
+from svdrd.ops import polar_factor
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def test_describe_names_every_backend_and_a_reason() -> None:
+    records = backends.describe()
+    assert tuple(record.name for record in records) == backends.NAMES
+    assert all(record.reason for record in records)
+    assert records[0].available
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match=r"'tritn'.*torch, cpp, triton, cuda"), svdrd.use_backend("tritn"):
+        pass
+
+
+def test_explicit_choice_raises_with_the_recorded_reason() -> None:
+    missing = [record for record in backends.describe() if not record.available]
+    for record in missing:
+        with pytest.raises(RuntimeError) as raised, svdrd.use_backend(record.name):
+            pass
+        assert record.reason in str(raised.value)
+
+
+def test_choice_nests_and_ends() -> None:
+    automatic = backends.select(torch.device("cpu"))
+    with svdrd.use_backend("torch"):
+        assert backends.select(torch.device("cpu")) == "torch"
+        with pytest.raises(ZeroDivisionError), svdrd.use_backend("torch"):
+            raise ZeroDivisionError
+        assert backends.select(torch.device("cpu")) == "torch"
+    assert backends.select(torch.device("cpu")) == automatic
+
+
+def test_the_backend_really_computes(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is out of reach for the compiled kernels, and they for it."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the other backend was called")
+
+    from svdrd import library
+
+    for name in library._CPP:
+        monkeypatch.setitem(library._DEFAULTS if backend == "cpp" else library._CPP, name, refuse)
+    a = torch.rand(3, 4, 4, requires_grad=True)
+    polar_factor(a).sum().backward()
+    svdrd.ops.svd(a)
+    svdrd.ops.basis_loss(a, a.detach()).backward()
+
+
+def test_cpp_refuses_another_device() -> None:
+    if backends.native is None:
+        pytest.skip("no compiled module")
+    with svdrd.use_backend("cpp"), pytest.raises(RuntimeError, match=r"'cpp' computes on the CPU.*meta"):
+        backends.select(torch.device("meta"))
+
+
+def test_environment_variable() -> None:
+    code = "import torch, svdrd; from svdrd import backends; print(backends.select(torch.device('cpu')))"
+    assert python(code, SVDRD_BACKEND="torch").stdout.strip() == "torch"
+    absent = python(code, SVDRD_BACKEND="cuda")
+    assert absent.returncode != 0
+    assert "SVDRD_BACKEND=cuda" in absent.stderr
+    assert "no CUDA kernels" in absent.stderr
+    assert "names no backend: 'fast'" in python(code, SVDRD_BACKEND="fast").stderr
+
+
+def test_ops_need_nothing_but_torch() -> None:
+    code = """
+import sys
+before = set(sys.modules)
+import torch
+allowed = set(sys.modules)
+import svdrd.ops
+print(sorted({name.partition('.')[0] for name in set(sys.modules) - allowed - set(sys.stdlib_module_names)}))
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    assert set(eval(result.stdout)) - set(sys.stdlib_module_names) <= {"svdrd", "torch"}, result.stdout

@@ -1,0 +1,289 @@
+"""The four situations of an installation: no compiler, a compiler, nvcc too, and a request that cannot be met."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ["pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "csrc", "svdrd"]
+
+SITE_PACKAGES = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")),
+    reason="no C++ compiler on this machine",
+)
+
+
+def copy_sources(folder: Path) -> Path:
+    """What a user downloads: the tracked files that a build reads, nothing that an earlier build left."""
+    folder.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            leftovers = shutil.ignore_patterns("_native*", "_build_info.json", "__pycache__")
+            shutil.copytree(ROOT / name, folder / name, ignore=leftovers)
+        else:
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_sources(tmp_path_factory.mktemp("build") / "svdrd")
+
+
+@pytest.fixture
+def empty_path(tmp_path: Path) -> str:
+    """A PATH without compiler and nvcc; cmake and ninja come from the build requirements."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    return str(folder)
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path) -> Path:
+    """A CUDA toolkit as far as the build asks it, and a `shim` folder with a script that calls its nvcc."""
+    toolkit = tmp_path / "cuda-99.1"
+    nvcc = toolkit / "bin" / "nvcc"
+    shim = tmp_path / "shim" / "nvcc"
+    for script, lines in [
+        (
+            nvcc,
+            f'case "$1" in\n--version) echo "Cuda compilation tools, release 99.1, V99.1.7" ;;\n'
+            f'*) echo "#$ TOP={toolkit}/bin/.." >&2 ;;\nesac',
+        ),
+        (shim, f'exec {nvcc} "$@"'),
+    ]:
+        script.parent.mkdir(parents=True)
+        script.write_text(f"#!/bin/sh\n{lines}\n")
+        script.chmod(0o755)
+    return toolkit
+
+
+def pip_wheel(source: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("SVDRD_BUILD", "CUDA_HOME", "CUDA_PATH")
+    }
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-v",
+            "--no-build-isolation",
+            "--no-deps",
+            "--no-index",
+            "-w",
+            folder,
+            source,
+        ],
+        env=inherited | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def build(source: Path, folder: Path, **environment: str) -> tuple[Path, dict[str, object], str]:
+    """Builds a wheel; returns it, its build record and what the build printed."""
+    result = pip_wheel(source, folder, **environment)
+    assert result.returncode == 0, result.stdout
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        return wheel, json.loads(archive.read("svdrd/_build_info.json")), result.stdout
+
+
+def native_modules(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return [name for name in archive.namelist() if name.startswith("svdrd/_native")]
+
+
+def python(program: str, *path: str | Path) -> str:
+    """What a fresh interpreter prints for the program, importing from ``path`` alone.
+
+    Without site (-S): the finder of an editable installation would add the modules that the package on the path lacks.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    command = [sys.executable, "-S", "-c", program]
+    result = subprocess.run(command, env=environment, cwd=path[0], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+COMPUTE = """
+import torch, svdrd
+from svdrd.ops import polar_factor
+from svdrd import backends
+a = torch.arange(24, dtype=torch.float64).reshape(2, 4, 3).sin()
+with svdrd.use_backend("torch"):
+    expected = polar_factor(a)
+{body}
+"""
+
+
+@needs_compiler
+def test_with_a_compiler_the_native_module_is_built_and_computes(source: Path, tmp_path: Path) -> None:
+    no_cuda = tmp_path / "no_cuda"
+    wheel, info, _ = build(source, tmp_path / "wheel", SVDRD_BUILD="auto", CUDA_HOME=str(no_cuda))
+    assert info["native"] is True
+    assert info["reason"] == ""
+    assert str(info["compiler"]).startswith(("GNU ", "Clang ", "AppleClang "))
+    assert info["cuda"] is False
+    assert str(no_cuda) in str(info["cuda_reason"])
+    assert len(native_modules(wheel)) == 1
+
+    package = tmp_path / "package"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(package)
+    body = """
+with svdrd.use_backend("cpp"):
+    computed = polar_factor(a)
+info = backends.native.build_info()
+print(svdrd.__file__, (computed - expected).abs().max().item() < 1e-14, "baseline" in info["flags"], info["version"])
+"""
+    version = wheel.name.split("-")[1]
+    expected = f"{package / 'svdrd' / '__init__.py'} True True {version}"
+    assert python(COMPUTE.format(body=body), package, *SITE_PACKAGES).strip() == expected
+
+
+@needs_compiler
+def test_the_native_module_needs_no_torch(source: Path, tmp_path: Path) -> None:
+    wheel, _, _ = build(source, tmp_path / "wheel", SVDRD_BUILD="cpu")
+    (name,) = native_modules(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extract(name, tmp_path)
+    program = """
+import ctypes, sys
+import _native
+a = (ctypes.c_double * 4)(0, 2, -3, 0)
+p = (ctypes.c_double * 4)()
+_native.polar_factor("float64", ctypes.addressof(a), 1, 2, 2, 1e-15, 0.0, ctypes.addressof(p), 0, 0, 0, 1)
+print([round(value) for value in p], max(abs(value - round(value)) for value in p) < 1e-14, "torch" in sys.modules)
+"""
+    assert python(program, tmp_path / "svdrd").strip() == "[0, 1, -1, 0] True False"
+
+
+def test_without_a_compiler_the_torch_backend_is_installed_and_says_why(
+    source: Path, tmp_path: Path, empty_path: str
+) -> None:
+    wheel, info, printed = build(source, tmp_path / "wheel", PATH=empty_path, CXX="")
+    reason = "there is no C++ compiler"
+    assert info["native"] is False
+    assert reason in str(info["reason"])
+    assert f"THE NATIVE MODULE WAS NOT BUILT: {reason}" in printed
+    # Also where a build with a compiler came before in the same folder.
+    assert native_modules(wheel) == []
+
+    package = tmp_path / "package"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(package)
+    body = """
+print(torch.equal(polar_factor(a), expected))
+try:
+    with svdrd.use_backend("cpp"):
+        pass
+except RuntimeError as error:
+    print(error)
+"""
+    computed, message = python(COMPUTE.format(body=body), package, *SITE_PACKAGES).splitlines()
+    assert computed == "True"
+    assert reason in message
+
+
+def test_a_compiler_that_is_not_there_is_named(source: Path, tmp_path: Path) -> None:
+    _, info, _ = build(source, tmp_path / "wheel", CXX="/nowhere/g++")
+    assert info["reason"] == "CXX is '/nowhere/g++', which is not an executable here"
+
+
+@needs_compiler
+def test_a_compile_error_is_recorded_by_auto_and_stops_cpu(tmp_path: Path) -> None:
+    broken = copy_sources(tmp_path / "broken")
+    for name in ("svdrd.cpp", "kernels.cpp", "module.cpp"):
+        (broken / "csrc" / name).write_text("#error this compiler is too old\n")
+    wheel, info, _ = build(broken, tmp_path / "auto")
+    assert info["native"] is False
+    assert "error: #error this compiler is too old" in str(info["reason"])
+    assert native_modules(wheel) == []
+
+    result = pip_wheel(broken, tmp_path / "cpu", SVDRD_BUILD="cpu")
+    assert result.returncode != 0
+    assert "SVDRD_BUILD=cpu, but the native module cannot be built" in result.stdout
+    assert "error: #error this compiler is too old" in result.stdout
+
+
+def test_cpu_without_a_compiler_stops(source: Path, tmp_path: Path, empty_path: str) -> None:
+    result = pip_wheel(source, tmp_path / "wheel", SVDRD_BUILD="cpu", PATH=empty_path, CXX="")
+    assert result.returncode != 0
+    assert "SVDRD_BUILD=cpu, but the native module cannot be built: there is no C++ compiler" in result.stdout
+
+
+def test_none_gives_a_wheel_for_any_platform(source: Path, tmp_path: Path) -> None:
+    wheel, info, printed = build(source, tmp_path / "wheel", SVDRD_BUILD="none")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert native_modules(wheel) == []
+    assert (info["native"], info["reason"]) == (False, "SVDRD_BUILD=none")
+    assert "NOT BUILT" not in printed
+
+
+def test_nvcc_is_traced_through_a_shim_to_its_toolkit(source: Path, tmp_path: Path, toolkit: Path) -> None:
+    path = os.pathsep.join([str(toolkit.parent / "shim"), os.environ["PATH"]])
+    _, info, _ = build(source, tmp_path / "wheel", PATH=path, CXX="/nowhere/g++")
+    assert info["cuda"] is False
+    assert f"nvcc 99.1 in {toolkit}" in str(info["cuda_reason"])
+    assert "no CUDA sources" in str(info["cuda_reason"])
+
+
+def test_cuda_home_comes_before_the_path(source: Path, tmp_path: Path, toolkit: Path) -> None:
+    _, info, _ = build(source, tmp_path / "wheel", CUDA_HOME=str(toolkit), CXX="/nowhere/g++")
+    assert f"nvcc 99.1 in {toolkit}" in str(info["cuda_reason"])
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on this machine")
+def test_this_machines_nvcc_is_found(source: Path, tmp_path: Path) -> None:
+    _, info, _ = build(source, tmp_path / "wheel", CXX="/nowhere/g++")
+    printed = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    release = printed.partition("release ")[2].partition(",")[0]
+    found, _, folder = str(info["cuda_reason"]).partition(",")[0].partition(" in ")
+    assert found == f"found nvcc {release}"
+    assert (Path(folder) / "bin" / "nvcc").is_file()
+
+
+def test_cuda_stops_where_nvcc_is_missing(source: Path, tmp_path: Path, empty_path: str) -> None:
+    result = pip_wheel(source, tmp_path / "wheel", SVDRD_BUILD="cuda", PATH=empty_path)
+    assert result.returncode != 0
+    assert "SVDRD_BUILD=cuda, but the CUDA kernels cannot be built: there is no nvcc on the PATH" in result.stdout
+    assert not list(tmp_path.rglob("*.whl"))
+
+
+def test_cuda_stops_where_there_are_no_cuda_sources(source: Path, tmp_path: Path, toolkit: Path) -> None:
+    result = pip_wheel(source, tmp_path / "wheel", SVDRD_BUILD="cuda", CUDA_HOME=str(toolkit))
+    assert result.returncode != 0
+    assert f"found nvcc 99.1 in {toolkit}, but this version of svdrd has no CUDA sources" in result.stdout
+
+
+def test_an_unknown_choice_names_the_choices(source: Path, tmp_path: Path) -> None:
+    result = pip_wheel(source, tmp_path / "wheel", SVDRD_BUILD="gpu")
+    assert result.returncode != 0
+    assert "SVDRD_BUILD is 'gpu'; it must be one of auto, none, cpu, cuda" in result.stdout
+
+
+def test_the_source_distribution_holds_the_kernels(source: Path, tmp_path: Path) -> None:
+    program = f"from setuptools import build_meta; print(build_meta.build_sdist({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", program], cwd=source, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    kernels = {f"csrc/{path.name}" for path in (source / "csrc").iterdir()}
+    assert kernels | {"setup.py", "pyproject.toml", "LICENSE", "svdrd/py.typed"} <= names
+    assert not any("_native" in name or "_build_info" in name for name in names)

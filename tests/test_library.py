@@ -1,0 +1,100 @@
+"""The operators' registration: opcheck, torch.compile, autocast, torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from svdrd.library import ops
+from svdrd.ops import basis_loss, polar_factor, recompose, svd
+
+ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "svd": lambda: (torch.randn(3, 5, 4, requires_grad=True),),
+    "polar_factor": lambda: (torch.randn(3, 5, 4, requires_grad=True), 1e-6, 0.0, True),
+    "polar_factor_backward": lambda: (
+        torch.randn(2, 5, 4, requires_grad=True),
+        torch.randn(2, 5, 4),
+        *torch.linalg.svd(torch.randn(2, 5, 4), full_matrices=False),
+        1e-6,
+        0.0,
+    ),
+    "polar_factor_second_derivative": lambda: (torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4), 1e-6, 0.0),
+    "basis_loss": lambda: (torch.randn(2, 8, 6, requires_grad=True), torch.randn(2, 8, 6), 4, 3, 1e-6, 0.0, True, False),
+    "basis_loss_backward": lambda: (
+        torch.randn(2, 2, 2, requires_grad=True), *(torch.randn(2, 8, 6) for _ in range(3)), 4, 3, 1e-6, 0.0,
+    ),
+    "basis_loss_second_derivative": lambda: (
+        torch.randn(2, 8, 6), torch.randn(2, 8, 6), torch.randn(2, 2, 2), torch.randn(2, 8, 6), 4, 3, 1e-6, 0.0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_opcheck(backend: str, name: str) -> None:
+    torch.manual_seed(0)
+    torch.library.opcheck(getattr(ops, name), ARGUMENTS[name]())
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "svd": lambda a: svd(a).S * svd(a).U.abs().sum(-2),
+    "polar_factor": lambda a: polar_factor(a * 2, smooth=0.1),
+    "basis_loss": lambda a: basis_loss(a, a.square(), block_size=2) * 3,
+    "recompose": lambda a: recompose(a, a.square()),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compile_without_a_graph_break(backend: str, name: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(FUNCTIONS[name], fullgraph=True)
+    for batch in (3, 5):
+        a = torch.randn(batch, 2, 8, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        expected, result = FUNCTIONS[name](a), compiled(a)
+        torch.testing.assert_close(result, expected)
+        gradients = [torch.autograd.grad(value.sum(), a)[0] for value in (result, expected)]
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_autocast_computes_in_float32(backend: str, name: str) -> None:
+    a = torch.rand(2, 8, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    expected = FUNCTIONS[name](a)
+    (gradient,) = torch.autograd.grad(expected.sum(), a)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = FUNCTIONS[name](a)
+        half = basis_loss(a.bfloat16(), a)
+    assert torch.equal(result, expected)
+    assert torch.equal(torch.autograd.grad(result.sum(), a)[0], gradient)
+    assert half.dtype == torch.float32
+
+
+def test_autocast_keeps_float64(backend: str) -> None:
+    a = torch.rand(2, 8, 4, dtype=torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert polar_factor(a).dtype == torch.float64
+        assert torch.equal(polar_factor(a), polar_factor(a.clone()))
+
+
+def test_backward_twice_and_accumulation(backend: str) -> None:
+    a = torch.rand(2, 8, 4).requires_grad_()
+    loss = basis_loss(a, a.detach().flip(0))
+    (first,) = torch.autograd.grad(loss, a, retain_graph=True)
+    (second,) = torch.autograd.grad(3 * loss, a)
+    torch.testing.assert_close(second, 3 * first)
+
+
+def test_gradient_inside_inference_and_detached(backend: str) -> None:
+    a = torch.rand(2, 4, 4)
+    with torch.inference_mode():
+        assert torch.isfinite(basis_loss(a, a.flip(0)))
+        assert torch.isfinite(polar_factor(a)).all()
+
+
+def test_operator_without_factors_refuses_a_gradient() -> None:
+    a = torch.rand(2, 4, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="save_factors"):
+        ops.polar_factor(a, 1e-6, 0.0, False)

@@ -1,0 +1,61 @@
+"""recompose against its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from svdrd.ops import recompose, svd
+from tests.zoo import with_spectrum
+
+
+def images(*shape: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(*shape, dtype=torch.float64, generator=generator)
+    return x + 0.1 * torch.randn(*shape, dtype=torch.float64, generator=generator), x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("height", "width", "block"), [(16, 24, 8), (16, 24, None), (40, 20, 4), (64, 64, 32)])
+def test_against_float64(backend: str, height: int, width: int, block: int | None, dtype: torch.dtype) -> None:
+    x_hat, x = (side.to(dtype) for side in images(2, 3, height, width))
+    result = recompose(x_hat, x, block_size=block)
+    assert result.shape == x.shape
+    assert result.dtype == dtype
+    rows, columns = (block, block) if block else (height, width)
+    for i in range(0, height, rows):
+        for j in range(0, width, columns):
+            window = (..., slice(i, i + rows), slice(j, j + columns))
+            u, _, vh = torch.linalg.svd(x[window].double(), full_matrices=False)
+            s = torch.linalg.svdvals(x_hat[window].double())
+            expected = (u * s[..., None, :]) @ vh
+            # The bases of close singular values turn by eps / gap: compared in norm with room for that.
+            error = torch.linalg.matrix_norm(result[window].double() - expected) / torch.linalg.matrix_norm(expected)
+            assert error.max() < (1e-3 if dtype == torch.float32 else 1e-11)
+
+
+def test_recomposing_with_itself_is_the_identity(backend: str) -> None:
+    x = images(3, 32, 32)[1]
+    torch.testing.assert_close(recompose(x, x, 8), x, atol=1e-13, rtol=0)
+
+
+def test_the_bases_of_the_original_bring_the_picture_closer(backend: str) -> None:
+    """The observation the loss rests on (Sec. II-A): x_hat's spectrum on x's bases is nearer to x than x_hat is."""
+    x_hat, x = images(3, 32, 32)
+    assert (recompose(x_hat, x, 8) - x).square().mean() < 0.5 * (x_hat - x).square().mean()
+
+
+def test_gradcheck(backend: str) -> None:
+    x = with_spectrum(4, 3, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)).requires_grad_()
+    x_hat = with_spectrum(4, 3, torch.tensor([2.5, 1.2, 0.3], dtype=torch.float64), seed=7).requires_grad_()
+    assert torch.autograd.gradcheck(recompose, (x_hat, x))
+
+
+def test_a_non_finite_matrix_stays_alone(backend: str) -> None:
+    x_hat, x = images(3, 8, 8)
+    x_hat[1, 2, 3] = torch.nan
+    result = recompose(x_hat, x)
+    assert result[1].isnan().all()
+    assert torch.equal(result[[0, 2]], recompose(x_hat[[0, 2]], x[[0, 2]]))
+    assert svd(x_hat).S[1].isnan().all()

@@ -1,0 +1,107 @@
+"""svd against LAPACK's own test ratios, and its derivative."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from svdrd.ops import svd
+from tests.zoo import LARGE_SIZES, SIZES, ZOO, exact_rank, with_spectrum
+
+# Small enough and large enough that a squared entry leaves the dtype's range.
+SCALES = {torch.float32: (1.0, 1e30, 1e-30), torch.float64: (1.0, 1e300, 1e-300)}
+
+
+def ratios(a: Tensor, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
+    """``(3, batch)``: LAPACK's residual and orthogonality ratios, which it accepts below 30."""
+    m, n, k = a.shape[-2], a.shape[-1], s.shape[-1]
+    eps = torch.finfo(a.dtype).eps
+    # Dividing by the largest entry first keeps the check itself from over- and underflowing.
+    scale = a.double().abs().amax((-2, -1), keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
+    a, u, s, vh = a.double() / scale, u.double(), s.double() / scale[..., 0], vh.double()
+    norm = torch.linalg.matrix_norm(a).clamp(min=torch.finfo(torch.float64).tiny)
+    identity = torch.eye(k, dtype=torch.float64)
+    return torch.stack(
+        [
+            torch.linalg.matrix_norm(a - (u * s[..., None, :]) @ vh) / (norm * max(m, n) * eps),
+            torch.linalg.matrix_norm(identity - u.mT @ u) / (m * eps),
+            torch.linalg.matrix_norm(identity - vh @ vh.mT) / (n * eps),
+        ]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("m", "n"), SIZES + LARGE_SIZES)
+def test_zoo(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
+    names = list(ZOO)
+    for scale in SCALES[dtype]:
+        a = (torch.stack([ZOO[name](m, n) for name in names]) * scale).to(dtype)
+        u, s, vh = svd(a)
+        worst = ratios(a, u, s, vh)
+        assert torch.isfinite(worst).all()
+        bad = (worst >= 30).any(0)
+        assert not bad.any(), [(name, worst[:, i].tolist()) for i, name in enumerate(names) if bad[i]]
+        assert worst.median() < 5
+        assert (s >= 0).all()
+        assert (s.diff(dim=-1) <= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (8, 8), (16, 16), (33, 32), (64, 64), (256, 256)])
+def test_noise_floor_of_exactly_deficient_matrices(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
+    """Rank decisions at 4 eps need a computed zero to stay below it."""
+    for name in ZOO:
+        rank = exact_rank(name, m, n)
+        if not rank or rank == min(m, n):
+            continue
+        s = svd(ZOO[name](m, n).to(dtype)).S
+        assert s[rank] < 4 * torch.finfo(dtype).eps * s[0], name
+
+
+def test_values_agree_with_lapack(backend: str) -> None:
+    a = torch.stack([ZOO[name](12, 9) for name in ZOO])
+    expected = torch.linalg.svdvals(a)
+    error = (svd(a).S - expected).abs().amax(-1)
+    assert (error <= 30 * torch.finfo(a.dtype).eps * expected[:, 0].clamp(min=1e-300)).all()
+
+
+def gauge_invariant(a: Tensor) -> tuple[Tensor, ...]:
+    """Functions that the choice of singular vectors does not change."""
+    u, s, vh = svd(a)
+    return u @ vh, s, (u * s[..., None, :] ** 2) @ vh, u[..., :2] @ u[..., :2].mT
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 4), (5, 3), (3, 5)])
+def test_derivative_at_distinct_values(backend: str, m: int, n: int) -> None:
+    a = with_spectrum(m, n, torch.arange(min(m, n), 0, -1).double()).expand(2, m, n).clone().requires_grad_()
+    assert torch.autograd.gradcheck(gauge_invariant, a)
+    assert torch.autograd.gradgradcheck(gauge_invariant, a)
+
+
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (6, 4), (4, 6)])
+def test_derivative_at_repeated_values(backend: str, m: int, n: int) -> None:
+    """Repeated vectors that take part with one weight: U V^T, a projection that does not split them, sums over S."""
+    a = with_spectrum(m, n, torch.tensor([3.0, 1.0, 1.0, 1.0], dtype=torch.float64)).requires_grad_()
+
+    def function(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        u, s, vh = svd(a)
+        return u @ vh, u[..., :1] @ vh[..., :1, :], s.pow(3).sum(-1)
+
+    assert torch.autograd.gradcheck(function, a)
+
+
+def test_derivative_is_finite_on_the_zoo(backend: str) -> None:
+    for m, n in [(8, 8), (8, 5), (5, 8), (32, 32)]:
+        for scale in (1.0, 1e30, 1e-30, 1e-42):
+            a = (torch.stack([ZOO[name](m, n) for name in ZOO]) * scale).float().requires_grad_()
+            u, s, vh = svd(a)
+            weights = torch.linspace(-1, 1, u.shape[-1])
+            ((u * weights).sum() + s.sum() + vh.pow(3).sum()).backward()
+            assert torch.isfinite(a.grad).all()
+
+
+def test_only_the_factors_that_are_used_need_a_gradient(backend: str) -> None:
+    a = with_spectrum(5, 4, torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)).requires_grad_()
+    for i in range(3):
+        assert torch.autograd.gradcheck(lambda a, i=i: svd(a)[i].abs(), a)
