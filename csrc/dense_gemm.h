@@ -52,6 +52,8 @@ inline void gemm_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_column
                       int64_t c_stride, int64_t columns, T alpha, bool accumulate) {
   constexpr int64_t w = lanes<T>;
   Vector<T> sum[rows][vectors] = {};
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < vectors; ++j) __builtin_prefetch(c + i * c_stride + j * w, 1);
   for (int64_t k = 0; k < depth; ++k) {
     Vector<T> b_row[vectors];
 #pragma GCC unroll 3
@@ -107,6 +109,25 @@ inline void gemm_panel(int64_t first_row, int64_t m, int64_t depth, Operand<T> a
                              alpha, accumulate);
 }
 
+// packed[l * stride + j] = element (l, j) of a panel of B, zero from `columns` to stride.
+template <typename T>
+inline void pack_panel(const T* panel, Operand<T> b, int64_t depth, int64_t columns, T* packed, int64_t stride) {
+  constexpr int64_t w = lanes<T>;
+  int64_t whole_columns = 0, whole_depth = 0;
+  if (b.row == 1) {
+    whole_columns = round_down(columns, w);
+    whole_depth = round_down(depth, w);
+    for (int64_t j = 0; j < whole_columns; j += w)
+      for (int64_t l = 0; l < whole_depth; l += w)
+        transpose_block(panel + j * b.column + l, b.column, packed + l * stride + j, stride);
+  }
+  for (int64_t l = 0; l < depth; ++l) {
+    for (int64_t j = l < whole_depth ? whole_columns : 0; j < columns; ++j)
+      packed[l * stride + j] = panel[l * b.row + j * b.column];
+    for (int64_t j = columns; j < stride; ++j) packed[l * stride + j] = T(0);
+  }
+}
+
 // C (m x n, rows c_stride apart) = alpha A (m x k) B (k x n), or added to C. C must not overlap A or B.
 template <typename T>
 inline void gemm(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
@@ -127,15 +148,7 @@ inline void gemm(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T*
       int64_t b_stride = b.row;
       if (b.column != 1 || columns != vectors * w) {
         b_stride = vectors * w;
-        for (int64_t l = 0; l < depth; ++l)
-          for (int64_t j = columns; j < b_stride; ++j) packed[l * b_stride + j] = T(0);
-        if (b.column == 1) {
-          for (int64_t l = 0; l < depth; ++l)
-            for (int64_t j = 0; j < columns; ++j) packed[l * b_stride + j] = b_panel[l * b.row + j];
-        } else {
-          for (int64_t j = 0; j < columns; ++j)
-            for (int64_t l = 0; l < depth; ++l) packed[l * b_stride + j] = b_panel[l * b.row + j * b.column];
-        }
+        pack_panel(b_panel, b, depth, columns, packed, b_stride);
         b_panel = packed;
       }
       int64_t rows = m;

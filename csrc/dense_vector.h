@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "simd.h"
 
@@ -46,6 +47,9 @@ inline Vector<T> splat(T x) {
   return x - Vector<T>{};  // not 0 + x, which would turn -0 into 0 and cost an addition
 }
 
+inline float square_root(float x) { return __builtin_sqrtf(x); }
+inline double square_root(double x) { return __builtin_sqrt(x); }
+
 template <typename T>
 inline T sum_lanes(Vector<T> v) {
   T parts[lanes<T>];
@@ -53,6 +57,37 @@ inline T sum_lanes(Vector<T> v) {
   for (int64_t width = lanes<T> / 2; width > 0; width /= 2)
     for (int64_t i = 0; i < width; ++i) parts[i] += parts[i + width];
   return parts[0];
+}
+
+// a_0 b_0 a_1 b_1 ... from the first half of the lanes, or from the second.
+template <typename T, bool second, int... lane>
+inline Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
+  constexpr int w = static_cast<int>(lanes<T>), first = second ? w / 2 : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (lane % 2 * w + lane / 2 + first)...);
+#else
+  return __builtin_shuffle(a, b, typename NativeTypes<T>::MaskVector{(lane % 2 * w + lane / 2 + first)...});
+#endif
+}
+
+// Transposes the square block of one vector a row: log2(lanes) perfect shuffles.
+template <typename T>
+inline void transpose_block(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  constexpr int w = static_cast<int>(lanes<T>);
+  using Indices = std::make_integer_sequence<int, w>;
+  Vector<T> rows[w], next[w];
+  for (int i = 0; i < w; ++i) rows[i] = load(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int round = 1; round < w; round *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < w / 2; ++i) {
+      next[2 * i] = interleave<T, false>(rows[i], rows[i + w / 2], Indices{});
+      next[2 * i + 1] = interleave<T, true>(rows[i], rows[i + w / 2], Indices{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < w; ++i) rows[i] = next[i];
+  }
+  for (int i = 0; i < w; ++i) store(to + i * to_stride, rows[i]);
 }
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }

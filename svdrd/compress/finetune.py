@@ -66,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr-schedule",
         choices=SCHEDULES,
         default="plateau",
-        help="plateau: to a tenth after more than 10 epochs without a better validation loss, as CompressAI; cosine: to a "
-        "hundredth over all steps; step: a tenth for the last fifth of all steps (default: %(default)s)",
+        help="plateau: to a tenth after more than 10 epochs without a better validation loss, as CompressAI; "
+        "cosine: to a hundredth over all steps; step: a tenth for the last fifth of all steps (default: %(default)s)",
     )
     add("--clip-max-norm", "--clip_max_norm", type=float, default=1.0, help="of the gradient; 0: none (default: 1.0)")
     add("--seed", type=int, default=0, help="of weights, order, crops and quantisation noise (default: %(default)s)")
