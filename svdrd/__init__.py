@@ -1,4 +1,4 @@
-"""svdrd: batched small-matrix SVD, the polar factor ``U V^T`` and the SVD basis loss, fast and with exact derivatives."""
+"""svdrd: batched small-matrix SVD, the polar factor ``U V^T`` and the SVD basis loss, safe to differentiate."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -50,8 +50,8 @@ def _load_native() -> tuple[ModuleType | None, str]:
 
 native, _native_reason = _load_native()
 
-# The process's explicit choice. It is one value for all threads, because a backward pass on a GPU runs on autograd's own
-# threads and has to follow the choice of the thread that called it.
+# The process's explicit choice. It is one value for all threads, because a backward pass on a GPU runs on autograd's
+# own threads and has to follow the choice of the thread that called it.
 _chosen: str | None = os.environ.get("SVDRD_BACKEND") or None
 
 
@@ -72,15 +72,17 @@ def _require(name: str, source: str) -> None:
     backend = next(backend for backend in describe() if backend.name == name)
     if not backend.available:
         usable = ", ".join(repr(backend.name) for backend in describe() if backend.available)
-        raise RuntimeError(f"{source} asks for the backend {name!r}, which is not here: {backend.reason}. Here: {usable}.")
+        raise RuntimeError(
+            f"{source} asks for the backend {name!r}, which is not here: {backend.reason}. Here: {usable}."
+        )
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Compute with the backend ``name`` inside the ``with`` block, or raise; never falls back.
 
-    The choice holds for the whole process, all threads included, as ``SVDRD_BACKEND`` does from outside, and for a backward
-    pass as far as it runs inside the block.
+    The choice holds for the whole process, all threads included, as ``SVDRD_BACKEND`` does from outside, and for a
+    backward pass as far as it runs inside the block.
 
     Args:
         name: ``"torch"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
@@ -105,6 +107,7 @@ def select(device: torch.device) -> str:
     _require(_chosen, f"SVDRD_BACKEND={_chosen}" if os.environ.get("SVDRD_BACKEND") == _chosen else "use_backend")
     if _chosen == "cpp" and device.type != "cpu":
         raise RuntimeError(
-            f"The backend 'cpp' computes on the CPU, but the tensor is on {device}. Move it with .cpu(), or use the backend 'torch'."
+            f"The backend 'cpp' computes on the CPU, but the tensor is on {device}. Move it with .cpu(), or use the "
+            "backend 'torch'."
         )
     return _chosen

@@ -34,12 +34,12 @@ def polar_factor_vjp(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: flo
 
     or, for ``smooth = e > 0``, with ``r = sqrt(s^2 + e^2)``, ``T_ij = (s_i r_j + s_j r_i) / (s_i + s_j)``,
 
-    ``Z_ij = (W_ij - W_ji)/2 T_ij/(r_i r_j) + (W_ij + W_ji)/2 e^2/(r_i r_j T_ij)``, and ``W_ij / r_i`` outside the thin part.
+    ``Z_ij = (W_ij - W_ji)/2 T_ij/(r_i r_j) + (W_ij + W_ji)/2 e^2/(r_i r_j T_ij)``, and ``W_ij / r_j`` outside.
 
     Args:
         grad: ``(..., m, n)``, the derivative with respect to the polar factor.
-        u, s, vh: thin factors ``(..., m, k)``, ``(..., k)``, ``(..., k, n)``; with ``smooth == 0`` a singular value that was
-            dropped is given as 0.
+        u, s, vh: thin factors ``(..., m, k)``, ``(..., k)``, ``(..., k, n)``; with ``smooth == 0`` a singular value
+            that was dropped is given as 0.
         smooth: ``e >= 0``, in the units of the matrix.
 
     Returns:
@@ -62,7 +62,7 @@ def polar_factor_vjp(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: flo
         r = torch.hypot(s, e[..., 0])
         r_i, r_j = r[..., :, None], r[..., None, :]
         total = s_i + s_j
-        t = r_i + (r_j - r_i) * (s_i / _unit_where_zero(total))  # = T; written so that it stays between r_i and r_j for denormals
+        t = r_i + (r_j - r_i) * (s_i / _unit_where_zero(total))  # T, in a form that stays between r_i and r_j
         z = 0.5 * ((w - w.mT) * (t / (r_i * r_j)) + (w + w.mT) * ((e / r_i) * (e / r_j) / t))
         outside = 1.0 / r
     else:
@@ -108,7 +108,7 @@ def polar_factor_second_derivative(
 
 
 def _smoothed_second_derivative(s: Tensor, g: Tensor, h: Tensor, e: Tensor) -> Tensor:
-    """``P_e = A N^-1`` with ``N = (A^T A + e^2)^(1/2)``, differentiated twice through ``N^2`` (two Sylvester equations)."""
+    """``P_e = A N^-1`` with ``N^2 = A^T A + e^2``, differentiated twice (two Sylvester equations)."""
     m, n = g.shape[-2:]
     r = torch.hypot(s, e[..., 0])
     r_j, sylvester = r[..., None, :], r[..., :, None] + r[..., None, :]
@@ -125,11 +125,12 @@ def _smoothed_second_derivative(s: Tensor, g: Tensor, h: Tensor, e: Tensor) -> T
 
 
 def _stepped_second_derivative(s: Tensor, kept: Tensor, g: Tensor, h: Tensor) -> Tensor:
-    """P is the odd step f of the symmetric ``J = [[0, A], [A^T, 0]]``, and the second divided differences of a step need no
-    difference of eigenvalues on the same side of it: repeated singular values are as harmless as in the first derivative.
+    """P is the odd step f of the symmetric ``J = [[0, A], [A^T, 0]]``, and the second divided differences of a step
+    need no difference of eigenvalues on the same side of it: repeated singular values are as harmless as in the first
+    derivative.
     """
     m, n = g.shape[-2:]
-    # Eigenpairs of J in the singular bases: (e_i, +-e_i) / sqrt(2) with +-s_i, and (e_i, 0) with 0 for the rows outside.
+    # Eigenpairs of J in the singular bases: (e_i, +-e_i) / sqrt(2) with +-s_i; (e_i, 0) with 0 for rows outside.
     half = 0.5**0.5 * torch.eye(n, dtype=g.dtype, device=g.device)
     q = g.new_zeros(m + n, m + n)
     q[:n, :n], q[m:, :n] = half, half
@@ -170,9 +171,9 @@ def svd_vjp(
 
     its diagonal is ``gS``, and ``(I - U U^T) gU S^-1 V^T`` (tall) or ``U S^-1 gV^T (I - V V^T)`` (wide) is added.
 
-    Exact at distinct singular values. Where ``|s_i - s_j| <= max(m, n) eps s_1`` the first quotient is taken as 0, where
-    ``s_i + s_j`` is that small the second one too, and likewise ``1/s``: always finite. ``docs/gradients.md`` says for which
-    functions that is their exact derivative at a repeated value, and why no rule could serve them all.
+    Exact at distinct singular values. Where ``|s_i - s_j| <= max(m, n) eps s_1`` the first quotient is taken as 0,
+    where ``s_i + s_j`` is that small the second one too, and likewise ``1/s``: always finite. ``docs/gradients.md``
+    says for which functions that is their exact derivative at a repeated value, and why no rule could serve them all.
 
     Args:
         grad_u, grad_s, grad_vh: ``(..., m, k)``, ``(..., k)``, ``(..., k, n)``; None stands for zero.

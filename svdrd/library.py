@@ -1,8 +1,8 @@
 """The operators' registration with PyTorch's dispatcher: schemas, implementations, fakes, autograd, autocast.
 
 The only file that knows ``torch.library``. Operators take flat batches, ``(b, m, n)`` or ``(b, h, w)``, of float32 or
-float64; ``svdrd.ops`` has the public functions. Each operator's default is the plain-torch reference; on the CPU the kernels
-of ``svdrd.cpp`` take its place where ``svdrd.backends`` selects them.
+float64; ``svdrd.ops`` has the public functions. Each operator's default is the plain-torch reference; on the CPU the
+kernels of ``svdrd.cpp`` take its place where ``svdrd.backends`` selects them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _SCHEMAS = {
     "polar_factor": "(Tensor a, float rcond, float smooth, bool save_factors)"
     " -> (Tensor p, Tensor u, Tensor s, Tensor vh)",
     # a and rcond are for the double backward.
-    "polar_factor_backward": "(Tensor grad, Tensor a, Tensor u, Tensor s, Tensor vh, float rcond, float smooth) -> Tensor",
+    "polar_factor_backward": "(Tensor grad, Tensor a, Tensor u, Tensor s, Tensor vh, float rcond, float smooth)"
+    " -> Tensor",
     "polar_factor_second_derivative": "(Tensor a, Tensor g, Tensor h, float rcond, float smooth) -> Tensor",
     # The derivatives come with the value, because both factors are at hand there: empty where not needed.
     "basis_loss": "(Tensor x_hat, Tensor x, SymInt block_height, SymInt block_width, float rcond, float smooth,"
@@ -231,7 +232,7 @@ def _basis_loss_grad(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tenso
     if grad_loss is not None:
         if ctx.needed[0] and ctx.needs_input_grad[0]:
             grad_x_hat = ops.basis_loss_backward(grad_loss, derivative_x_hat, x_hat, x, *ctx.options)
-        if ctx.needed[1] and ctx.needs_input_grad[1]:  # |P1 - P2| is symmetric: the same function with the sides exchanged
+        if ctx.needed[1] and ctx.needs_input_grad[1]:  # |P1 - P2| is symmetric: the sides exchanged
             grad_x = ops.basis_loss_backward(grad_loss, derivative_x, x, x_hat, *ctx.options)
     return grad_x_hat, grad_x, *(None,) * 6
 
@@ -250,7 +251,7 @@ def _basis_loss_double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | N
         by_grad_loss = blocks.sum((-2, -1)).reshape(grad_loss.shape)
     if ctx.needs_input_grad[2]:
         by_x_hat = ops.basis_loss_second_derivative(x_hat, x, grad_loss, direction, *options)
-    # Not by x: the loss is piecewise linear in the two polar factors, so their mixed second derivative is 0 almost everywhere.
+    # Not by x: the loss is piecewise linear in the two polar factors, so the mixed derivative is 0 almost everywhere.
     return by_grad_loss, None, by_x_hat, *(None,) * 5
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from svdrd.ops import basis_loss
+from svdrd.ops.basis_loss import basis_loss
 
 
 class BasisLoss(nn.Module):

@@ -1,8 +1,9 @@
-"""The specification: every operation in plain PyTorch, for any device. It is the ``torch`` backend and the tests' oracle.
+"""The specification: every operation in plain PyTorch, for any device. It is the ``torch`` backend and the tests'
+oracle.
 
-All functions take one batch dimension, ``(b, m, n)``, and float32 or float64. float32 is computed in float64 and rounded
-once at the end, because a float32 LAPACK SVD leaves noise of up to 25 eps s_1 in a singular value that is exactly zero, and ranks decided from
-that are wrong.
+All functions take one batch dimension, ``(b, m, n)``, and float32 or float64. float32 is computed in float64 and
+rounded once at the end, because a float32 LAPACK SVD leaves noise of up to 25 eps s_1 in a singular value that is
+exactly zero, and ranks decided from that are wrong.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ def _finite_items(a: Tensor) -> Tensor:
 
 
 def _factors(a: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Float64 factors and which items are finite; the others are replaced by zero, or LAPACK would refuse the whole batch."""
+    """Float64 factors and which items are finite; the others are replaced by zero, or LAPACK would refuse the whole
+    batch.
+    """
     finite = _finite_items(a)
     safe = torch.where(finite[:, None, None], a, 0.0).to(torch.float64)
-    # An exact power of two brings the largest entry to [1/2, 1), where LAPACK neither overflows nor loses denormals. It is
-    # applied in two halves because 2^-exponent alone overflows for a denormal.
+    # An exact power of two brings the largest entry to [1/2, 1), where LAPACK neither overflows nor loses denormals. It
+    # is applied in two halves because 2^-exponent alone overflows for a denormal.
     largest = safe.abs().amax((-2, -1)) if safe.numel() else safe.new_ones(safe.shape[0])
     exponent = torch.frexp(largest).exponent.to(torch.float64)
     half = torch.trunc(exponent / 2)
     rest = exponent - half
     scaled = safe * torch.exp2(-half)[:, None, None] * torch.exp2(-rest)[:, None, None]
     u, s, vh = torch.linalg.svd(scaled, full_matrices=full_matrices)
-    # LAPACK leaves up to 27 eps s_1 in a value that is exactly zero. The error of the vectors enters |u_i^T A v_i| squared, so
-    # that is below eps s_1 there; elsewhere the two agree to rounding.
+    # LAPACK leaves up to 27 eps s_1 in a value that is exactly zero. The error of the vectors enters |u_i^T A v_i|
+    # squared, so that is below eps s_1 there; elsewhere the two agree to rounding.
     k = s.shape[-1]
     quotient = (u[..., :k].mT @ scaled * vh[..., :k, :]).sum(-1).abs()
     s = torch.minimum(s, quotient).cummin(-1).values if k else s
@@ -53,7 +56,7 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""The canonical polar factor ``sum over s_i > rcond s_1 of u_i v_i^T``, or ``U diag(s / sqrt(s^2 + smooth^2)) V^T``.
+    r"""``sum over s_i > rcond s_1 of u_i v_i^T``, or with ``smooth > 0`` ``U diag(s / sqrt(s^2 + smooth^2)) V^T``.
 
     Returns the polar factor and the factors its derivative needs, singular values that were dropped written as 0.
     """
@@ -126,7 +129,8 @@ def basis_loss(
     def derivative(needed: bool, sign: Tensor, factors: list[Tensor]) -> Tensor:
         if not needed:
             return sign.new_empty(0)
-        return from_blocks(gradients.polar_factor_vjp(sign, *factors, smooth=smooth), b, h, w).contiguous()
+        u, s, vh = factors
+        return from_blocks(gradients.polar_factor_vjp(sign, u, s, vh, smooth), b, h, w).contiguous()
 
     return loss, derivative(need_grad_x_hat, sign, factors_hat), derivative(need_grad_x, -sign, factors)
 
@@ -141,7 +145,7 @@ def basis_loss_second_derivative(
     rcond: float,
     smooth: float,
 ) -> Tensor:
-    r"""Gradient of ``<direction, grad_loss * d loss / d x_hat>`` with respect to ``x_hat``; ``sign`` is constant there."""
+    r"""Gradient of ``<direction, grad_loss * d loss / d x_hat>`` by ``x_hat``; the sign pattern is constant there."""
     b, h, w = x_hat.shape
     hat, target = to_blocks(x_hat, block_height, block_width), to_blocks(x, block_height, block_width)
     sign = torch.sign(polar_factor(hat, rcond, smooth)[0] - polar_factor(target, rcond, smooth)[0])

@@ -94,7 +94,8 @@ def test_strides(backend: str, name: str) -> None:
     expected = operation(a.contiguous())
     wide = torch.zeros(3, 2, 12, 8)
     wide[..., ::2, 1::2] = a
-    for view in (a.mT.contiguous().mT, wide[..., ::2, 1::2], a.flip(-1).flip(-1), a.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)):  # fmt: skip
+    swapped = a.transpose(0, 1).contiguous().transpose(0, 1)
+    for view in (a.mT.contiguous().mT, wide[..., ::2, 1::2], swapped):
         assert torch.equal(operation(view), expected)
     expanded = a[:1].expand(3, 2, 6, 4).requires_grad_()
     gradient = torch.autograd.grad(operation(expanded).sum(), expanded)[0]
@@ -149,8 +150,9 @@ def test_a_nan_target_is_no_finite_lie(backend: str) -> None:
     x[0, 0, 0] = torch.nan
     loss = basis_loss(x_hat, x, reduction="none")
     loss.sum().backward()
-    assert loss[0].isnan() and torch.isfinite(loss[1])
-    assert x_hat.grad[0].isnan().all() and torch.isfinite(x_hat.grad[1]).all()
+    assert loss.isnan().tolist() == [True, False]
+    assert x_hat.grad[0].isnan().all()
+    assert torch.isfinite(x_hat.grad[1]).all()
 
 
 @EVERY
@@ -175,7 +177,7 @@ def test_concurrent_callers(backend: str, name: str) -> None:
         (lambda: polar_factor(torch.zeros(3, 3), smooth=-1.0), ValueError, r"smooth is -1\.0.*>= 0"),
         (lambda: polar_factor(torch.zeros(3, 3), smooth=float("inf")), ValueError, "smooth is inf"),
         (lambda: basis_loss(torch.zeros(2, 3, 3), torch.zeros(3, 3)), ValueError, r"\(2, 3, 3\) and x \(3, 3\).*equal"),
-        (lambda: basis_loss(torch.zeros(8, 12), torch.zeros(8, 12), 3), ValueError, r"block_size=3.*8 x 12.*fits is 1, 2, 4\."),
+        (lambda: basis_loss(torch.zeros(8, 12), torch.zeros(8, 12), 3), ValueError, r"=3.*8 x 12.*fits is 1, 2, 4\."),
         (lambda: basis_loss(torch.zeros(8, 8), torch.zeros(8, 8), 0), ValueError, "block_size is 0.*positive"),
         (lambda: basis_loss(torch.zeros(8, 8), torch.zeros(8, 8), True), ValueError, "block_size is True"),
         (lambda: basis_loss(torch.zeros(8, 8), torch.zeros(8, 8), reduction="avg"), ValueError, "'avg'.*'mean', 'sum'"),

@@ -22,8 +22,10 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
         1e-6,
         0.0,
     ),
-    "polar_factor_second_derivative": lambda: (torch.randn(2, 5, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4), 1e-6, 0.0),
-    "basis_loss": lambda: (torch.randn(2, 8, 6, requires_grad=True), torch.randn(2, 8, 6), 4, 3, 1e-6, 0.0, True, False),
+    "polar_factor_second_derivative": lambda: (*(torch.randn(2, 5, 4) for _ in range(3)), 1e-6, 0.0),
+    "basis_loss": lambda: (
+        torch.randn(2, 8, 6, requires_grad=True), torch.randn(2, 8, 6), 4, 3, 1e-6, 0.0, True, False,
+    ),
     "basis_loss_backward": lambda: (
         torch.randn(2, 2, 2, requires_grad=True), *(torch.randn(2, 8, 6) for _ in range(3)), 4, 3, 1e-6, 0.0,
     ),

@@ -45,7 +45,8 @@ def test_zoo(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
 @DTYPES
 @pytest.mark.parametrize(("m", "n"), SIZES + LARGE_SIZES)
 def test_agrees_with_the_definition(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
-    """Error of a polar factor: ``eps s_1 / (s_k + s_(k-1))``, s_k the smallest kept value (Higham 2008, theorem 8.10)."""
+    """Error of a polar factor: ``eps s_1 / (s_k + s_(k-1))``, s_k the smallest kept value (Higham 2008, theorem
+    8.10)."""
     eps = torch.finfo(dtype).eps
     for name, generate in ZOO.items():
         a = generate(m, n).to(dtype)
@@ -62,7 +63,7 @@ def test_agrees_with_the_definition(backend: str, m: int, n: int, dtype: torch.d
 
 @DTYPES
 def test_smoothed(backend: str, dtype: torch.dtype) -> None:
-    for m, n in SIZES + [(64, 64)]:
+    for m, n in [*SIZES, (64, 64)]:
         a = torch.stack([ZOO[name](m, n) for name in ZOO]).to(dtype)
         for e in (1e-1, 3.0):
             expected, s = oracle(a, 0.0, e)
@@ -97,7 +98,9 @@ SMOOTH = pytest.mark.parametrize("smooth", [0.0, 0.3])
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 3), (4, 3), (3, 5), (1, 4), (4, 1)])
 @pytest.mark.parametrize("name", ["random", "identity", "orthogonal", "equal pairs", "two ulp gap", "clustered"])
 def test_gradcheck_at_full_rank(backend: str, name: str, m: int, n: int, smooth: float) -> None:
-    a = (ZOO[name](m, n) * 2 + (0.5 * torch.eye(m, n, dtype=torch.float64) if name == "clustered" else 0)).requires_grad_()
+    a = (
+        ZOO[name](m, n) * 2 + (0.5 * torch.eye(m, n, dtype=torch.float64) if name == "clustered" else 0)
+    ).requires_grad_()
     assert torch.autograd.gradcheck(lambda a: polar_factor(a, smooth=smooth), a)
     assert torch.autograd.gradgradcheck(lambda a: polar_factor(a, smooth=smooth), a)
 
@@ -127,7 +130,9 @@ def jacobian_product(a: Tensor, g: Tensor, **options: float) -> Tensor:
 
 
 @SMOOTH
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (7, 7), (8, 5), (5, 8), (16, 16), (32, 32), (64, 64), (100, 24), (24, 100)])
+@pytest.mark.parametrize(
+    ("m", "n"), [(1, 1), (7, 7), (8, 5), (5, 8), (16, 16), (32, 32), (64, 64), (100, 24), (24, 100)]
+)
 def test_adjoint_identity(backend: str, m: int, n: int, smooth: float) -> None:
     """The Jacobian is symmetric, positive semidefinite, and annihilates A (for ``smooth == 0``)."""
     a = torch.stack([ZOO[name](m, n) for name in ZOO])
@@ -165,8 +170,11 @@ def test_float32_derivative_against_float64(backend: str, m: int, n: int) -> Non
 
 @DTYPES
 def test_derivative_is_finite_on_the_zoo_at_every_scale(backend: str, dtype: torch.dtype) -> None:
-    tiny, largest = torch.finfo(dtype).tiny, torch.finfo(dtype).max / 4096  # all singular values can still be represented
-    for m, n in SIZES + [(64, 64)]:
+    tiny, largest = (
+        torch.finfo(dtype).tiny,
+        torch.finfo(dtype).max / 4096,
+    )  # all singular values can still be represented
+    for m, n in [*SIZES, (64, 64)]:
         animals = torch.stack([ZOO[name](m, n) for name in ZOO])
         for scale in (*SCALES[dtype], tiny, tiny * 2.0**-8, largest):
             a = (animals * scale).to(dtype)

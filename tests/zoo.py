@@ -103,7 +103,7 @@ ZOO: dict[str, Generator] = {
     "orthogonal": lambda m, n: with_spectrum(m, n, torch.ones(min(m, n), dtype=torch.float64)),
     "signs": lambda m, n: torch.sign(_random(m, n, seed=7)),
     "random": lambda m, n: _random(m, n, seed=8),
-    "diagonal": lambda m, n: torch.nn.functional.pad(torch.diag(_arithmetic(min(m, n)).flip(0)), (0, max(n - m, 0), 0, max(m - n, 0))),
+    "diagonal": lambda m, n: torch.eye(m, n, dtype=torch.float64) * torch.arange(1, n + 1) / n,
     "arithmetic": lambda m, n: with_spectrum(m, n, _arithmetic(min(m, n))),
     "geometric": lambda m, n: with_spectrum(m, n, _geometric(min(m, n))),
     "clustered": lambda m, n: with_spectrum(m, n, _clustered(min(m, n))),
@@ -112,7 +112,7 @@ ZOO: dict[str, Generator] = {
     "two ulp gap": _two_ulp_gap,
     "ones": lambda m, n: torch.ones(m, n, dtype=torch.float64),
     "jordan": _jordan,
-    "kronecker": lambda m, n: torch.kron(torch.ones(2, 2, dtype=torch.float64), _random((m + 1) // 2, (n + 1) // 2))[:m, :n],
+    "kronecker": lambda m, n: _random((m + 1) // 2, (n + 1) // 2).repeat(2, 2)[:m, :n],
     "hilbert": lambda m, n: 1 / (torch.arange(m, dtype=torch.float64)[:, None] + torch.arange(n) + 1),
     "graded rows": lambda m, n: _random(m, n, seed=9) * _geometric(m)[:, None],
     "graded columns": lambda m, n: _random(m, n, seed=10) * _geometric(n),
@@ -130,12 +130,28 @@ ZOO: dict[str, Generator] = {
     "ramp": lambda m, n: (torch.arange(m)[:, None] + torch.arange(n)).double() / 255,
 }  # fmt: skip
 
-SIZES = [(1, 1), (2, 2), (3, 3), (4, 4), (7, 7), (8, 8), (8, 5), (5, 8), (1, 6), (6, 1), (16, 16), (17, 16), (31, 33), (32, 32)]
+SIZES = [
+    (1, 1),
+    (2, 2),
+    (3, 3),
+    (4, 4),
+    (7, 7),
+    (8, 8),
+    (8, 5),
+    (5, 8),
+    (1, 6),
+    (6, 1),
+    (16, 16),
+    (17, 16),
+    (31, 33),
+    (32, 32),
+]
 LARGE_SIZES = [(64, 64), (63, 64), (100, 24), (24, 100), (128, 128)]
 
 
 def exact_rank(name: str, m: int, n: int) -> int | None:
-    """The rank of ``ZOO[name](m, n)`` where it is exact in floating point too, hence free of rounding in the entries."""
+    """The rank of ``ZOO[name](m, n)`` where it is exact in floating point too, hence free of rounding in the
+    entries."""
     k = min(m, n)
     ranks = {"zero": 0, "identity": k, "ones": 1, "constant image": 1, "tiny element": 1, "checkerboard": min(k, 2)}
     return ranks.get(name)

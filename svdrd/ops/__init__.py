@@ -1,7 +1,7 @@
-"""The public functions, one file each; ``import svdrd.ops.basis_loss`` and ``from svdrd.ops import basis_loss`` both work.
+"""The public functions, one file each.
 
-A package attribute can be the function or its module, not both. It is the function here, and each function carries itself as
-an attribute, so that after ``import svdrd.ops.basis_loss`` both ``svdrd.ops.basis_loss(...)`` and
+A package attribute can be the function or its module, not both. It is the function here, and each function carries
+itself as an attribute, so that after ``import svdrd.ops.basis_loss`` both ``svdrd.ops.basis_loss(...)`` and
 ``svdrd.ops.basis_loss.basis_loss(...)`` work.
 """
 

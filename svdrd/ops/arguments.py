@@ -1,4 +1,4 @@
-"""Checks and conversions that the public functions share: dtypes, batch flattening, blocks, ``rcond`` and ``smooth``."""
+"""Checks and conversions that the public functions share."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def block_shape(call: str, x: Tensor, block_size: int | None) -> tuple[int, int]
     if block_size is None:
         return height, width
     if isinstance(block_size, bool) or not isinstance(block_size, (int, torch.SymInt)) or block_size < 1:
-        raise ValueError(f"{call}: block_size is {block_size!r}; it has to be a positive int, or None for whole matrices.")
+        raise ValueError(
+            f"{call}: block_size is {block_size!r}; it has to be a positive int, or None for whole matrices."
+        )
     if height % block_size or width % block_size:
         common = math.gcd(height, width)
         fits = ", ".join(str(b) for b in range(1, common + 1) if common % b == 0)

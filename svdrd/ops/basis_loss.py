@@ -19,28 +19,29 @@ def basis_loss(
 ) -> Tensor:
     r"""``mean |P(x_hat) - P(x)|`` over all entries of all matrices, P being :func:`svdrd.ops.polar_factor`.
 
-    Each channel of an ``(N, C, H, W)`` tensor is one ``H x W`` matrix; with ``block_size = b`` each of its non-overlapping
-    ``b x b`` blocks is one.
+    Each channel of an ``(N, C, H, W)`` tensor is one ``H x W`` matrix; with ``block_size = b`` each of its
+    non-overlapping ``b x b`` blocks is one.
 
     Args:
-        x_hat, x: ``(..., H, W)``, equal in shape and device, real; any strides, any batch dimensions. Either or both may
-            require grad, and nothing is computed for a side that does not. float16 and bfloat16 are computed in float32.
+        x_hat, x: ``(..., H, W)``, equal in shape and device, real; any strides, any batch dimensions. Either or both
+            may require grad, and nothing is computed for a side that does not. float16 and bfloat16 are computed in
+            float32.
         block_size: divides H and W; None takes each ``H x W`` whole.
         reduction: ``"mean"`` over all entries, ``"sum"`` over all entries, or ``"none"``: the mean of each matrix.
-        rcond: in [0, 1): singular values up to ``rcond * s_1`` are dropped. None: ``4 eps``. Not read where ``smooth > 0``.
+        rcond: in [0, 1): singular values up to ``rcond * s_1`` are dropped. None: ``4 eps``. Not read if smoothed.
         smooth: ``e >= 0``, in the units of ``x``: the smoothed polar factor is compared.
 
     Returns:
-        A scalar, in the wider dtype of the two inputs; with ``reduction="none"`` a tensor of the batch dimensions, followed by
-        ``(H / b, W / b)`` where there is a block size. ``sign(0) = 0`` in the derivative. A matrix that holds NaN or Inf gives
-        NaN. The mean over no entries at all is NaN, as everywhere in PyTorch.
+        A scalar, in the wider dtype of the two inputs; with ``reduction="none"`` a tensor of the batch dimensions,
+        followed by ``(H / b, W / b)`` where there is a block size. ``sign(0) = 0`` in the derivative. A matrix that
+        holds NaN or Inf gives NaN. The mean over no entries at all is NaN, as everywhere in PyTorch.
 
     Second derivatives work and are those of a fixed sign pattern.
 
     Raises:
         TypeError: an input is no tensor or not of a real floating dtype.
-        ValueError: shapes or devices differ, fewer than two dimensions, ``block_size`` does not divide the size (the message
-            says what would), or an option is out of range.
+        ValueError: shapes or devices differ, fewer than two dimensions, ``block_size`` does not divide the size (the
+            message says what would), or an option is out of range.
 
     Source: Chen, Chen, Wang, Li, "Optimizing Image Compression: Perspectives on SVD-Based Restoration", Eqn. 4.
     """

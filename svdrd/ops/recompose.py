@@ -16,13 +16,13 @@ def recompose(x_hat: Tensor, x: Tensor, block_size: int | None = None) -> Tensor
     r"""``U_x diag(S_xhat) V_x^T``: the singular values of ``x_hat`` on the bases of ``x``.
 
     Args:
-        x_hat, x: ``(..., H, W)``, equal in shape and device, real; each ``H x W``, or with ``block_size = b`` each of its
-            non-overlapping ``b x b`` blocks, is one matrix. float16 and bfloat16 are computed in float32.
+        x_hat, x: ``(..., H, W)``, equal in shape and device, real; each ``H x W``, or with ``block_size = b`` each of
+            its non-overlapping ``b x b`` blocks, is one matrix. float16 and bfloat16 are computed in float32.
         block_size: divides H and W; None takes each ``H x W`` whole.
 
     Returns:
-        ``(..., H, W)`` in the dtype of ``x_hat``. A matrix that holds NaN or Inf on either side gives NaN for itself alone.
-        Differentiable as :func:`svdrd.ops.svd` is.
+        ``(..., H, W)`` in the dtype of ``x_hat``. A matrix that holds NaN or Inf on either side gives NaN for itself
+        alone. Differentiable as :func:`svdrd.ops.svd` is.
 
     Raises:
         TypeError, ValueError: as :func:`svdrd.ops.basis_loss`.

@@ -22,18 +22,19 @@ def svd(a: Tensor) -> SVD:
     r"""Thin singular value decomposition ``A = U diag(S) Vh`` of every matrix of a batch.
 
     Args:
-        a: ``(..., m, n)``, real; any strides, any batch dimensions, also empty ones. float16 and bfloat16 are computed in
-            float32 and returned in their own dtype.
+        a: ``(..., m, n)``, real; any strides, any batch dimensions, also empty ones. float16 and bfloat16 are computed
+            in float32 and returned in their own dtype.
 
     Returns:
-        ``(U, S, Vh)`` of shapes ``(..., m, k)``, ``(..., k)``, ``(..., k, n)`` with ``k = min(m, n)``. ``S`` is descending and
-        nonnegative; ``U`` and ``V`` have orthonormal columns also where singular values vanish. A matrix that holds NaN or
-        Inf gives NaN for itself alone.
+        ``(U, S, Vh)`` of shapes ``(..., m, k)``, ``(..., k)``, ``(..., k, n)`` with ``k = min(m, n)``. ``S`` is
+        descending and nonnegative; ``U`` and ``V`` have orthonormal columns also where singular values vanish. A matrix
+        that holds NaN or Inf gives NaN for itself alone.
 
-    The derivative is exact at distinct singular values. At repeated ones single vectors have no derivative; what is returned
-    is finite, and exact for functions in which such vectors take part with one and the same weight (``U V^T``, projections
-    onto the span of leading vectors, sums over singular values): see :func:`svdrd.gradients.svd_vjp` and ``docs/gradients.md``.
-    For ``U V^T`` itself use :func:`svdrd.ops.polar_factor`, whose derivative is exact everywhere.
+    The derivative is exact at distinct singular values. At repeated ones single vectors have no derivative; what is
+    returned is finite, and exact for functions in which such vectors take part with one and the same weight (``U V^T``,
+    projections onto the span of leading vectors, sums over singular values): see :func:`svdrd.gradients.svd_vjp` and
+    ``docs/gradients.md``. For ``U V^T`` itself use :func:`svdrd.ops.polar_factor`, whose derivative is exact
+    everywhere.
 
     Raises:
         TypeError: ``a`` is no tensor or not of a real floating dtype.
