@@ -187,7 +187,7 @@ inline void secular_equation(int64_t k, const double* d, const double* z2, doubl
     const Lanes middle_origin = is_last ? d_high : d_low;
     Lanes rest = splat(inverse_rho);
     for (int64_t i = 0; i < k; ++i) {
-      const Lanes term = z2[i] / ((d[i] - middle_origin) - middle);
+      const Lanes term = z2[i] * reciprocal((d[i] - middle_origin) - middle);
       if (i >= first_low && i <= last_low + 1) {
         const LaneMask skip = (low == i) | (low == i - 1);
         rest += skip ? zero : term;
@@ -219,12 +219,12 @@ inline void secular_equation(int64_t k, const double* d, const double* z2, doubl
       Lanes psi = zero, psi_slope = zero, phi = zero, phi_slope = zero;
       int64_t i = 0;
       for (; i <= first_low; ++i) {
-        const Lanes inverse = 1 / ((d[i] - origin) - t), term = z2[i] * inverse;
+        const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse;
         psi += term;
         psi_slope += term * inverse;
       }
       for (; i <= last_low; ++i) {
-        const Lanes inverse = 1 / ((d[i] - origin) - t), term = z2[i] * inverse, slope = term * inverse;
+        const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse, slope = term * inverse;
         const LaneMask is_low = low >= i;
         psi += is_low ? term : zero;
         psi_slope += is_low ? slope : zero;
@@ -232,7 +232,7 @@ inline void secular_equation(int64_t k, const double* d, const double* z2, doubl
         phi_slope += is_low ? zero : slope;
       }
       for (; i < k; ++i) {
-        const Lanes inverse = 1 / ((d[i] - origin) - t), term = z2[i] * inverse;
+        const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse;
         phi += term;
         phi_slope += term * inverse;
       }
@@ -254,11 +254,11 @@ inline void secular_equation(int64_t k, const double* d, const double* z2, doubl
       step = f * step < 0 ? step : -f / slope;
       Lanes next = t + step;
       // Bisection where the interpolation left the bracket, and now and then in any case, so that every bracket closes.
-      const LaneMask inside = (next > below) & (next < above);
-      next = inside ? next : (below + above) / 2;
-      if (iteration % 16 == 15) next = (below + above) / 2;
-      done |= magnitude(next - t) <= 0.5 * epsilon * magnitude(t);
+      const LaneMask trusted = iteration % 16 == 15 ? LaneMask{} : (next > below) & (next < above);
+      next = trusted ? next : (below + above) / 2;
+      // The convergence is quadratic relative to the distance t from the nearest pole: after so small a step none is needed.
       t = done ? t : next;
+      done |= trusted & (magnitude(step) <= 1e-9 * magnitude(t));
     }
     for (int64_t i = 0; i < k; ++i) store(gaps + i * stride + j0, (d[i] - origin) - t);
     const Lanes roots = origin + t;
@@ -278,7 +278,7 @@ inline void secular_weights(int64_t k, const double* d, const double* gaps, int6
           if (j0 + l == i) pole_gap[l] = 1;
           if (j0 + l >= k) gap[l] = pole_gap[l] = 1;
         }
-      product *= gap / pole_gap;
+      product *= gap * reciprocal(pole_gap);
     }
     double parts[w], total = 1;
     store(parts, product);
@@ -378,7 +378,7 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
     secular_weights(k, poles, gaps, gap_stride, z_kept, weights);
     for (int64_t i = 0; i < k; ++i)
       for (int64_t j = 0; j < padded; j += w) {
-        const Lanes component = weights[i] / load(gaps + i * gap_stride + j);
+        const Lanes component = weights[i] * reciprocal(load(gaps + i * gap_stride + j));
         store(components + place[i] * gap_stride + j, component);
         store(norms + j, load(norms + j) + component * component);
       }
@@ -395,7 +395,7 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
   for (int64_t i = 0; i < n; ++i) d[i] = new_d[i];
 }
 
-constexpr int64_t leaf_size = 24;
+constexpr int64_t leaf_size = 12;
 
 // Eigenvalues d and eigenvectors (rows of q, which must come zeroed) of the tridiagonal matrix d, e, in no special order.
 inline void tridiagonal_eigen(double* d, double* e, int64_t n, double negligible, double* q, int64_t stride,

@@ -29,8 +29,8 @@ inline double smooth_weight(double s, double smooth, int exponent) {
   return scaled <= Limits<double>::largest ? s / __builtin_hypot(s, scaled) : __builtin_ldexp(s / smooth, -exponent);
 }
 
-template <typename T>
-inline void convert_row(T* to, const double* from, double factor, int64_t n) {
+template <typename T, typename Source>
+inline void convert_row(T* to, const Source* from, double factor, int64_t n) {
   for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i] * factor);
 }
 
@@ -52,25 +52,50 @@ inline PolarFactors<T> take_polar_factors(const Decomposition& d, Scratch& scrat
   return factors;
 }
 
-template <typename T>
-inline void append_factor(PolarFactors<T>& factors, const Decomposition& d, int64_t i, double u_factor) {
+template <typename T, typename Source>
+inline void append_factor(PolarFactors<T>& factors, const Decomposition& d, int64_t i, const Source* u_row, double u_factor) {
   T* u = d.wide ? factors.right + factors.count * factors.right_stride : factors.left + factors.count * factors.left_stride;
   T* v = d.wide ? factors.left + factors.count * factors.left_stride : factors.right + factors.count * factors.right_stride;
-  convert_row(u, d.u + i * d.u_stride, u_factor, d.p);
+  convert_row(u, u_row, u_factor, d.p);
   convert_row(v, d.v + i * d.v_stride, 1, d.q);
   factors.s[factors.count++] = d.s[i];
 }
 
-// The factors of d whose product is P. `normalised` says whether d.u holds u_i or s_i u_i.
+inline void correct_factors(PolarFactors<double>&, const Decomposition&, double, Scratch&) {}
+
+// P = Y (Y^T Y + smooth^2 I)^(-1/2) V^T to first order in the E of correct_rows, with r = sqrt(s^2 + smooth^2):
+// u_j - sum_i E_ij s_i^2 / (r_i (r_i + r_j)) u_i in place of u_j. No gap between singular values enters.
+inline void correct_factors(PolarFactors<float>& factors, const Decomposition& d, double smooth, Scratch& scratch) {
+  if (factors.count == 0) return;
+  ScratchScope scope(scratch);
+  double* r = scratch.take<double>(factors.count);
+  double smallest = Limits<double>::largest;
+  for (int64_t i = 0; i < factors.count; ++i) {
+    r[i] = smooth == 0 ? factors.s[i] : __builtin_hypot(factors.s[i], scaled_smooth(smooth, d.exponent));
+    smallest = factors.s[i] < smallest ? factors.s[i] : smallest;
+  }
+  const double* s = factors.s;
+  correct_rows(d.wide ? factors.right : factors.left, d.wide ? factors.right_stride : factors.left_stride, factors.count, d.p,
+               s, largest_value(d.s, d.q), smallest,
+               [s, r](int64_t i, int64_t j) { return s[i] / r[i] * (s[i] / (r[i] + r[j])); }, scratch);
+}
+
+// The factors of d whose product is P.
 template <typename T>
-inline PolarFactors<T> polar_factors(const Decomposition& d, double rcond, double smooth, bool normalised, Scratch& scratch) {
+inline PolarFactors<T> polar_factors(const Decomposition& d, double rcond, double smooth, Scratch& scratch) {
   PolarFactors<T> factors = take_polar_factors<T>(d, scratch);
   const double threshold = rcond * largest_value(d.s, d.q);
-  for (int64_t i = 0; i < d.q; ++i) {
-    if (d.s[i] == 0 || (smooth == 0 && !(d.s[i] > threshold))) continue;
-    const double weight = smooth == 0 ? 1 : smooth_weight(d.s[i], smooth, d.exponent);
-    append_factor(factors, d, i, normalised ? weight : weight / d.s[i]);
-  }
+  const bool normalised = sizeof(T) == 8;
+  for (int64_t i = 0; i < d.q; ++i)
+    if (d.s[i] > 0 && (smooth > 0 || d.s[i] > threshold))
+      append_factor(factors, d, i, d.u + i * d.u_stride, normalised ? 1 : 1 / d.s[i]);
+  correct_factors(factors, d, smooth, scratch);
+  if (smooth > 0)
+    for (int64_t i = 0; i < factors.count; ++i) {
+      const T weight = static_cast<T>(smooth_weight(factors.s[i], smooth, d.exponent));
+      T* row = factors.left + i * factors.left_stride;
+      for (int64_t j = 0; j < (d.wide ? d.q : d.p); ++j) row[j] *= weight;
+    }
   return factors;
 }
 
@@ -241,18 +266,17 @@ inline double mean_difference(const T* p_hat, const T* p, int64_t m, int64_t n, 
 template <typename T>
 inline PolarFactors<T> loss_side(const T* x, int64_t stride, int64_t m, int64_t n, double rcond, double smooth, bool gradient,
                                  T* p, int64_t p_stride, bool& finite, Scratch& scratch) {
-  Decomposition d = gram_decomposition(x, stride, m, n, scratch);
+  const Decomposition d = decompose(x, stride, m, n, scratch);
   finite = d.finite;
   if (!finite) return PolarFactors<T>{};
-  const bool refine = sizeof(T) == 8;
-  if (refine) finish_decomposition(d, true, scratch);
-  PolarFactors<T> factors = polar_factors<T>(d, rcond, smooth, refine, scratch);
+  PolarFactors<T> factors = polar_factors<T>(d, rcond, smooth, scratch);
   multiply_polar_factors(factors, m, n, p, p_stride);
   if (gradient && smooth > 0) {
-    // The smoothed gradient reaches into the null spaces, so it takes the orthonormal vectors and no weights.
-    if (!refine) finish_decomposition(d, false, scratch);
+    // The smoothed gradient reaches into the null spaces, so it takes all vectors, orthonormal, and no weights.
+    ScratchScope scope(scratch);
+    const LeftRows<T> left = left_rows(d, T(), scratch);
     factors.count = 0;
-    for (int64_t i = 0; i < d.q; ++i) append_factor(factors, d, i, 1);
+    for (int64_t i = 0; i < d.q; ++i) append_factor(factors, d, i, left.u + i * left.stride, 1);
   }
   return factors;
 }
@@ -267,7 +291,7 @@ inline void dense_polar_factor(const T* a, int64_t m, int64_t n, double rcond, d
   if (k == 0) return;
   dense::Scratch& scratch = workspace.scratch;
   dense::ScratchScope scope(scratch);
-  dense::Decomposition d = dense::gram_decomposition(a, n, m, n, scratch);
+  const dense::Decomposition d = dense::decompose(a, n, m, n, scratch);
   if (!d.finite) {
     dense::fill_nan(p, m, n, n);
     dense::fill_nan(u, m, k, k);
@@ -275,13 +299,10 @@ inline void dense_polar_factor(const T* a, int64_t m, int64_t n, double rcond, d
     dense::fill_nan(vh, k, n, n);
     return;
   }
-  const bool refine = sizeof(T) == 8;
-  if (refine) dense::finish_decomposition(d, true, scratch);
-  const dense::PolarFactors<T> factors = dense::polar_factors<T>(d, rcond, smooth, refine, scratch);
+  const dense::PolarFactors<T> factors = dense::polar_factors<T>(d, rcond, smooth, scratch);
   dense::multiply_polar_factors(factors, m, n, p, n);
   if (u == nullptr) return;
   const int64_t kept = factors.count;
-  if (!refine) dense::finish_decomposition(d, false, scratch);
   dense::write_decomposition(d, u, s, vh, scratch);
   if (smooth > 0) return;
   for (int64_t i = 0; i < k; ++i) {

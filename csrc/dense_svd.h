@@ -1,10 +1,11 @@
 // Thin SVD of one matrix.
 //
 // The eigenvectors V of the Gram matrix of the smaller side, in float64, give Y = A V, whose columns are orthogonal but for what
-// the squaring loses: |y_i . y_j| is about eps64 s_1^2. For float32 input nothing is lost, as singular values are resolved
-// down to 1e-8 s_1: the QR factorisation of Y = U R, largest column first, has an R that is diagonal to 1e-8 s_1 and a U that is
-// orthonormal whatever the rank. For float64 input R is the start of one-sided Jacobi on its rows (Drmac and Veselic, 2008),
-// where little is left to rotate.
+// the squaring loses: |y_i . y_j| is about eps64 s_1^2. For float32 input that is little, as singular values are resolved down
+// to 1e-8 s_1: what is left of U = Y D^-1 is made orthonormal by a first-order correction, or, where some s_i are too small for
+// that, by the QR factorisation of U, largest column first, whose R is the identity but for columns that hardly count. For
+// float64 input the R of Y is the start of one-sided Jacobi on its rows (Drmac and Veselic, 2008), where little is left to
+// rotate.
 //
 // "Tall" means p x q with p >= q: the matrix itself or its transpose. Singular vectors are rows.
 #pragma once
@@ -124,24 +125,30 @@ inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, i
   return result;
 }
 
-// Rows i of r and q, |r_i| the singular values: rotated until the rows of r are orthogonal. norms: |r_i|.
+// Rotates the rows of r (count x count), and those of q along, until the rows of r are orthogonal. norms: |r_i|. A product finds
+// the pairs of a sweep that need a rotation, usually few after the first sweep.
 inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q, int64_t q_stride, int64_t q_length,
-                           double* norms) {
+                           double* norms, Scratch& scratch) {
   constexpr int most_sweeps = 30;
+  ScratchScope scope(scratch);
   const double tolerance = epsilon * __builtin_sqrt(static_cast<double>(count));
-  double largest = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    norms[i] = __builtin_sqrt(dot(r + i * r_stride, r + i * r_stride, count));
-    if (norms[i] > largest) largest = norms[i];
-  }
-  // Below this a row is rounding noise of the largest, and its direction is not worth a sweep.
-  const double negligible = 1e-3 * epsilon * largest;
+  double* products = scratch.take<double>(count * r_stride);
   for (int sweep = 0; sweep < most_sweeps; ++sweep) {
+    gemm<double>(count, count, count, plain(r, r_stride), transposed(r, r_stride), products, r_stride, {1, false, true});
+    double largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      norms[i] = __builtin_sqrt(products[i * r_stride + i]);
+      largest = norms[i] > largest ? norms[i] : largest;
+    }
+    // Below this a row is rounding noise of the largest, and its direction is not worth a sweep.
+    const double negligible = 1e-3 * epsilon * largest;
     bool rotated = false;
     for (int64_t i = 0; i + 1 < count; ++i) {
       double* row_i = r + i * r_stride;
       for (int64_t j = i + 1; j < count; ++j) {
-        if (norms[i] <= negligible || norms[j] <= negligible) continue;
+        if (__builtin_fabs(products[i * r_stride + j]) <= tolerance * norms[i] * norms[j] || norms[i] <= negligible ||
+            norms[j] <= negligible)
+          continue;
         double* row_j = r + j * r_stride;
         const double product = dot(row_i, row_j, count);
         if (__builtin_fabs(product) <= tolerance * norms[i] * norms[j]) continue;
@@ -173,24 +180,15 @@ inline void complete_rows(double* x, int64_t stride, int64_t count, Scratch& scr
       for (int64_t j = 0; j < count; ++j) x[i * stride + j] = -x[i * stride + j];
 }
 
-// Turns Y, V into U, S, V with both sides orthonormal. `refine`: by Jacobi rotations, for input in float64.
-inline void finish_decomposition(Decomposition& d, bool refine, Scratch& scratch) {
+// Takes Y, V of a float64 matrix to U, S, V with both sides orthonormal.
+inline void refine_decomposition(Decomposition& d, Scratch& scratch) {
   ScratchScope scope(scratch);
   const int64_t p = d.p, q = d.q;
   double* y = scratch.take<double>(q * d.u_stride);
   double* r = scratch.take<double>(q * d.v_stride);
   for (int64_t i = 0; i < q; ++i) copy(y + i * d.u_stride, d.u + i * d.u_stride, p);
   qr(y, d.u_stride, q, p, r, d.v_stride, d.u, d.u_stride, scratch);
-  if (!refine) {
-    for (int64_t i = 0; i < q; ++i) {
-      const double diagonal = r[i * d.v_stride + i];
-      d.s[i] = __builtin_fabs(diagonal);
-      if (diagonal < 0)
-        for (int64_t j = 0; j < p; ++j) d.u[i * d.u_stride + j] = -d.u[i * d.u_stride + j];
-    }
-    return;
-  }
-  jacobi_on_rows(r, d.v_stride, q, d.u, d.u_stride, p, d.s);
+  jacobi_on_rows(r, d.v_stride, q, d.u, d.u_stride, p, d.s, scratch);
   double largest = 0;
   for (int64_t i = 0; i < q; ++i) largest = d.s[i] > largest ? d.s[i] : largest;
   // The rows that the sweeps left alone come last, so that completing the basis changes no other.
@@ -208,7 +206,10 @@ inline void finish_decomposition(Decomposition& d, bool refine, Scratch& scratch
   gemm<double>(q, q, q, plain(x, d.v_stride), plain(d.v, d.v_stride), r, d.v_stride);
   for (int64_t i = 0; i < q; ++i) {
     copy(d.v + i * d.v_stride, r + i * d.v_stride, q);
-    copy(y + i * d.u_stride, d.u + order[i] * d.u_stride, p);
+    const double* row = d.u + order[i] * d.u_stride;
+    // Some thousand rotations may have passed over this row.
+    const double inverse = 1 / __builtin_sqrt(dot(row, row, p));
+    for (int64_t j = 0; j < p; ++j) y[i * d.u_stride + j] = row[j] * inverse;
     x[i] = d.s[order[i]];
   }
   for (int64_t i = 0; i < q; ++i) {
@@ -217,9 +218,79 @@ inline void finish_decomposition(Decomposition& d, bool refine, Scratch& scratch
   }
 }
 
-// Columns of out (length x count) from the rows of `rows`, in the given order.
+// The decomposition as the functions below want it: for float64 finished, for float32 with s_i u_i, V and S.
 template <typename T>
-inline void write_columns(T* out, const double* rows, int64_t stride, const int64_t* order, int64_t count, int64_t length) {
+inline Decomposition decompose(const T* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+  Decomposition result = gram_decomposition(a, stride, m, n, scratch);
+  if (result.finite && sizeof(T) == 8) refine_decomposition(result, scratch);
+  return result;
+}
+
+// The unit rows u_j of Y D^-1 with E = U^T U - I, of order eps64 s_1^2 / (s_i s_j), become u_j - sum_i weight(i, j) E_ij u_i.
+// Only the pairs whose E exceeds the rounding of float32 count; the rows are in about descending order of s.
+template <typename Weight>
+inline void correct_rows(float* u, int64_t stride, int64_t count, int64_t length, const double* s, double largest,
+                         double smallest, Weight weight, Scratch& scratch) {
+  const double limit = 1e-9 * largest * largest;
+  int64_t first = 0;
+  while (first < count && s[first] * smallest > limit) ++first;
+  const int64_t rows = count - first;
+  if (rows < 2) return;
+  ScratchScope scope(scratch);
+  const int64_t e_stride = row_stride<float>(rows);
+  float* e = scratch.take<float>(rows * e_stride);
+  float* old_rows = scratch.take<float>(rows * stride);
+  float* block = u + first * stride;
+  const double* block_s = s + first;
+  gemm<float>(rows, rows, length, plain(block, stride), transposed(block, stride), e, e_stride);
+  for (int64_t j = 0; j < rows; ++j) {
+    copy(old_rows + j * stride, block + j * stride, length);
+    for (int64_t i = 0; i < rows; ++i) {
+      const bool counts = i != j && block_s[i] * block_s[j] <= limit;
+      e[j * e_stride + i] = counts ? static_cast<float>(weight(first + i, first + j)) * e[j * e_stride + i] : 0;
+    }
+  }
+  gemm<float>(rows, length, rows, plain(e, e_stride), plain(old_rows, stride), block, stride, {-1, true, false});
+}
+
+// Orthonormal rows u_i in T, where d holds V and either u_i (float64) or s_i u_i (float32).
+template <typename T>
+struct LeftRows {
+  T* u;
+  int64_t stride;
+};
+
+inline LeftRows<double> left_rows(const Decomposition& d, double, Scratch&) { return {d.u, d.u_stride}; }
+
+inline LeftRows<float> left_rows(const Decomposition& d, float, Scratch& scratch) {
+  const int64_t stride = row_stride<float>(d.p);
+  float* u = scratch.take<float>(d.q * stride);
+  double largest = 0, smallest = Limits<double>::largest;
+  for (int64_t i = 0; i < d.q; ++i) {
+    const double inverse = d.s[i] > 0 ? 1 / d.s[i] : 0;
+    for (int64_t j = 0; j < d.p; ++j) u[i * stride + j] = static_cast<float>(d.u[i * d.u_stride + j] * inverse);
+    largest = d.s[i] > largest ? d.s[i] : largest;
+    smallest = d.s[i] < smallest ? d.s[i] : smallest;
+  }
+  if (smallest > 1e-6 * largest) {
+    // Half of E leaves a second order below 1e-7.
+    correct_rows(u, stride, d.q, d.p, d.s, largest, smallest, [](int64_t, int64_t) { return 0.5; }, scratch);
+    return {u, stride};
+  }
+  ScratchScope scope(scratch);
+  float* y = scratch.take<float>(d.q * stride);
+  float* r = scratch.take<float>(d.q * stride);
+  for (int64_t i = 0; i < d.q; ++i) copy(y + i * stride, u + i * stride, d.p);
+  qr(y, stride, d.q, d.p, r, stride, u, stride, scratch);
+  for (int64_t i = 0; i < d.q; ++i)
+    if (r[i * stride + i] < 0)
+      for (int64_t j = 0; j < d.p; ++j) u[i * stride + j] = -u[i * stride + j];
+  return {u, stride};
+}
+
+// Columns of out (length x count) from the rows of `rows`, in the given order.
+template <typename T, typename Source>
+inline void write_columns(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count, int64_t length) {
   constexpr int64_t tile = 16;
   for (int64_t i0 = 0; i0 < length; i0 += tile)
     for (int64_t j0 = 0; j0 < count; j0 += tile)
@@ -228,24 +299,25 @@ inline void write_columns(T* out, const double* rows, int64_t stride, const int6
           out[i * count + j] = static_cast<T>(rows[order[j] * stride + i]);
 }
 
-template <typename T>
-inline void write_rows(T* out, const double* rows, int64_t stride, const int64_t* order, int64_t count, int64_t length) {
+template <typename T, typename Source>
+inline void write_rows(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count, int64_t length) {
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < length; ++j) out[i * length + j] = static_cast<T>(rows[order[i] * stride + j]);
 }
 
-// U (m x q), S, Vh (q x n) of a finished decomposition.
+// U (m x q), S, Vh (q x n).
 template <typename T>
 inline void write_decomposition(const Decomposition& d, T* u, T* s, T* vh, Scratch& scratch) {
   ScratchScope scope(scratch);
+  const LeftRows<T> left = left_rows(d, T(), scratch);
   int64_t* order = scratch.take<int64_t>(d.q);
   sort_descending(d.s, order, d.q, scratch);
   for (int64_t i = 0; i < d.q; ++i) s[i] = static_cast<T>(__builtin_ldexp(d.s[order[i]], d.exponent));
   if (d.wide) {
     write_columns(u, d.v, d.v_stride, order, d.q, d.q);
-    write_rows(vh, d.u, d.u_stride, order, d.q, d.p);
+    write_rows(vh, left.u, left.stride, order, d.q, d.p);
   } else {
-    write_columns(u, d.u, d.u_stride, order, d.q, d.p);
+    write_columns(u, left.u, left.stride, order, d.q, d.p);
     write_rows(vh, d.v, d.v_stride, order, d.q, d.q);
   }
 }
@@ -264,14 +336,13 @@ inline void dense_svd(const T* a, int64_t m, int64_t n, T* u, T* s, T* vh, Dense
   const int64_t k = m < n ? m : n;
   if (k == 0) return;
   dense::ScratchScope scope(workspace.scratch);
-  dense::Decomposition d = dense::gram_decomposition(a, n, m, n, workspace.scratch);
+  const dense::Decomposition d = dense::decompose(a, n, m, n, workspace.scratch);
   if (!d.finite) {
     dense::fill_nan(u, m, k, k);
     dense::fill_nan(s, 1, k, k);
     dense::fill_nan(vh, k, n, n);
     return;
   }
-  dense::finish_decomposition(d, sizeof(T) == 8, workspace.scratch);
   dense::write_decomposition(d, u, s, vh, workspace.scratch);
 }
 

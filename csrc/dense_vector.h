@@ -47,6 +47,18 @@ inline Vector<T> splat(T x) {
   return x - Vector<T>{};  // not 0 + x, which would turn -0 into 0 and cost an addition
 }
 
+// 1 / x to about a unit in the last place, for x neither zero nor denormal nor huge.
+inline Vector<double> reciprocal(Vector<double> x) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  // Half the time of the unpipelined division: 14 bits, doubled twice.
+  Vector<double> y = (Vector<double>)_mm512_rcp14_pd((__m512d)x);
+  y += y * (1 - x * y);
+  return y + y * (1 - x * y);
+#else
+  return 1 / x;
+#endif
+}
+
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 inline double square_root(double x) { return __builtin_sqrt(x); }
 

@@ -10,11 +10,10 @@ namespace svdrd {
 namespace SVDRD_ISA {
 namespace {
 
-// Up to here a group of matrices in the lanes beats one matrix at a time (docs/performance.md). The choice must not look at
-// the batch: the same matrix has to give the same bits however many stand beside it.
-constexpr int64_t largest_in_lanes = 40;
-
-bool in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= largest_in_lanes; }
+// What a group of matrices in the lanes does faster than one matrix at a time, and what of it fits the second-level cache
+// (docs/performance.md). The choice must not look at the batch: the same matrix has to give the same bits however many
+// stand beside it.
+bool in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 32 && m * n <= 1024; }
 
 template <typename T>
 int64_t group(int64_t m, int64_t n) {

@@ -250,6 +250,15 @@ Placement<T> place_blocks(T* images, int64_t first, int64_t end, const LossProbl
   return r;
 }
 
+// A group of at most half the lanes leaves room for its partner: one factorisation then serves both.
+template <typename T>
+Placement<const T> side_by_side(const Placement<const T>& a, const Placement<const T>& b) {
+  Placement<const T> r = a;
+  r.count = a.count + b.count;
+  for (int l = 0; l < b.count; ++l) r.base[a.count + l] = b.base[l];
+  return r;
+}
+
 template <typename T>
 GroupScale polar_of_blocks(LossLayout<T>& w, const Placement<const T>& blocks, const LossProblem& problem, Pack<T>* p,
                            PolarFactors<T>* factors) {
@@ -286,10 +295,23 @@ void lanes_basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const Los
   LossLayout<T>& w = *workspace;
   const Pack<T> zero(T(0)), weight(T(1) / static_cast<T>(entries));
   for (int64_t first, end; groups.next(first, end);) {
-    const GroupScale scale = polar_of_blocks(w, place_blocks(x, first, end, problem), problem, w.p,
-                                             grad_x == nullptr ? nullptr : &w.factors);
-    const GroupScale scale_hat = polar_of_blocks(w, place_blocks(x_hat, first, end, problem), problem, w.p_hat,
-                                                 grad_x_hat == nullptr ? nullptr : &w.factors_hat);
+    const Placement<const T> target = place_blocks(x, first, end, problem);
+    const Placement<const T> decoded = place_blocks(x_hat, first, end, problem);
+    PolarFactors<T>* factors = grad_x == nullptr ? nullptr : &w.factors;
+    PolarFactors<T>* factors_hat = grad_x_hat == nullptr ? nullptr : &w.factors_hat;
+    GroupScale scale, scale_hat;
+    if (2 * target.count <= lane_count) {
+      const int count = target.count;
+      scale = polar_of_blocks(w, side_by_side(target, decoded), problem, w.p, &w.factors);
+      scale_hat = shift_lanes(scale, count);
+      shift_matrix(w.p, rows, columns, count, w.p_hat);
+      shift_matrix(w.factors.u, rows, columns, count, w.factors_hat.u);
+      shift_matrix(w.factors.s, 1, columns, count, w.factors_hat.s);
+      shift_matrix(w.factors.v, columns, columns, count, w.factors_hat.v);
+    } else {
+      scale = polar_of_blocks(w, target, problem, w.p, factors);
+      scale_hat = polar_of_blocks(w, decoded, problem, w.p_hat, factors_hat);
+    }
     bool finite[lane_count];
     for (int l = 0; l < lane_count; ++l) finite[l] = scale.finite[l] && scale_hat.finite[l];
 

@@ -95,6 +95,13 @@ struct PolarFactors {
 };
 
 template <typename T>
+inline void shift_matrix(const Pack<T>* a, int64_t rows, int64_t columns, int count, Pack<T>* b) {
+  const int64_t stride = row_stride(columns);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) b[i * stride + j] = shift_lanes(a[i * stride + j], count);
+}
+
+template <typename T>
 struct BackwardScratch {
   Pack<T>* projected;  // G V
   Pack<T>* inner;      // W, then Z

@@ -66,9 +66,10 @@ void apply_rotations(Pack<T>* a, int64_t rows, const Rotation<T>* rotations, con
 // c f + s g = r, c g - s f = 0. Pairs below the negligible size are left alone.
 template <typename T>
 [[gnu::always_inline]] inline Rotation<T> make_rotation(const Pack<T>& f, const Pack<T>& g, const Mask<T>& wanted, Pack<T>& r) {
+  const Pack<T> bound(negligible_entry<T>() * negligible_entry<T>());
   const Pack<T> squared = f * f + g * g;
-  const Mask<T> rotates = wanted & (Pack<T>(negligible_entry<T>() * negligible_entry<T>()) <= squared);
-  const Pack<T> inverse = reciprocal_sqrt(select(rotates, squared, Pack<T>(T(1))));
+  const Mask<T> rotates = wanted & (bound <= squared);
+  const Pack<T> inverse = reciprocal_sqrt(max(squared, bound));
   r = select(rotates, squared * inverse, f);
   return {select(rotates, f * inverse, Pack<T>(T(1))), select(rotates, g * inverse, Pack<T>(T(0)))};
 }
@@ -117,15 +118,17 @@ template <typename T>
   }
   w.active = found;
 
-  // The smaller singular value of the trailing 2 x 2 block: f h / (the larger one).
+  // The shift is the smaller singular value of the trailing 2 x 2 block, f h / (the larger one). Only its ratio to d_low is
+  // needed: (d_low^2 - shift^2) / d_low = d_low (1 - ratio^2).
   const Pack<T> f = abs(above_bottom), g = abs(coupling), h = abs(bottom);
-  const Pack<T> sum = f + h, difference = f - h;
-  const Pack<T> larger = (sqrt(sum * sum + g * g) + sqrt(difference * difference + g * g)) * Pack<T>(T(0.5));
-  const Pack<T> shift = f * h / select(found, larger, Pack<T>(T(1)));
+  const Pack<T> tiny(negligible_entry<T>() * negligible_entry<T>());
+  const Pack<T> sum = (f + h) * (f + h) + g * g, difference = (f - h) * (f - h) + g * g;
+  const Pack<T> twice_larger = sum * reciprocal_sqrt(max(sum, tiny)) + difference * reciprocal_sqrt(max(difference, tiny));
+  const Pack<T> divisor = twice_larger * first;
+  const Pack<T> ratio = Pack<T>(T(2)) * f * h / select(divisor == zero, Pack<T>(T(1)), divisor);
   // A zero on the diagonal, or a shift that rounding would not see: the zero-shift sweep, which also splits off a zero.
-  const Pack<T> ratio = shift / select(first == zero, Pack<T>(T(1)), first);
   const Mask<T> unshifted = singular | (first == zero) | (ratio * ratio <= relative_tolerance);
-  w.start = select(unshifted, first, first - shift * ratio);
+  w.start = select(unshifted, first, first - first * (ratio * ratio));
   return w;
 }
 

@@ -62,6 +62,15 @@ struct GroupScale {
   bool finite[lane_count];   // a matrix with NaN or Inf was replaced by zeros
 };
 
+inline GroupScale shift_lanes(const GroupScale& scale, int count) {
+  GroupScale r = scale;
+  for (int l = 0; l + count < lane_count; ++l) {
+    r.exponent[l] = scale.exponent[l + count];
+    r.finite[l] = scale.finite[l + count];
+  }
+  return r;
+}
+
 template <typename T>
 inline T power_of_two(int exponent) {
   return sizeof(T) == 4 ? static_cast<T>(__builtin_ldexpf(1.0f, exponent)) : static_cast<T>(__builtin_ldexp(1.0, exponent));

@@ -206,8 +206,10 @@ inline Pack<T> sqrt(const Pack<T>& a) {
 template <typename T>
 inline Pack<T> reciprocal_sqrt(const Pack<T>& a) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-  // The estimate has 14 bits. The division and root units are unpipelined and a rotation's latency is what the QR sweep
-  // waits for; Newton steps in multiply-adds are about twice as fast.
+  // The estimate y has 14 bits: with r = 1 - a y^2, 1/sqrt(a) = y (1 - r)^(-1/2), by its series up to what r < 2^-13 needs.
+  // A rotation's latency is what the QR sweep waits for, and this is about half that of the root and the division. Plain
+  // Newton steps always err downward, by up to 0.4 units in the last place; thousands of rotations would add that up to a
+  // shrinkage of every singular value.
   Pack<T> y;
   for (int k = 0; k < Pack<T>::parts; ++k) {
     if constexpr (sizeof(T) == 4)
@@ -215,13 +217,10 @@ inline Pack<T> reciprocal_sqrt(const Pack<T>& a) {
     else
       y.part[k] = (typename Pack<T>::Native)_mm512_maskz_rsqrt14_pd(0xff, (__m512d)a.part[k]);
   }
-  // y + y (r/2 + 3 r^2/8): the plain Newton step always errs downward, by 0.1 to 0.4 units in the last place here, and
-  // thousands of rotations would add that up to a shrinkage of every singular value.
-  for (int step = 0; step < (sizeof(T) == 4 ? 1 : 2); ++step) {
-    const Pack<T> residual = Pack<T>(T(1)) - (a * y) * y;
-    y = y + (y * residual) * (Pack<T>(T(0.5)) + Pack<T>(T(0.375)) * residual);
-  }
-  return y;
+  const Pack<T> r = Pack<T>(T(1)) - (a * y) * y;
+  Pack<T> series = Pack<T>(T(0.5)) + Pack<T>(T(0.375)) * r;
+  if constexpr (sizeof(T) == 8) series = series + (r * r) * (Pack<T>(T(0.3125)) + Pack<T>(T(0.2734375)) * r);
+  return y + (y * r) * series;
 #else
   return Pack<T>(T(1)) / sqrt(a);
 #endif
@@ -253,15 +252,25 @@ inline Pack<To> convert(const Pack<From>& a) {
 
 template <typename T>
 inline T largest_lane(const Pack<T>& a) {
-  T r = a.lane(0);
-  for (int l = 1; l < lane_count; ++l) r = a.lane(l) > r ? a.lane(l) : r;
-  return r;
+  T lanes[lane_count];
+  __builtin_memcpy(lanes, &a, sizeof(a));
+  for (int half = lane_count / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lanes[l] = lanes[l] > lanes[l + half] ? lanes[l] : lanes[l + half];
+  return lanes[0];
 }
 
 template <typename T>
 inline T smallest_lane(const Pack<T>& a) {
-  T r = a.lane(0);
-  for (int l = 1; l < lane_count; ++l) r = a.lane(l) < r ? a.lane(l) : r;
+  return -largest_lane(-a);
+}
+
+// Lane l of the result is lane l + count of a, or zero beyond the last.
+template <typename T>
+inline Pack<T> shift_lanes(const Pack<T>& a, int count) {
+  alignas(vector_bytes) T lanes[2 * lane_count] = {};
+  __builtin_memcpy(lanes, &a, sizeof(a));
+  Pack<T> r;
+  __builtin_memcpy(&r, lanes + count, sizeof(r));
   return r;
 }
 

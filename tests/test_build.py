@@ -17,6 +17,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md", "csrc", "svdrd"]
 
+# Compiles in a quarter of the time; the optimised build is the one that all other tests run on.
+UNOPTIMISED = {"CMAKE_BUILD_TYPE": "Debug"}
+
 SITE_PACKAGES = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
 
 needs_compiler = pytest.mark.skipif(
@@ -135,7 +138,7 @@ with svdrd.use_backend("torch"):
 @needs_compiler
 def test_with_a_compiler_the_native_module_is_built_and_computes(source: Path, tmp_path: Path) -> None:
     no_cuda = tmp_path / "no_cuda"
-    wheel, info, _ = build(source, tmp_path / "wheel", SVDRD_BUILD="auto", CUDA_HOME=str(no_cuda))
+    wheel, info, _ = build(source, tmp_path / "wheel", SVDRD_BUILD="auto", CUDA_HOME=str(no_cuda), **UNOPTIMISED)
     assert info["native"] is True
     assert info["reason"] == ""
     assert str(info["compiler"]).startswith(("GNU ", "Clang ", "AppleClang "))
@@ -159,7 +162,7 @@ print(svdrd.__file__, (computed - expected).abs().max().item() < 1e-14, "baselin
 
 @needs_compiler
 def test_the_native_module_needs_no_torch(source: Path, tmp_path: Path) -> None:
-    wheel, _, _ = build(source, tmp_path / "wheel", SVDRD_BUILD="cpu")
+    wheel, _, _ = build(source, tmp_path / "wheel", SVDRD_BUILD="cpu", **UNOPTIMISED)
     (name,) = native_modules(wheel)
     with zipfile.ZipFile(wheel) as archive:
         archive.extract(name, tmp_path)

@@ -41,6 +41,7 @@ def test_demo(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
     table = printed[printed.index("basis distance\n") :].splitlines()
     rows = {line.split()[0]: line.split(")")[-1].split() for line in table if ")" in line}
+    assert any(line.startswith("basis - control") for line in table)
     numbers = {arm: [float(value) for value in rows[arm]] for arm in ("base", "control", "basis")}
     for bpp, psnr, ms_ssim, rd_loss, basis_distance in numbers.values():
         assert 0.05 < bpp < 3

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _COMPUTE_DTYPE = {
     torch.float16: torch.float32,
@@ -32,6 +33,12 @@ def compute_dtype(call: str, **tensors: Tensor) -> torch.dtype:
             raise ValueError(
                 f"{call}: {name} has shape {tuple(tensor.shape)}; it has to be (..., m, n). "
                 f"Write {name}.reshape(m, n) with the matrix that is meant."
+            )
+        # The dispatcher would drop the tangent without a word.
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                f"{call}: {name} carries a forward-mode tangent, which is not implemented; use reverse mode. The Jacobian "
+                "of polar_factor is symmetric: torch.autograd.grad(polar_factor(a), a, tangent) is its product too."
             )
         widest = torch.promote_types(widest, _COMPUTE_DTYPE[tensor.dtype])
     return widest

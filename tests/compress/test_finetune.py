@@ -351,8 +351,9 @@ def test_signal_during_validation_validates_after_the_resume(
     assert differing(straight, resume(tmp_path / "run")) == []
 
 
-def test_ctrl_c_on_a_terminal(photographs: Path, tmp_path: Path):
-    """The signal goes to the whole process group, so the loaders get it too."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_whole_process_group(photographs: Path, tmp_path: Path, number: int):
+    """As Ctrl-C on a terminal or the end of a cluster's time slot: the loaders get it too."""
     log = (tmp_path / "log").open("w+")
     options = ["-n", "2", "--epochs", "100000", "-d", str(photographs), "-o", str(tmp_path / "run")]
     process = subprocess.Popen(
@@ -366,8 +367,8 @@ def test_ctrl_c_on_a_terminal(photographs: Path, tmp_path: Path):
         while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
             assert process.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=60) == 130
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=60) == 128 + number
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
