@@ -130,6 +130,13 @@ inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, i
 inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q, int64_t q_stride, int64_t q_length,
                            double* norms, Scratch& scratch) {
   constexpr int most_sweeps = 30;
+  constexpr int64_t block = 8;
+  struct Rotation {
+    int64_t i, j;
+    double c, s;
+  };
+  Rotation pending[block * block];
+  int64_t pending_count = 0;
   ScratchScope scope(scratch);
   const double tolerance = epsilon * __builtin_sqrt(static_cast<double>(count));
   double* products = scratch.take<double>(count * r_stride);
@@ -143,27 +150,40 @@ inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q
     // Below this a row is rounding noise of the largest, and its direction is not worth a sweep.
     const double negligible = 1e-3 * epsilon * largest;
     bool rotated = false;
-    for (int64_t i = 0; i + 1 < count; ++i) {
+    const auto rotate_pair = [&](int64_t i, int64_t j) {
+      if (__builtin_fabs(products[i * r_stride + j]) <= tolerance * norms[i] * norms[j] || norms[i] <= negligible ||
+          norms[j] <= negligible)
+        return;
       double* row_i = r + i * r_stride;
-      for (int64_t j = i + 1; j < count; ++j) {
-        if (__builtin_fabs(products[i * r_stride + j]) <= tolerance * norms[i] * norms[j] || norms[i] <= negligible ||
-            norms[j] <= negligible)
-          continue;
-        double* row_j = r + j * r_stride;
-        const double product = dot(row_i, row_j, count);
-        if (__builtin_fabs(product) <= tolerance * norms[i] * norms[j]) continue;
-        rotated = true;
-        const double zeta = (norms[j] - norms[i]) * (norms[j] + norms[i]) / (2 * product);
-        const double t = __builtin_fabs(zeta) > 1e8
-                             ? 0.5 / zeta
-                             : __builtin_copysign(1 / (__builtin_fabs(zeta) + __builtin_sqrt(1 + zeta * zeta)), zeta);
-        const double c = 1 / __builtin_sqrt(1 + t * t), s = c * t;
-        rotate(row_i, row_j, c, s, count);
-        rotate(q + i * q_stride, q + j * q_stride, c, s, q_length);
+      double* row_j = r + j * r_stride;
+      const double product = dot(row_i, row_j, count);
+      if (__builtin_fabs(product) <= tolerance * norms[i] * norms[j]) return;
+      rotated = true;
+      const double zeta = (norms[j] - norms[i]) * (norms[j] + norms[i]) / (2 * product);
+      const double t = __builtin_fabs(zeta) > 1e8
+                           ? 0.5 / zeta
+                           : __builtin_copysign(1 / (__builtin_fabs(zeta) + __builtin_sqrt(1 + zeta * zeta)), zeta);
+      const double c = 1 / __builtin_sqrt(1 + t * t), s = c * t;
+      rotate(row_i, row_j, c, s, count);
+      pending[pending_count++] = {i, j, c, s};
+      if (__builtin_fabs(t) > 1e-4) {
         norms[i] = __builtin_sqrt(dot(row_i, row_i, count));
         norms[j] = __builtin_sqrt(dot(row_j, row_j, count));
       }
-    }
+    };
+    // Two blocks of rows at a time, which stay in the first-level cache, first those of r and then those of q. Pairs that
+    // follow each other are disjoint, so that the processor need not wait for one rotation before it begins the next.
+    for (int64_t i0 = 0; i0 < count; i0 += block)
+      for (int64_t j0 = i0; j0 < count; j0 += block) {
+        pending_count = 0;
+        for (int64_t shift = 0; shift < block; ++shift)
+          for (int64_t l = 0; l < block; ++l) {
+            const int64_t i = i0 + l, j = j0 + (l + shift) % block;
+            if (j < count && i != j && (i < j || j0 == i0)) rotate_pair(i < j ? i : j, i < j ? j : i);
+          }
+        for (int64_t l = 0; l < pending_count; ++l)
+          rotate(q + pending[l].i * q_stride, q + pending[l].j * q_stride, pending[l].c, pending[l].s, q_length);
+      }
     if (!rotated) break;
   }
 }

@@ -76,26 +76,28 @@ Placement<T> place_right(T* u, T* vh, int64_t first, int64_t end, const Shape& s
 
 // Writes u, s and vh of one group in descending order, NaN where the input was not finite.
 template <typename T, typename W>
-void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep_in_range, int32_t* order, int64_t first,
+void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep_in_range, int32_t* rank, int64_t first,
                    int64_t end, const Shape& shape, T* u, T* s, T* vh) {
   const int64_t k = shape.columns();
   const Placement<T> left = place_left(u, vh, first, end, shape);
   const Placement<T> right = place_right(u, vh, first, end, shape);
   const Placement<T> values = place(s, first, end, k, int64_t{1}, int64_t{1});
-  sort_descending(f.values(), k, order);
-  store(f.u, f.rows, f.columns, order, left);
-  store(f.v, f.columns, f.columns, order, right);
+  rank_descending(f.values(), k, f.bidiagonal.products, rank);
+  store(f.u, f.rows, f.columns, rank, left);
+  store(f.v, f.columns, f.columns, rank, right);
   const W* entries = reinterpret_cast<const W*>(f.values());
   for (int l = 0; l < values.count; ++l) {
+    const int half = scale.exponent[l] / 2;
+    const double first_factor = power_of_two<double>(half), second_factor = power_of_two<double>(scale.exponent[l] - half);
     for (int64_t j = 0; j < k; ++j) {
-      const W scaled = entries[order[l * k + j] * lane_count + l];
-      T value = static_cast<T>(__builtin_ldexp(static_cast<double>(scaled), scale.exponent[l]));
+      const W scaled = entries[j * lane_count + l];
+      T value = static_cast<T>((static_cast<double>(scaled) * first_factor) * second_factor);
       if (keep_in_range && scaled > 0) {
         // What is written as zero is read as dropped, and 1/Inf as no gradient at all.
         if (value == T(0)) value = std::numeric_limits<T>::denorm_min();
         if (value > std::numeric_limits<T>::max()) value = std::numeric_limits<T>::max();
       }
-      values.base[l][j] = value;
+      values.base[l][rank[l * k + j]] = value;
     }
     if (!scale.finite[l]) {
       store_nan(f.rows, f.columns, l, left);
@@ -108,10 +110,10 @@ void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep
 template <typename T>
 struct SvdLayout {
   Factorisation<T> f;
-  int32_t* order;
+  int32_t* rank;
 
   SvdLayout(Arena& arena, int64_t rows, int64_t columns)
-      : f(arena, rows, columns), order(arena.take<int32_t>(lane_count * columns)) {}
+      : f(arena, rows, columns), rank(arena.take<int32_t>(lane_count * columns)) {}
 };
 
 template <typename T>
@@ -124,7 +126,7 @@ void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s
     load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.a);
     const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, 0.0);
     factorise(w.f, iteration_tolerance<T, T>());
-    store_factors(w.f, scale, false, w.order, first, end, shape, u, s, vh);
+    store_factors(w.f, scale, false, w.rank, first, end, shape, u, s, vh);
   }
 }
 
@@ -133,13 +135,13 @@ struct PolarLayout {
   Factorisation<double> f;
   Pack<double>* unrounded;
   Pack<T>* p;
-  int32_t* order;
+  int32_t* rank;
 
   PolarLayout(Arena& arena, int64_t rows, int64_t columns)
       : f(arena, rows, columns),
         unrounded(arena.matrix<double>(rows, columns)),
         p(arena.matrix<T>(rows, columns)),
-        order(arena.take<int32_t>(lane_count * columns)) {}
+        rank(arena.take<int32_t>(lane_count * columns)) {}
 };
 
 template <typename T>
@@ -158,7 +160,7 @@ void lanes_polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, d
     store(w.p, w.f.rows, w.f.columns, nullptr, result);
     for (int l = 0; l < result.count; ++l)
       if (!scale.finite[l]) store_nan(w.f.rows, w.f.columns, l, result);
-    if (u != nullptr) store_factors(w.f, scale, true, w.order, first, end, shape, u, s, vh);
+    if (u != nullptr) store_factors(w.f, scale, true, w.rank, first, end, shape, u, s, vh);
   }
 }
 

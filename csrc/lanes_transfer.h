@@ -32,19 +32,21 @@ void load(const Placement<const T>& from, int64_t rows, int64_t columns, Pack<W>
   }
 }
 
-// Entry (i, j) of lane l is taken from column order[l * columns + j] of a, or from column j where order is null.
+// Column j of lane l's matrix goes to column rank[l * columns + j], or to column j where rank is null.
 // + 0 turns -0 into +0: which zero a lane holds may depend on how often its neighbours made it rotate by (1, 0).
 template <typename T, typename W>
-void store(const Pack<W>* a, int64_t rows, int64_t columns, const int32_t* order, const Placement<T>& to) {
+void store(const Pack<W>* a, int64_t rows, int64_t columns, const int32_t* rank, const Placement<T>& to) {
   const W* entries = reinterpret_cast<const W*>(a);
   const int64_t stride = row_stride(columns);
   for (int l = 0; l < to.count; ++l) {
+    const int32_t* own = rank == nullptr ? nullptr : rank + l * columns;
     for (int64_t i = 0; i < rows; ++i) {
       T* target = to.base[l] + i * to.row_stride;
       const W* source = entries + i * stride * lane_count + l;
-      for (int64_t j = 0; j < columns; ++j) {
-        const int64_t column = order == nullptr ? j : order[l * columns + j];
-        target[j * to.column_stride] = static_cast<T>(source[column * lane_count] + W(0));
+      if (rank == nullptr) {
+        for (int64_t j = 0; j < columns; ++j) target[j * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
+      } else {
+        for (int64_t j = 0; j < columns; ++j) target[own[j] * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
       }
     }
   }

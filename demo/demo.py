@@ -32,11 +32,10 @@ from svdrd.ops import basis_loss
 
 BASE = Path(__file__).parent / "base" / "checkpoint.pth.tar"
 MODEL = "bmshj2018-hyperprior"
-# The colour photographs of everyday things that lie in scikit-image's wheel. The two of the motorcycle are a stereo pair,
-# so both are on the same side.
+# The colour photographs of everyday things that lie in scikit-image's wheel. The two of the motorcycle are a stereo
+# pair, so both are on the same side.
 TRAINING = ("astronaut", "motorcycle_left", "motorcycle_right", "rocket")
 HELD_OUT = ("chelsea", "coffee")
-# The original, the starting point, and the two arms, as the tables and figures call them.
 ARMS = {"base": "before fine-tuning", "control": "fine-tuned, mu = 0", "basis": "fine-tuned, basis loss"}
 COLOURS = {"base": "0.35", "control": "tab:blue", "basis": "tab:red"}
 
@@ -78,13 +77,14 @@ def measure(run: Path, arm: str, lmbda: float, side: int) -> dict[str, Any]:
 
 
 def table(measured: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'':32}     bpp  PSNR (dB)  MS-SSIM  RD loss  basis distance"]
-    for arm, description in ARMS.items():
-        mean = measured[arm]["mean"]
-        lines.append(
-            f"{f'{arm} ({description})':32}  {mean['bpp']:6.4f}  {mean['psnr-rgb']:9.3f}  {mean['ms-ssim-rgb']:7.5f}  "
-            f"{mean['rd-loss']:7.4f}  {mean['basis']:14.6f}"
-        )
+    rows = {f"{arm} ({description})": measured[arm]["mean"] for arm, description in ARMS.items()}
+    basis, control = measured["basis"]["mean"], measured["control"]["mean"]
+    rows["basis - control"] = {key: basis[key] - control[key] for key in basis}
+    lines = [f"{'':30}      bpp  PSNR (dB)   MS-SSIM   RD loss  basis distance"]
+    for name, row in rows.items():
+        sign = "+" if name == "basis - control" else ""
+        line = f"{name:30}  {row['bpp']:{sign}7.4f}  {row['psnr-rgb']:{sign}9.3f}  {row['ms-ssim-rgb']:{sign}8.5f}  "
+        lines.append(line + f"{row['rd-loss']:{sign}8.4f}  {row['basis']:{sign}14.6f}")
     return "\n".join(lines)
 
 
@@ -105,35 +105,31 @@ def jpeg_curve(files: Sequence[Path]) -> tuple[list[float], list[float]]:
     return rates, psnrs
 
 
-def plot_rd(measured: dict[str, dict[str, Any]], files: Sequence[Path], mu: float, path: Path) -> None:
+def plot_rd(measured: dict[str, dict[str, Any]], files: Sequence[Path], path: Path) -> None:
+    """Where the codec stands beside JPEG and, as its points are close together there, how far each arm moved."""
     figure, (context, zoom) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     context.plot(*jpeg_curve(files), color="0.7", marker=".", label="JPEG (Pillow)", zorder=1)
     start = measured["base"]["mean"]
-    for arm, description in ARMS.items():
+    # Where both arms end almost at one point, the later one is drawn smaller and shows the other around it.
+    for arm, size in zip(ARMS, (70, 110, 35), strict=True):
         mean = measured[arm]["mean"]
-        label = f"{arm}: {description}" + (f", mu = {mu:g}" if arm == "basis" else "")
-        for axes in (context, zoom):
-            axes.scatter(mean["bpp"], mean["psnr-rgb"], s=45, color=COLOURS[arm], label=label, zorder=3)
-        if arm != "base":
-            zoom.annotate(
-                "",
-                xy=(mean["bpp"], mean["psnr-rgb"]),
-                xytext=(start["bpp"], start["psnr-rgb"]),
-                arrowprops={"arrowstyle": "-|>", "color": COLOURS[arm], "shrinkA": 5, "shrinkB": 5},
-            )
-        zoom.annotate(
-            f"RD loss {mean['rd-loss']:.4f}",
-            (mean["bpp"], mean["psnr-rgb"]),
-            xytext=(8, -4),
-            textcoords="offset points",
+        label = f"{arm}: {ARMS[arm]}"
+        context.scatter(mean["bpp"], mean["psnr-rgb"], s=size / 2, color=COLOURS[arm], label=label, zorder=3)
+        zoom.scatter(
+            1000 * (mean["bpp"] - start["bpp"]),
+            mean["psnr-rgb"] - start["psnr-rgb"],
+            s=size,
             color=COLOURS[arm],
+            label=f"{arm}: RD loss {mean['rd-loss']:.4f}",
+            zorder=3,
         )
-    context.set_title(f"mean of {len(files)} held-out photographs, real entropy coding")
-    zoom.set_title("the same three points, enlarged")
-    zoom.margins(0.35)
-    context.legend(loc="lower right")
+    context.set(title=f"mean of {len(files)} held-out photographs, coded", xlabel="rate (bpp)", ylabel="PSNR (dB)")
+    zoom.set(title="the same three points", xlabel="rate - base (0.001 bpp)", ylabel="PSNR - base (dB)")
+    zoom.margins(0.3)
+    zoom.axhline(0, color="0.7", linewidth=0.8)
+    zoom.axvline(0, color="0.7", linewidth=0.8)
     for axes in (context, zoom):
-        axes.set(xlabel="rate (bpp)", ylabel="PSNR (dB)")
+        axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=140)
     plt.close(figure)
@@ -142,7 +138,7 @@ def plot_rd(measured: dict[str, dict[str, Any]], files: Sequence[Path], mu: floa
 def plot_side_by_side(run: Path, measured: dict[str, dict[str, Any]], side: int, path: Path) -> None:
     """The centre of every held-out photograph, so that nobody chose what is shown."""
     columns = ["original", *ARMS]
-    figure, grid = plt.subplots(len(HELD_OUT), len(columns), figsize=(12.4, 3.5 * len(HELD_OUT)), layout="constrained")
+    figure, grid = plt.subplots(len(HELD_OUT), len(columns), figsize=(12.4, 3.6 * len(HELD_OUT)), layout="constrained")
     for row, name in zip(grid, HELD_OUT, strict=True):
         for axes, column in zip(row, columns, strict=True):
             original = column == "original"
@@ -150,10 +146,14 @@ def plot_side_by_side(run: Path, measured: dict[str, dict[str, Any]], side: int,
             image = Image.open(folder / f"{name}.png")
             left, top = (image.width - side) // 2, (image.height - side) // 2
             axes.imshow(image.crop((left, top, left + side, top + side)), interpolation="nearest")
-            axes.set(xticks=[], yticks=[], title=column if original else f"{column}\n{ARMS[column]}")
-            results = None if original else measured[column]["images"][name]
-            below = f"{results['bpp']:.4f} bpp, {results['psnr-rgb']:.3f} dB" if results else f"{name}: 24 bpp"
-            axes.set_xlabel(below)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(name if original else f"{column}: {ARMS[column]}", fontsize=11)
+            if original:
+                below = "original, 24 bpp"
+            else:
+                results = measured[column]["images"][name]
+                below = f"{results['bpp']:.4f} bpp, {results['psnr-rgb']:.3f} dB"
+            axes.set_xlabel(below, fontsize=11)
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
@@ -199,10 +199,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     measured = {arm: measure(run, arm, lmbda, args.patch_size) for arm in ARMS}
     files = [run / "photographs" / "test" / f"{name}.png" for name in HELD_OUT]
-    plot_rd(measured, files, args.mu, args.output / "rd.png")
+    plot_rd(measured, files, args.output / "rd.png")
     plot_side_by_side(run, measured, 160, args.output / "side_by_side.png")
-    print(f"\nMeans over {', '.join(HELD_OUT)}. RD loss: bpp + {lmbda:g} * 255^2 MSE. Basis distance: the basis loss of the")
-    print(f"decoded 8-bit images, over {args.patch_size}x{args.patch_size} patches.\n\n{table(measured)}\n")
+    print(f"\nMeans over {' and '.join(HELD_OUT)}, coded and decoded. RD loss: bpp + {lmbda:g} * 255^2 MSE.")
+    print("Basis distance: the basis loss of the decoded 8-bit images, over patches of the training's size.")
+    print(f"\n{table(measured)}\n")
     print(f"Figures: {args.output / 'rd.png'}, {args.output / 'side_by_side.png'}")
     return 0
 

@@ -46,7 +46,14 @@ def compute_dtype(call: str, **tensors: Tensor) -> torch.dtype:
 
 def flattened(x: Tensor, dtype: torch.dtype) -> Tensor:
     """``(..., m, n)`` as ``(b, m, n)`` in ``dtype``; the batch is counted, as -1 is ambiguous for an empty tensor."""
-    return x.to(dtype).reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+    x = x if x.dtype == dtype else x.to(dtype)
+    return x if x.ndim == 3 else x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+
+def restored(x: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The inverse of :func:`flattened` for a result ``(b, ...)``; calls that change nothing would cost a microsecond."""
+    x = x if len(batch) == 1 else x.reshape(*batch, *x.shape[1:])
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def check_pair(call: str, x_hat: Tensor, x: Tensor) -> None:

@@ -46,4 +46,4 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
     smooth = arguments.check_smooth("polar_factor", smooth)
     save_factors = a.requires_grad and torch.is_grad_enabled()
     p = ops.polar_factor(arguments.flattened(a, dtype), rcond, smooth, save_factors)[0]
-    return p.reshape(a.shape).to(a.dtype)
+    return arguments.restored(p, a.shape[:-2], a.dtype)

@@ -43,8 +43,4 @@ def svd(a: Tensor) -> SVD:
     dtype = arguments.compute_dtype("svd", a=a)
     u, s, vh = ops.svd(arguments.flattened(a, dtype))
     batch = a.shape[:-2]
-    return SVD(
-        u.reshape(*batch, *u.shape[-2:]).to(a.dtype),
-        s.reshape(*batch, *s.shape[-1:]).to(a.dtype),
-        vh.reshape(*batch, *vh.shape[-2:]).to(a.dtype),
-    )
+    return SVD(*(arguments.restored(x, batch, a.dtype) for x in (u, s, vh)))
