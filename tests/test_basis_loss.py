@@ -134,7 +134,7 @@ def test_optimisation_converges(backend: str) -> None:
 
 
 def test_training_loop_of_a_user(backend: str) -> None:
-    """The README's loop: flat, saturated and duplicated blocks, where torch.linalg.svd gives NaN at the first step."""
+    """Flat, saturated and duplicated blocks, where torch.linalg.svd gives NaN at the first step."""
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     x[0], x[1, :, :, 16:], x[2, :, ::2] = 0.5, 1.0, x[2, :, 1::2]
     model = torch.nn.Conv2d(3, 3, 3, padding=1)

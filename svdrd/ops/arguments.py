@@ -37,8 +37,8 @@ def compute_dtype(call: str, **tensors: Tensor) -> torch.dtype:
         # The dispatcher would drop the tangent without a word.
         if forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
-                f"{call}: {name} carries a forward-mode tangent, which is not implemented; use reverse mode. The Jacobian "
-                "of polar_factor is symmetric: torch.autograd.grad(polar_factor(a), a, tangent) is its product too."
+                f"{call}: {name} carries a forward-mode tangent, which is not implemented; use reverse mode. The "
+                "Jacobian of polar_factor is symmetric: torch.autograd.grad(polar_factor(a), a, tangent) applies it."
             )
         widest = torch.promote_types(widest, _COMPUTE_DTYPE[tensor.dtype])
     return widest
@@ -51,7 +51,7 @@ def flattened(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def restored(x: Tensor, batch: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The inverse of :func:`flattened` for a result ``(b, ...)``; calls that change nothing would cost a microsecond."""
+    """The inverse of :func:`flattened` for a result ``(b, ...)``; a call that changes nothing costs a microsecond."""
     x = x if len(batch) == 1 else x.reshape(*batch, *x.shape[1:])
     return x if x.dtype == dtype else x.to(dtype)
 
