@@ -171,8 +171,8 @@ def svd_vjp(
 
     its diagonal is ``gS``, and ``(I - U U^T) gU S^-1 V^T`` (tall) or ``U S^-1 gV^T (I - V V^T)`` (wide) is added.
 
-    Exact at distinct singular values. Where ``|s_i - s_j| <= max(m, n) eps s_1`` the first quotient is taken as 0,
-    where ``s_i + s_j`` is that small the second one too, and likewise ``1/s``: always finite. ``docs/gradients.md``
+    Exact at distinct singular values. Where ``|s_i - s_j| <= max(m, n) eps (s_i + s_j)`` the first quotient is taken as
+    0, where ``s_i + s_j <= 4 eps s_1`` both, and ``1/s`` where ``s <= 4 eps s_1``: always finite. ``docs/gradients.md``
     says for which functions that is their exact derivative at a repeated value, and why no rule could serve them all.
 
     Args:
@@ -185,16 +185,18 @@ def svd_vjp(
     m, n = u.shape[-2], vh.shape[-1]
     dtype, wide = u.dtype, _wide(u.dtype)
     u, s, v = u.to(wide), s.to(wide), vh.to(wide).mT
-    negligible = max(m, n) * torch.finfo(dtype).eps
+    eps = torch.finfo(dtype).eps
     scale = _unit_where_zero(s[..., :1])[..., None]
     s = s / scale[..., 0]
     s_i, s_j = s[..., :, None], s[..., None, :]
 
     gap, total = s_j - s_i, s_j + s_i
-    distinct, nonzero = gap.abs() > negligible, total > negligible
+    nonzero = total > 4 * eps
+    # Relative to the pair, not to s_1: small values of an image are genuine, and so are the gaps between them.
+    distinct = nonzero & (gap.abs() > max(m, n) * eps * total)
     inverse_gap = torch.where(distinct, 0.5 / torch.where(distinct, gap, 1.0), 0.0)
     inverse_total = torch.where(nonzero, 0.5 / torch.where(nonzero, total, 1.0), 0.0)
-    positive = s > negligible
+    positive = s > 4 * eps
     inverse_s = torch.where(positive, 1.0 / torch.where(positive, s, 1.0), 0.0)
 
     core, outside = torch.zeros_like(gap), u.new_zeros(())  # both are in units of 1 / s_1

@@ -105,3 +105,18 @@ def test_only_the_factors_that_are_used_need_a_gradient(backend: str) -> None:
     a = with_spectrum(5, 4, torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)).requires_grad_()
     for i in range(3):
         assert torch.autograd.gradcheck(lambda a, i=i: svd(a)[i].abs(), a)
+
+
+def test_derivative_keeps_small_genuine_values(backend: str) -> None:
+    """Small blocks of an image have singular values and gaps of few eps s_1 that are genuine, not noise."""
+    a = with_spectrum(64, 64, torch.logspace(0, -5.5, 64, dtype=torch.float64)).float()
+    g = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+
+    def derivative(a: Tensor, g: Tensor) -> Tensor:
+        a = a.detach().requires_grad_()
+        u, _, vh = svd(a)
+        return torch.autograd.grad(u @ vh, a, g)[0]
+
+    expected = derivative(a.double(), g.double())
+    error = torch.linalg.matrix_norm(derivative(a, g).double() - expected) / torch.linalg.matrix_norm(expected)
+    assert error < 1e-2

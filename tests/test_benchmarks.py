@@ -1,0 +1,211 @@
+"""The benchmark suite: what it writes, what it refuses to time, what it makes of a CSV."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+for package in ("matplotlib", "pytest_benchmark", "roma", "skimage"):
+    pytest.importorskip(package, reason="pip install 'svdrd[dev]' brings what the benchmarks need")
+
+from benchmarks import inputs, measure, registry, report  # noqa: E402
+from benchmarks.registry import Case, Provider  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+class Clock:
+    """As pytest-benchmark's fixture, whose table has no place among the tests' output."""
+
+    def __init__(self):
+        self.stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
+
+    def pedantic(self, target, setup, rounds):
+        for _ in range(rounds):
+            arguments, options = setup()
+            begin = time.perf_counter()
+            target(*arguments, **options)
+            self.stats.stats.data.append(time.perf_counter() - begin)
+
+
+CASE = Case("polar_factor", "both", 32, 8, 8, "random")
+
+ROW = measure.Row(
+    op="basis_loss", provider="svdrd", mode="both", batch=100, m=8, n=8, dtype="float32", input="natural (kodak)",
+    verdict="right", error=2e-7, p20=0.9e-4, p50=1e-4, p80=1.2e-4, peak_memory=3 * 2**20, device="a processor",
+    threads=2, torch="2.15.0", svdrd="0.1.0", commit="abc", date="2026-01-02T03:04:05Z",
+)  # fmt: skip
+
+
+def peer(row: measure.Row, provider: str = "torch.linalg.svd", **changes: object) -> measure.Row:
+    return replace(row, provider=provider, peak_memory=None, **{"p50": 4e-3, "error": 5e-4} | changes)
+
+
+def rows() -> list[measure.Row]:
+    """Two runs; the first one is older and ten times slower."""
+    newest = [
+        ROW,
+        peer(ROW),
+        peer(ROW, "roma.procrustes", verdict="wrong", error=math.nan, p20=None, p50=None, p80=None),
+        replace(ROW, input="random"),
+        peer(replace(ROW, input="random"), p50=3e-3),
+        replace(ROW, n=16, m=16, p50=2e-4, peak_memory=None),
+        peer(replace(ROW, n=16, m=16), p50=1.8e-4),
+    ]
+    return [replace(ROW, p50=1e-3, date="2026-01-01T00:00:00Z"), *newest]
+
+
+def test_a_quick_run_writes_every_column_and_times_right_answers_alone(tmp_path):
+    path = tmp_path / "results" / "quick.csv"
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--seconds", "0.01", "--threads", "1", "--csv", str(path)]
+    command += ["-k", "basis_loss-both or svd-forward or recompose"]
+    # Whether blocks of photographs are Kodak's is none of this test's business; the name of the set is.
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert path.read_text().splitlines()[0].split(",") == measure.COLUMNS
+    written = measure.read(path)
+    assert {row.op for row in written} == {"svd", "basis_loss", "recompose"}
+    assert len({row.date for row in written}) == 1
+    for row in written:
+        assert (row.verdict == "right") == (row.p50 is not None)
+        if row.p50 is not None:
+            assert 0 < row.p20 <= row.p50 <= row.p80
+        assert row.input == "random" or row.input.split(" ")[0] in ("natural", "patches")
+        assert row.threads == 1
+        assert row.device
+    assert all(row.verdict == "right" for row in written if row.provider == "svdrd")
+    assert any(row.verdict == "wrong" for row in written if row.provider == "roma.special_procrustes")
+    [patches] = [row for row in written if row.input.startswith("patches") and row.provider == "svdrd"]
+    if sys.platform == "linux":
+        assert patches.peak_memory >= patches.batch * 64 * 4  # the derivative alone
+    assert f"{patches.error:7.1e}" in process.stdout
+
+
+def gated(polar) -> tuple[bool, float]:
+    given = CASE.inputs()
+    truth = registry.OPERATIONS[CASE.op].truth(given)
+    return measure.gate(CASE, Provider("test", registry._with_polar(polar)), given, truth)
+
+
+def exact(a):
+    u, _, vh = torch.linalg.svd(a.double(), full_matrices=False)
+    return (u @ vh).to(a.dtype)
+
+
+def test_the_gate_lets_a_right_provider_pass():
+    right, error = gated(exact)
+    assert right
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda a: 1.1 * exact(a), lambda a: exact(a.mT), lambda a: exact(a).detach() + 0 * a],
+    ids=["a scale", "a transpose", "no derivative"],
+)
+def test_the_gate_refuses_a_wrong_provider(wrong):
+    right, error = gated(wrong)
+    assert not right
+    assert error > registry.OPERATIONS[CASE.op].derivative_tolerance
+
+
+def test_the_gate_refuses_a_single_nan():
+    def spoiled(a):
+        return exact(a) * torch.where(torch.arange(len(a)) == 3, torch.nan, 1.0)[:, None, None]
+
+    right, error = gated(spoiled)
+    assert not right
+    assert math.isnan(error)
+
+
+def test_a_wrong_provider_is_listed_and_never_timed():
+    providers = [registry.OURS, Provider("wrong", registry._with_polar(lambda a: 2 * exact(a)))]
+    run = measure.Run.begin("cpu")
+    ours, wrong = measure.measure(CASE, providers, Clock(), run, "cpu", seconds=0.01)
+    assert (ours.verdict, wrong.verdict) == ("right", "wrong")
+    assert ours.p50 is not None
+    assert wrong.p50 is None
+    assert "not timed" in measure.describe(wrong)
+
+
+def test_providers_take_turns():
+    order = []
+    works = [lambda i=i: order.append(i) for i in range(3)]
+    times = measure.time_interleaved(Clock(), works, seconds=1e-3)
+    assert [len(durations) for durations in times] == [len(times[0])] * 3
+    timed = order[6:]  # one call to warm up and one to estimate, each
+    changes = [now for before, now in zip([None, *timed[:-1]], timed, strict=True) if now != before]
+    assert changes == [0, 1, 2] * len(times[0])
+
+
+def test_natural_blocks_have_full_rank_and_patches_have_not():
+    natural = inputs.make("natural", 64, 8, 8, torch.float32)
+    for side in (natural.x_hat, natural.x):
+        s = torch.linalg.svdvals(side.double())
+        assert (s[:, -1] > inputs.MARGIN * torch.finfo(torch.float32).eps * s[:, 0]).all()
+    assert 0 < (natural.x_hat - natural.x).abs().mean() < 0.1  # a JPEG of the same blocks
+    patches = inputs.make("patches", 3072, 8, 8, torch.float32)
+    assert patches.x.shape == (1, 3, 256, 256)
+
+
+def test_a_number_of_blocks_that_fills_no_patch_is_named():
+    with pytest.raises(ValueError, match="one patch holds 3072"):
+        inputs.make("patches", 1000, 8, 8, torch.float32)
+
+
+def test_rows_survive_the_csv_and_runs_are_appended(tmp_path):
+    path = tmp_path / "cpu.csv"
+    measure.append(path, rows()[:1])
+    measure.append(path, rows()[1:])
+    got = measure.read(path)
+    assert len(got) == len(rows())
+    assert got[1] == ROW
+    assert math.isnan(got[3].error)
+    assert got[3].p50 is None
+
+
+def test_the_tables_are_those_of_the_newest_run(tmp_path):
+    csv, readme, figure = tmp_path / "cpu.csv", tmp_path / "README.md", tmp_path / "docs" / "speed.png"
+    measure.append(csv, rows())
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    arguments = ["--csv", str(csv), "--readme", str(readme), "--figure", str(figure)]
+    assert report.main(arguments) == 0
+    text = readme.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n")
+    assert text.endswith(f"\n{report.END}\nafter\n")
+    assert "old" not in text
+    expected = "| basis_loss, forward + backward | 8 x 8 | 100 | 1 | 40 | 40.0x | 30.0x | 2e-07 | 5e-04 |"
+    assert expected in text.splitlines()
+    assert "| basis_loss, forward + backward | 8 x 8 | 100 | 1 | 40 | wrong (NaN) |" in text.splitlines()
+    assert "The lowest of the 3 ratios of the run is 0.90x: basis_loss both, 100 of 16 x 16, float32" in text
+    assert "| basis_loss, forward + backward, 100 of 8 x 8 | svdrd | 0.0 | 3.0 |" in text.splitlines()
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+    assert report.main(arguments) == 0
+    assert readme.read_text() == text
+
+
+def test_a_readme_without_markers_is_refused_and_kept(tmp_path, capsys):
+    csv, readme = tmp_path / "cpu.csv", tmp_path / "README.md"
+    measure.append(csv, rows())
+    readme.write_text("no markers\n")
+    arguments = ["--csv", str(csv), "--readme", str(readme), "--figure", str(tmp_path / "speed.png")]
+    assert report.main(arguments) == 2
+    assert report.BEGIN in capsys.readouterr().err
+    assert readme.read_text() == "no markers\n"
+
+
+def test_an_unknown_run_is_named(tmp_path, capsys):
+    csv = tmp_path / "cpu.csv"
+    measure.append(csv, rows())
+    assert report.main(["--csv", str(csv), "--date", "yesterday"]) == 2
+    assert "2026-01-02T03:04:05Z" in capsys.readouterr().err
