@@ -1,8 +1,8 @@
 // Symmetric eigenvalue problem in float64: Householder tridiagonalisation, divide and conquer, back-transformation.
 //
-// Sources: the panels follow Dongarra, Sorensen and Hammarling (1989), LAPACK's latrd; divide and conquer is Cuppen's with the
-// deflation of Dongarra and Sorensen (1987) and the eigenvectors of Gu and Eisenstat (1995); the secular equation is solved by
-// the "middle way" of Li (LAPACK Working Note 89), as many roots at a time as a vector has lanes.
+// Sources: the panels follow Dongarra, Sorensen and Hammarling (1989), LAPACK's latrd; divide and conquer is Cuppen's
+// with the deflation of Dongarra and Sorensen (1987) and the eigenvectors of Gu and Eisenstat (1995); the secular
+// equation is solved by the "middle way" of Li (LAPACK Working Note 89), as many roots at a time as a vector has lanes.
 // Eigenvectors are rows throughout: permutations and plane rotations then touch contiguous memory.
 #pragma once
 
@@ -14,9 +14,10 @@ namespace dense {
 
 constexpr double epsilon = 2.220446049250313e-16;
 
-// y = A x for the part of the symmetric matrix a that starts at row and column `first`, a multiple of 8. Reads the upper
-// triangle and the whole 8 x 8 blocks on the diagonal. n, the padded size, is a multiple of 8.
-inline void symmetric_times_vector(const double* a, int64_t stride, int64_t first, int64_t n, const double* x, double* y) {
+// y = A x for the part of the symmetric matrix a that starts at row and column `first`, a multiple of 8. Reads the
+// upper triangle and the whole 8 x 8 blocks on the diagonal. n, the padded size, is a multiple of 8.
+inline void symmetric_times_vector(const double* a, int64_t stride, int64_t first, int64_t n, const double* x,
+                                   double* y) {
   constexpr int64_t w = lanes<double>;
   for (int64_t i = first; i < n; ++i) y[i] = 0;
   for (int64_t i0 = first; i0 < n; i0 += 8) {
@@ -45,8 +46,8 @@ inline void symmetric_times_vector(const double* a, int64_t stride, int64_t firs
   }
 }
 
-// Reduces the symmetric a (n x n, whole 8 x 8 blocks with zeros beyond n) to tridiagonal form d, e. The reflector of step j
-// replaces row j of a, starting at column j + 1.
+// Reduces the symmetric a (n x n, whole 8 x 8 blocks with zeros beyond n) to tridiagonal form d, e. The reflector of
+// step j replaces row j of a, starting at column j + 1.
 inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, double* e, double* tau, Scratch& scratch) {
   constexpr int64_t panel = 8;
   const int64_t padded = round_up(n, 8);
@@ -56,14 +57,13 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
   double* y = scratch.take_zeros<double>(padded);
   for (int64_t j0 = 0; j0 < n; j0 += panel) {
     const int64_t end = j0 + panel < n ? j0 + panel : n;
-    const int64_t start = j0;
     for (int64_t j = j0; j < end; ++j) {
       double* row = a + j * stride;
       for (int64_t l = j0; l < j; ++l) {
         const double* v_row = a + l * stride;
         const double* w_row = w + (l - j0) * stride;
-        add_scaled(row + start, -v_row[j], w_row + start, padded - start);
-        add_scaled(row + start, -w_row[j], v_row + start, padded - start);
+        add_scaled(row + j0, -v_row[j], w_row + j0, padded - j0);
+        add_scaled(row + j0, -w_row[j], v_row + j0, padded - j0);
       }
       d[j] = row[j];
       if (j + 1 == n) {
@@ -77,17 +77,17 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
         continue;
       }
       symmetric_times_vector(a, stride, round_down(j + 1, 8), padded, row, y);
-      for (int64_t i = start; i < round_down(j + 1, 8); ++i) y[i] = 0;
+      for (int64_t i = j0; i < round_down(j + 1, 8); ++i) y[i] = 0;
       for (int64_t l = j0; l < j; ++l) {
         const double* v_other = a + l * stride;
         const double* w_other = w + (l - j0) * stride;
-        const double vv = dot(v_other + start, row + start, padded - start);
-        const double wv = dot(w_other + start, row + start, padded - start);
-        add_scaled(y + start, -wv, v_other + start, padded - start);
-        add_scaled(y + start, -vv, w_other + start, padded - start);
+        const double vv = dot(v_other + j0, row + j0, padded - j0);
+        const double wv = dot(w_other + j0, row + j0, padded - j0);
+        add_scaled(y + j0, -wv, v_other + j0, padded - j0);
+        add_scaled(y + j0, -vv, w_other + j0, padded - j0);
       }
-      const double half = -0.5 * tau[j] * dot(y + start, row + start, padded - start);
-      for (int64_t i = start; i < padded; ++i) w_row[i] = i > j && i < n ? tau[j] * (y[i] + half * row[i]) : 0;
+      const double half = -0.5 * tau[j] * dot(y + j0, row + j0, padded - j0);
+      for (int64_t i = j0; i < padded; ++i) w_row[i] = i > j && i < n ? tau[j] * (y[i] + half * row[i]) : 0;
     }
     if (end < n) {
       for (int64_t l = 0; l < panel; ++l)
@@ -95,14 +95,14 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
           w[(panel + l) * stride + i] = a[(j0 + l) * stride + i];
           w[(2 * panel + l) * stride + i] = w[l * stride + i];
         }
-      gemm<double>(padded - end, padded - end, 2 * panel, transposed(w + panel * stride + end, stride), plain(w + end, stride),
-                   a + end * stride + end, stride, {-1, true, true});
+      gemm<double>(padded - end, padded - end, 2 * panel, transposed(w + panel * stride + end, stride),
+                   plain(w + end, stride), a + end * stride + end, stride, {-1, true, true});
     }
   }
 }
 
-// Implicit QL with Wilkinson's shift (EISPACK tql2) for the small problems at the leaves. z (n rows): rows are rotated along.
-// Off-diagonals up to `negligible` are treated as zero.
+// Implicit QL with Wilkinson's shift (EISPACK tql2) for the small problems at the leaves. z (n rows): rows are rotated
+// along. Off-diagonals up to `negligible` are treated as zero.
 inline void tridiagonal_ql(double* d, double* e, int64_t n, double negligible, double* z, int64_t z_stride,
                            int64_t z_columns) {
   constexpr int most_iterations = 60;
@@ -155,8 +155,9 @@ inline bool all_lanes(LaneMask mask) {
 inline Lanes magnitude(Lanes x) { return x < 0 ? -x : x; }
 inline Lanes square_root(Lanes x) { return native_sqrt<double>(x); }
 
-// The roots of 1 + rho sum_i z_i^2 / (d_i - lambda) = 0, d ascending and distinct, rho > 0, every z_i nonzero, k >= 2. Row i of
-// gaps holds d_i - lambda_j to full relative accuracy, which is what makes the eigenvectors orthogonal. d and z2 = z^2.
+// The roots of 1 + rho sum_i z_i^2 / (d_i - lambda) = 0, d ascending and distinct, rho > 0, every z_i nonzero, k >= 2.
+// Row i of gaps holds d_i - lambda_j to full relative accuracy, which is what makes the eigenvectors orthogonal. d and
+// z2 = z^2.
 inline void secular_equation(int64_t k, const double* d, const double* z2, double rho, double* lambda, double* gaps,
                              int64_t stride) {
   constexpr int64_t w = lanes<double>;
@@ -256,7 +257,8 @@ inline void secular_equation(int64_t k, const double* d, const double* z2, doubl
       // Bisection where the interpolation left the bracket, and now and then in any case, so that every bracket closes.
       const LaneMask trusted = iteration % 16 == 15 ? LaneMask{} : (next > below) & (next < above);
       next = trusted ? next : (below + above) / 2;
-      // The convergence is quadratic relative to the distance t from the nearest pole: after so small a step none is needed.
+      // The convergence is quadratic relative to the distance t from the nearest pole: after so small a step none is
+      // needed.
       t = done ? t : next;
       done |= trusted & (magnitude(step) <= 1e-9 * magnitude(t));
     }
@@ -266,8 +268,10 @@ inline void secular_equation(int64_t k, const double* d, const double* z2, doubl
   }
 }
 
-// z as the roots imply it (Gu and Eisenstat): with these the computed lambda are the exact eigenvalues of a nearby problem.
-inline void secular_weights(int64_t k, const double* d, const double* gaps, int64_t stride, const double* z, double* weights) {
+// z as the roots imply it (Gu and Eisenstat): with these the computed lambda are the exact eigenvalues of a nearby
+// problem.
+inline void secular_weights(int64_t k, const double* d, const double* gaps, int64_t stride, const double* z,
+                            double* weights) {
   constexpr int64_t w = lanes<double>;
   for (int64_t i = 0; i < k; ++i) {
     Lanes product = splat(1.0);
@@ -287,8 +291,9 @@ inline void secular_weights(int64_t k, const double* d, const double* gaps, int6
   }
 }
 
-// Joins the eigen decompositions of two halves, sizes n1 and n - n1, coupled by e: rows 0..n1 of q hold eigenvectors in columns
-// 0..n1, the other rows in the other columns, d their values. On return all rows of q are eigenvectors, in no special order.
+// Joins the eigen decompositions of two halves, sizes n1 and n - n1, coupled by e: rows 0..n1 of q hold eigenvectors in
+// columns 0..n1, the other rows in the other columns, d their values. On return all rows of q are eigenvectors, in no
+// special order.
 inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, int64_t stride, Scratch& scratch) {
   constexpr int64_t w = lanes<double>;
   ScratchScope scope(scratch);
@@ -339,7 +344,8 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
   if (pending >= 0) kept[k++] = pending;
   if (k == 0) return;
 
-  // The rows in the order of their kinds, so that each half of the columns multiplies only the rows that are nonzero there.
+  // The rows in the order of their kinds, so that each half of the columns multiplies only the rows that are nonzero
+  // there.
   const int64_t rows_stride = row_stride<double>(n);
   double* rows = scratch.take<double>(n * rows_stride);
   double* new_d = scratch.take<double>(n);
@@ -397,7 +403,8 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
 
 constexpr int64_t leaf_size = 12;
 
-// Eigenvalues d and eigenvectors (rows of q, which must come zeroed) of the tridiagonal matrix d, e, in no special order.
+// Eigenvalues d and eigenvectors (rows of q, which must come zeroed) of the tridiagonal matrix d, e, in no special
+// order.
 inline void tridiagonal_eigen(double* d, double* e, int64_t n, double negligible, double* q, int64_t stride,
                               Scratch& scratch) {
   if (n <= leaf_size) {
@@ -414,10 +421,10 @@ inline void tridiagonal_eigen(double* d, double* e, int64_t n, double negligible
   merge_halves(d, coupling, n, n1, q, stride, scratch);
 }
 
-// Eigenvalues and eigenvectors of the symmetric a (n x n; the whole 8 x 8 blocks are read and must hold zeros beyond n, and a is
-// destroyed): row i of v belongs to d[i]; order[i] is the row of the i-th largest.
-inline void symmetric_eigen(double* a, int64_t a_stride, int64_t n, double* d, double* v, int64_t v_stride, int64_t* order,
-                            Scratch& scratch) {
+// Eigenvalues and eigenvectors of the symmetric a (n x n; the whole 8 x 8 blocks are read and must hold zeros beyond n,
+// and a is destroyed): row i of v belongs to d[i]; order[i] is the row of the i-th largest.
+inline void symmetric_eigen(double* a, int64_t a_stride, int64_t n, double* d, double* v, int64_t v_stride,
+                            int64_t* order, Scratch& scratch) {
   ScratchScope scope(scratch);
   double* e = scratch.take_zeros<double>(n);
   double* tau = scratch.take_zeros<double>(n);

@@ -1,8 +1,8 @@
 // Matrix products of one thread: C = alpha A B or C += alpha A B, float32 and float64.
 //
-// A tile of C lives in registers (8 x 3 vectors where there are 32 of them, 4 x 3 with 16) while a panel of B, short enough
-// for the first-level cache, is read once per row tile and the elements of A are broadcast from where they lie. Only a B that
-// is transposed, or a last narrow panel, is copied.
+// A tile of C lives in registers (8 x 3 vectors where there are 32 of them, 4 x 3 with 16) while a panel of B, short
+// enough for the first-level cache, is read once per row tile and the elements of A are broadcast from where they lie.
+// Only a B that is transposed, or a last narrow panel, is copied.
 #pragma once
 
 #include "dense_vector.h"
@@ -92,21 +92,21 @@ inline void gemm_panel(int64_t first_row, int64_t m, int64_t depth, Operand<T> a
                        int64_t c_stride, int64_t columns, T alpha, bool accumulate) {
   int64_t i = first_row;
   for (; i + gemm_rows <= m; i += gemm_rows)
-    gemm_tile<T, gemm_rows, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride,
-                                     columns, alpha, accumulate);
+    gemm_tile<T, gemm_rows, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride,
+                                     c_stride, columns, alpha, accumulate);
   if (gemm_rows > 4 && i + 4 <= m) {
-    gemm_tile<T, 4, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride, columns,
-                             alpha, accumulate);
+    gemm_tile<T, 4, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride,
+                             columns, alpha, accumulate);
     i += 4;
   }
   if (i + 2 <= m) {
-    gemm_tile<T, 2, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride, columns,
-                             alpha, accumulate);
+    gemm_tile<T, 2, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride,
+                             columns, alpha, accumulate);
     i += 2;
   }
   if (i < m)
-    gemm_tile<T, 1, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride, columns,
-                             alpha, accumulate);
+    gemm_tile<T, 1, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride,
+                             columns, alpha, accumulate);
 }
 
 // packed[l * stride + j] = element (l, j) of a panel of B, zero from `columns` to stride.
@@ -159,11 +159,14 @@ inline void gemm(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T*
       const Operand<T> a_part = a.at(0, k0);
       T* c_part = c + j0;
       if (vectors == 3)
-        gemm_panel<T, 3>(0, rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha, accumulate);
+        gemm_panel<T, 3>(0, rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha,
+                         accumulate);
       else if (vectors == 2)
-        gemm_panel<T, 2>(0, rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha, accumulate);
+        gemm_panel<T, 2>(0, rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha,
+                         accumulate);
       else
-        gemm_panel<T, 1>(0, rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha, accumulate);
+        gemm_panel<T, 1>(0, rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha,
+                         accumulate);
     }
   }
 }

@@ -1,5 +1,5 @@
-// Householder reflections H = I - tau v v^T, one by one and in blocks I - V T V^T (Schreiber and Van Loan, 1989), and the QR
-// factorisation. A matrix is held by its rows, so what LAPACK does to columns is done here to contiguous rows.
+// Householder reflections H = I - tau v v^T, one by one and in blocks I - V T V^T (Schreiber and Van Loan, 1989), and
+// the QR factorisation. A matrix is held by its rows, so what LAPACK does to columns is done here to contiguous rows.
 #pragma once
 
 #include "dense_gemm.h"
@@ -10,13 +10,14 @@ namespace dense {
 
 constexpr int64_t reflector_block = 32;
 
-// Sums of squares below this are not normalised numbers any more, and a reflection built on one would not be orthogonal.
-// Matrices are scaled to entries near 1, so what is ignored is below 1e-15 (float32) or 1e-140 of the largest.
+// Sums of squares below this are not normalised numbers any more, and a reflection built on one would not be
+// orthogonal. Matrices are scaled to entries near 1, so what is ignored is below 1e-15 (float32) or 1e-140 of the
+// largest.
 template <typename T>
 constexpr T smallest_square = sizeof(T) == 8 ? T(1e-280) : T(1e-30);
 
-// Makes row[first + 1 .. end) vanish: on return row holds v, with v[first] = 1 and 0 before it, and beta, the value left at
-// `first`, is returned. tau = 0 and v = 0 where there is nothing to do.
+// Makes row[first + 1 .. end) vanish: on return row holds v, with v[first] = 1 and 0 before it, and beta, the value
+// left at `first`, is returned. tau = 0 and v = 0 where there is nothing to do.
 template <typename T>
 inline T make_reflector(T* row, int64_t first, int64_t end, T& tau) {
   const T alpha = row[first];
@@ -37,8 +38,8 @@ inline T make_reflector(T* row, int64_t first, int64_t end, T& tau) {
   return beta;
 }
 
-// T^T of H_0 H_1 ... H_(count-1) = I - V T V^T from the reflectors in the rows of v; lower triangular, rows reflector_block
-// apart.
+// T^T of H_0 H_1 ... H_(count-1) = I - V T V^T from the reflectors in the rows of v; lower triangular, rows
+// reflector_block apart.
 template <typename T>
 inline void block_reflector(const T* v, int64_t stride, int64_t count, int64_t columns, const T* tau, T* t) {
   T products[reflector_block * reflector_block];
@@ -68,8 +69,8 @@ inline void apply_block_reflector(T* c, int64_t c_stride, int64_t rows, const T*
   gemm<T>(rows, columns, count, plain(products, reflector_block), plain(tv, stride), c, c_stride, {-1, true, false});
 }
 
-// Every row y of c becomes H_0 H_1 ... H_(count-1) y. The reflector in row j of v starts at column j + shift; rows of c before
-// `first_row(j)`, that is j + shift where `triangular`, are known to vanish from there on and are skipped.
+// Every row y of c becomes H_0 H_1 ... H_(count-1) y. The reflector in row j of v starts at column j + shift. Where
+// `triangular`, c comes as the unit matrix, whose rows before j + shift that reflector cannot change.
 template <typename T>
 inline void apply_reflectors(T* c, int64_t c_stride, int64_t rows, const T* v, int64_t v_stride, int64_t count,
                              int64_t columns, int64_t shift, const T* tau, bool triangular, Scratch& scratch) {
@@ -87,8 +88,8 @@ inline void apply_reflectors(T* c, int64_t c_stride, int64_t rows, const T* v, i
 }
 
 // QR factorisation of the matrix whose columns are the `count` rows of y, each of `length` >= count entries, by blocked
-// Householder reflections. y is overwritten by the reflectors. r (count x count, r_stride apart, upper triangular) and q
-// (count rows of `length`: the orthonormal columns of Q) must not overlap y. Q is orthonormal whatever the rank.
+// Householder reflections. y is overwritten by the reflectors. r (count x count, r_stride apart, upper triangular) and
+// q (count rows of `length`: the orthonormal columns of Q) must not overlap y. Q is orthonormal whatever the rank.
 template <typename T>
 inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int64_t r_stride, T* q, int64_t q_stride,
                Scratch& scratch) {
@@ -112,8 +113,8 @@ inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int6
     const int64_t start = round_down(first, lanes<T>);
     const T* block = y + first * y_stride + start;
     block_reflector(block, y_stride, end - first, length - start, tau + first, t);
-    apply_block_reflector(y + end * y_stride + start, y_stride, count - end, block, y_stride, end - first, length - start, t,
-                          true, scratch);
+    apply_block_reflector(y + end * y_stride + start, y_stride, count - end, block, y_stride, end - first,
+                          length - start, t, true, scratch);
   }
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < length; ++j) q[i * q_stride + j] = i == j ? 1 : 0;

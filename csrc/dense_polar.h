@@ -7,8 +7,8 @@ namespace svdrd {
 namespace SVDRD_ISA {
 namespace dense {
 
-// What the polar factor and its derivative need, in the orientation of the matrix: the kept singular vectors (all of them in
-// the smoothed form) as rows of left (count x m) and right (count x n).
+// What the polar factor and its derivative need, in the orientation of the matrix: the kept singular vectors (all of
+// them in the smoothed form) as rows of left (count x m) and right (count x n).
 template <typename T>
 struct PolarFactors {
   int64_t count;
@@ -53,9 +53,12 @@ inline PolarFactors<T> take_polar_factors(const Decomposition& d, Scratch& scrat
 }
 
 template <typename T, typename Source>
-inline void append_factor(PolarFactors<T>& factors, const Decomposition& d, int64_t i, const Source* u_row, double u_factor) {
-  T* u = d.wide ? factors.right + factors.count * factors.right_stride : factors.left + factors.count * factors.left_stride;
-  T* v = d.wide ? factors.left + factors.count * factors.left_stride : factors.right + factors.count * factors.right_stride;
+inline void append_factor(PolarFactors<T>& factors, const Decomposition& d, int64_t i, const Source* u_row,
+                          double u_factor) {
+  T* u = d.wide ? factors.right + factors.count * factors.right_stride
+                : factors.left + factors.count * factors.left_stride;
+  T* v = d.wide ? factors.left + factors.count * factors.left_stride
+                : factors.right + factors.count * factors.right_stride;
   convert_row(u, u_row, u_factor, d.p);
   convert_row(v, d.v + i * d.v_stride, 1, d.q);
   factors.s[factors.count++] = d.s[i];
@@ -75,9 +78,10 @@ inline void correct_factors(PolarFactors<float>& factors, const Decomposition& d
     smallest = factors.s[i] < smallest ? factors.s[i] : smallest;
   }
   const double* s = factors.s;
-  correct_rows(d.wide ? factors.right : factors.left, d.wide ? factors.right_stride : factors.left_stride, factors.count, d.p,
-               s, largest_value(d.s, d.q), smallest,
-               [s, r](int64_t i, int64_t j) { return s[i] / r[i] * (s[i] / (r[i] + r[j])); }, scratch);
+  correct_rows(
+      d.wide ? factors.right : factors.left, d.wide ? factors.right_stride : factors.left_stride, factors.count, d.p, s,
+      largest_value(d.s, d.q), smallest, [s, r](int64_t i, int64_t j) { return s[i] / r[i] * (s[i] / (r[i] + r[j])); },
+      scratch);
 }
 
 // The factors of d whose product is P.
@@ -102,8 +106,8 @@ inline PolarFactors<T> polar_factors(const Decomposition& d, double rcond, doubl
 // P (m x n) = left^T right.
 template <typename T>
 inline void multiply_polar_factors(const PolarFactors<T>& factors, int64_t m, int64_t n, T* p, int64_t stride) {
-  gemm<T>(m, n, factors.count, transposed(factors.left, factors.left_stride), plain(factors.right, factors.right_stride), p,
-          stride);
+  gemm<T>(m, n, factors.count, transposed(factors.left, factors.left_stride),
+          plain(factors.right, factors.right_stride), p, stride);
 }
 
 template <typename T>
@@ -111,10 +115,11 @@ inline T clamp(double x, double bound) {
   return static_cast<T>(x > bound ? bound : (x < -bound ? -bound : x));
 }
 
-// Z from W in place (both count x count): the divided differences of docs/gradients.md. s and smooth are relative to the larger
-// of s_1 and smooth; radius is sqrt(s^2 + smooth^2).
+// Z from W in place (both count x count): the divided differences of docs/gradients.md. s and smooth are relative to
+// the larger of s_1 and smooth; radius is sqrt(s^2 + smooth^2).
 template <typename T>
-inline void divided_differences(T* w, int64_t stride, int64_t count, const double* s, const double* radius, double smooth) {
+inline void divided_differences(T* w, int64_t stride, int64_t count, const double* s, const double* radius,
+                                double smooth) {
   constexpr double bound = Limits<T>::largest_factor;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j <= i; ++j) {
@@ -134,8 +139,8 @@ inline void divided_differences(T* w, int64_t stride, int64_t count, const doubl
     }
 }
 
-// out (m x n) = factor * U Z V^T, the vector-Jacobian product of the polar factor with the direction g, in the form that needs
-// only the kept singular vectors: with W = U^T G V, and D = s, or sqrt(s^2 + smooth^2) in the smoothed form,
+// out (m x n) = factor * U Z V^T, the vector-Jacobian product of the polar factor with the direction g, in the form
+// that needs only the kept singular vectors: with W = U^T G V, and D = s, or sqrt(s^2 + smooth^2) in the smoothed form,
 //   U Z V^T + (I - U U^T) G V D^-1 V^T + U D^-1 U^T G (I - V V^T).
 // u: m x count, vt: count x n; s in units of 2^exponent, every s > 0 or smooth > 0. Finite results for finite g.
 template <typename T>
@@ -167,7 +172,8 @@ inline void polar_vjp(const T* g, int64_t g_stride, int64_t m, int64_t n, Operan
     T* scaled_g = scratch.take<T>(m * stride);
     for (int64_t i = 0; i < m; ++i)
       for (int64_t j = 0; j < n; ++j)
-        scaled_g[i * stride + j] = static_cast<T>(__builtin_ldexp(static_cast<double>(g[i * g_stride + j]), -g_exponent));
+        scaled_g[i * stride + j] =
+            static_cast<T>(__builtin_ldexp(static_cast<double>(g[i * g_stride + j]), -g_exponent));
     g = scaled_g;
     g_stride = stride;
   }
@@ -264,8 +270,8 @@ inline double mean_difference(const T* p_hat, const T* p, int64_t m, int64_t n, 
 
 // P of one side of the basis loss, and the factors its gradient needs where `gradient`.
 template <typename T>
-inline PolarFactors<T> loss_side(const T* x, int64_t stride, int64_t m, int64_t n, double rcond, double smooth, bool gradient,
-                                 T* p, int64_t p_stride, bool& finite, Scratch& scratch) {
+inline PolarFactors<T> loss_side(const T* x, int64_t stride, int64_t m, int64_t n, double rcond, double smooth,
+                                 bool gradient, T* p, int64_t p_stride, bool& finite, Scratch& scratch) {
   const Decomposition d = decompose(x, stride, m, n, scratch);
   finite = d.finite;
   if (!finite) return PolarFactors<T>{};
@@ -334,11 +340,12 @@ inline void dense_polar_factor_backward(const T* grad, const T* u, const T* s, c
                       workspace.scratch);
 }
 
-// svdrd::basis_loss for one pair of m x n matrices whose rows are stride_hat and stride apart; grad_x_hat and grad_x have the
-// stride of their matrix and may be null.
+// svdrd::basis_loss for one pair of m x n matrices whose rows are stride_hat and stride apart; grad_x_hat and grad_x
+// have the stride of their matrix and may be null.
 template <typename T>
 inline void dense_basis_loss(const T* x_hat, int64_t stride_hat, const T* x, int64_t stride, int64_t m, int64_t n,
-                             double rcond, double smooth, T* loss, T* grad_x_hat, T* grad_x, DenseWorkspace<T>& workspace) {
+                             double rcond, double smooth, T* loss, T* grad_x_hat, T* grad_x,
+                             DenseWorkspace<T>& workspace) {
   if (m == 0 || n == 0) return;
   dense::Scratch& scratch = workspace.scratch;
   dense::ScratchScope scope(scratch);
@@ -346,8 +353,8 @@ inline void dense_basis_loss(const T* x_hat, int64_t stride_hat, const T* x, int
   T* p_hat = scratch.template take<T>(m * p_stride);
   T* p = scratch.template take<T>(m * p_stride);
   bool finite_hat, finite;
-  const dense::PolarFactors<T> hat = dense::loss_side(x_hat, stride_hat, m, n, rcond, smooth, grad_x_hat != nullptr, p_hat,
-                                                      p_stride, finite_hat, scratch);
+  const dense::PolarFactors<T> hat = dense::loss_side(x_hat, stride_hat, m, n, rcond, smooth, grad_x_hat != nullptr,
+                                                      p_hat, p_stride, finite_hat, scratch);
   const dense::PolarFactors<T> other =
       dense::loss_side(x, stride, m, n, rcond, smooth, grad_x != nullptr, p, p_stride, finite, scratch);
   if (!finite_hat || !finite) {
@@ -360,12 +367,12 @@ inline void dense_basis_loss(const T* x_hat, int64_t stride_hat, const T* x, int
   const double weight = 1 / (static_cast<double>(m) * static_cast<double>(n));
   if (grad_x_hat != nullptr)
     dense::polar_vjp<T>(p_hat, p_stride, m, n, dense::transposed(hat.left, hat.left_stride),
-                        dense::plain(hat.right, hat.right_stride), hat.s, hat.count, smooth, hat.exponent, weight, grad_x_hat,
-                        stride_hat, scratch);
+                        dense::plain(hat.right, hat.right_stride), hat.s, hat.count, smooth, hat.exponent, weight,
+                        grad_x_hat, stride_hat, scratch);
   if (grad_x != nullptr)
     dense::polar_vjp<T>(p_hat, p_stride, m, n, dense::transposed(other.left, other.left_stride),
-                        dense::plain(other.right, other.right_stride), other.s, other.count, smooth, other.exponent, -weight,
-                        grad_x, stride, scratch);
+                        dense::plain(other.right, other.right_stride), other.s, other.count, smooth, other.exponent,
+                        -weight, grad_x, stride, scratch);
 }
 
 }  // namespace SVDRD_ISA

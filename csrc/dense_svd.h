@@ -1,11 +1,11 @@
 // Thin SVD of one matrix.
 //
-// The eigenvectors V of the Gram matrix of the smaller side, in float64, give Y = A V, whose columns are orthogonal but for what
-// the squaring loses: |y_i . y_j| is about eps64 s_1^2. For float32 input that is little, as singular values are resolved down
-// to 1e-8 s_1: what is left of U = Y D^-1 is made orthonormal by a first-order correction, or, where some s_i are too small for
-// that, by the QR factorisation of U, largest column first, whose R is the identity but for columns that hardly count. For
-// float64 input the R of Y is the start of one-sided Jacobi on its rows (Drmac and Veselic, 2008), where little is left to
-// rotate.
+// The eigenvectors V of the Gram matrix of the smaller side, in float64, give Y = A V, whose columns are orthogonal but
+// for what the squaring loses: |y_i . y_j| is about eps64 s_1^2. For float32 input that is little, as singular values
+// are resolved down to 1e-8 s_1: what is left of U = Y D^-1 is made orthonormal by a first-order correction, or, where
+// some s_i are too small for that, by the QR factorisation of U, largest column first, whose R is the identity but for
+// columns that hardly count. For float64 input the R of Y is the start of one-sided Jacobi on its rows (Drmac and
+// Veselic, 2008), where little is left to rotate.
 //
 // "Tall" means p x q with p >= q: the matrix itself or its transpose. Singular vectors are rows.
 #pragma once
@@ -70,14 +70,14 @@ inline T largest_magnitude(const T* a, int64_t rows, int64_t columns, int64_t st
 // A singular value decomposition under way: tall, scaled by 2^-exponent to entries near 1.
 struct Decomposition {
   int64_t p, q;
-  bool wide;       // the matrix is q x p and what is decomposed is its transpose
-  int exponent;    // of the scale
+  bool wide;     // the matrix is q x p and what is decomposed is its transpose
+  int exponent;  // of the scale
   bool finite;
-  double* u;       // q rows of p: left singular vectors, or A v_i where they are not normalised yet
+  double* u;  // q rows of p: left singular vectors, or A v_i where they are not normalised yet
   int64_t u_stride;
-  double* v;       // q rows of q
+  double* v;  // q rows of q
   int64_t v_stride;
-  double* s;       // in the scaled units
+  double* s;  // in the scaled units
 };
 
 // Y = A V and its column norms, in about descending order.
@@ -125,8 +125,8 @@ inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, i
   return result;
 }
 
-// Rotates the rows of r (count x count), and those of q along, until the rows of r are orthogonal. norms: |r_i|. A product finds
-// the pairs of a sweep that need a rotation, usually few after the first sweep.
+// Rotates the rows of r (count x count), and those of q along, until the rows of r are orthogonal. norms: |r_i|. A
+// product finds the pairs of a sweep that need a rotation, usually few after the first sweep.
 inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q, int64_t q_stride, int64_t q_length,
                            double* norms, Scratch& scratch) {
   constexpr int most_sweeps = 30;
@@ -141,7 +141,8 @@ inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q
   const double tolerance = epsilon * __builtin_sqrt(static_cast<double>(count));
   double* products = scratch.take<double>(count * r_stride);
   for (int sweep = 0; sweep < most_sweeps; ++sweep) {
-    gemm<double>(count, count, count, plain(r, r_stride), transposed(r, r_stride), products, r_stride, {1, false, true});
+    gemm<double>(count, count, count, plain(r, r_stride), transposed(r, r_stride), products, r_stride,
+                 {1, false, true});
     double largest = 0;
     for (int64_t i = 0; i < count; ++i) {
       norms[i] = __builtin_sqrt(products[i * r_stride + i]);
@@ -171,15 +172,16 @@ inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q
         norms[j] = __builtin_sqrt(dot(row_j, row_j, count));
       }
     };
-    // Two blocks of rows at a time, which stay in the first-level cache, first those of r and then those of q. Pairs that
-    // follow each other are disjoint, so that the processor need not wait for one rotation before it begins the next.
+    // Two blocks of rows at a time, which stay in the first-level cache, first those of r and then those of q. Pairs
+    // that follow each other are disjoint, so that the processor need not wait for one rotation before it begins the
+    // next.
     for (int64_t i0 = 0; i0 < count; i0 += block)
       for (int64_t j0 = i0; j0 < count; j0 += block) {
         pending_count = 0;
         for (int64_t shift = 0; shift < block; ++shift)
           for (int64_t l = 0; l < block; ++l) {
             const int64_t i = i0 + l, j = j0 + (l + shift) % block;
-            if (j < count && i != j && (i < j || j0 == i0)) rotate_pair(i < j ? i : j, i < j ? j : i);
+            if (i < count && j < count && i != j && (i < j || j0 == i0)) rotate_pair(i < j ? i : j, i < j ? j : i);
           }
         for (int64_t l = 0; l < pending_count; ++l)
           rotate(q + pending[l].i * q_stride, q + pending[l].j * q_stride, pending[l].c, pending[l].s, q_length);
@@ -246,8 +248,8 @@ inline Decomposition decompose(const T* a, int64_t stride, int64_t m, int64_t n,
   return result;
 }
 
-// The unit rows u_j of Y D^-1 with E = U^T U - I, of order eps64 s_1^2 / (s_i s_j), become u_j - sum_i weight(i, j) E_ij u_i.
-// Only the pairs whose E exceeds the rounding of float32 count; the rows are in about descending order of s.
+// The unit rows u_j of Y D^-1 with E = U^T U - I, of order eps64 s_1^2 / (s_i s_j), become u_j - sum_i weight(i, j)
+// E_ij u_i. Only the pairs whose E exceeds the rounding of float32 count; the rows are in about descending order of s.
 template <typename Weight>
 inline void correct_rows(float* u, int64_t stride, int64_t count, int64_t length, const double* s, double largest,
                          double smallest, Weight weight, Scratch& scratch) {
@@ -310,7 +312,8 @@ inline LeftRows<float> left_rows(const Decomposition& d, float, Scratch& scratch
 
 // Columns of out (length x count) from the rows of `rows`, in the given order.
 template <typename T, typename Source>
-inline void write_columns(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count, int64_t length) {
+inline void write_columns(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count,
+                          int64_t length) {
   constexpr int64_t tile = 16;
   for (int64_t i0 = 0; i0 < length; i0 += tile)
     for (int64_t j0 = 0; j0 < count; j0 += tile)
@@ -320,7 +323,8 @@ inline void write_columns(T* out, const Source* rows, int64_t stride, const int6
 }
 
 template <typename T, typename Source>
-inline void write_rows(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count, int64_t length) {
+inline void write_rows(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count,
+                       int64_t length) {
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < length; ++j) out[i * length + j] = static_cast<T>(rows[order[i] * stride + j]);
 }

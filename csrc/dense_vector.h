@@ -1,7 +1,8 @@
 // Vectors, scratch memory and the few vector loops that every dense algorithm needs.
 //
 // The code in dense*.h is compiled once per instruction set into its own namespace. It instantiates no template of the
-// standard library that has code of its own: the linker would keep one copy for all instruction sets, perhaps the widest.
+// standard library that has code of its own: the linker would keep one copy for all instruction sets, perhaps the
+// widest.
 #pragma once
 
 #include <cstdint>
@@ -105,8 +106,8 @@ inline void transpose_block(const T* from, int64_t from_stride, T* to, int64_t t
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 constexpr int64_t round_down(int64_t n, int64_t multiple) { return n / multiple * multiple; }
 
-// Row stride of a scratch matrix: whole groups of 8 and vectors, and never a multiple of 1 KiB, where a walk down a column
-// would meet only a few sets of the first-level cache.
+// Row stride of a scratch matrix: whole groups of 8 and vectors, and never a multiple of 1 KiB, where a walk down a
+// column would meet only a few sets of the first-level cache.
 template <typename T>
 inline int64_t row_stride(int64_t columns) {
   const int64_t step = lanes<T> > 8 ? lanes<T> : 8;

@@ -1,7 +1,7 @@
-// Runs every function of svdrd.h over a zoo of matrices and checks the results against their definitions in long double.
-// No Python, no torch: this is what the sanitizers run. Prints one line for each type and shape with the worst ratios (in
-// units of n * eps, LAPACK style) and exits 1 if one reaches 30, if a deficient matrix's noise floor reaches 4 eps * s_1, or
-// if one of the exact rules (bits, zeros, NaN) is broken.
+// Runs every function of svdrd.h over a zoo of matrices and checks the results against their definitions in long
+// double. No Python, no torch: this is what the sanitizers run. Prints one line for each type and shape with the worst
+// ratios (in units of n * eps, LAPACK style) and exits 1 if one reaches 30, if a deficient matrix's noise floor reaches
+// 4 eps * s_1, or if one of the exact rules (bits, zeros, NaN) is broken.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -25,15 +25,17 @@ int failures = 0;
 
 void fail(const char* rule, const std::string& matrix, int64_t m, int64_t n, double value) {
   ++failures;
-  std::printf("FAILED: %s, %s %lldx%lld: %g\n", rule, matrix.c_str(), static_cast<long long>(m), static_cast<long long>(n),
-              value);
+  std::printf("FAILED: %s, %s %lldx%lld: %g\n", rule, matrix.c_str(), static_cast<long long>(m),
+              static_cast<long long>(n), value);
 }
 
 class Generator {
  public:
   double uniform() { return static_cast<double>(engine_() >> 11) * 0x1p-53; }
   double normal() { return std::sqrt(-2 * std::log(1 - uniform())) * std::cos(6.283185307179586 * uniform()); }
-  int64_t integer(int64_t low, int64_t high) { return low + static_cast<int64_t>(uniform() * static_cast<double>(high - low + 1)); }
+  int64_t integer(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(uniform() * static_cast<double>(high - low + 1));
+  }
 
  private:
   std::mt19937_64 engine_{20240607};
@@ -54,8 +56,10 @@ class Zoo {
     add("random 1e-30", -1, [this](int64_t, int64_t) { return 1e-30 * g_.normal(); });
     add("random 1e30", -1, [this](int64_t, int64_t) { return 1e30 * g_.normal(); });
     add("near underflow", -1, [this, tiny](int64_t, int64_t) { return tiny * (1 + g_.uniform()); });
-    add("denormal", -1, [this, tiny](int64_t, int64_t) { return tiny * eps_ * static_cast<double>(g_.integer(-9, 9)); });
-    add("near overflow", -1, [this, huge](int64_t, int64_t) { return huge / static_cast<double>(m_ + n_) * (g_.uniform() - 0.5); });
+    add("denormal", -1,
+        [this, tiny](int64_t, int64_t) { return tiny * eps_ * static_cast<double>(g_.integer(-9, 9)); });
+    add("near overflow", -1,
+        [this, huge](int64_t, int64_t) { return huge / static_cast<double>(m_ + n_) * (g_.uniform() - 0.5); });
     add("ones", 1, [](int64_t, int64_t) { return 1.0; });
     add("constant", 1, [](int64_t, int64_t) { return 113.0 / 255; });
     add("half flat", 1, [this](int64_t i, int64_t) { return i < m_ / 2 ? 31.0 / 255 : 200.0 / 255; });
@@ -64,31 +68,42 @@ class Zoo {
     add("single tiny element", 1, [tiny](int64_t i, int64_t j) { return i == 0 && j == 0 ? tiny : 0.0; });
     add("jordan", -1, [](int64_t i, int64_t j) { return i == j ? 0.5 : j == i + 1 ? 1.0 : 0.0; });
     add("hilbert", -1, [](int64_t i, int64_t j) { return 1.0 / static_cast<double>(i + j + 1); });
-    add("kronecker-like", -1, [](int64_t i, int64_t j) { return (i & j) % 2 ? -1.0 : 1.0 + static_cast<double>(i / 2 == j / 2); });
+    add("kronecker-like", -1,
+        [](int64_t i, int64_t j) { return (i & j) % 2 ? -1.0 : 1.0 + static_cast<double>(i / 2 == j / 2); });
     add("upper ones", -1, [](int64_t i, int64_t j) { return i <= j ? 1.0 : 0.0; });
-    add("graded rows", -1, [this](int64_t i, int64_t) { return std::pow(10.0, -static_cast<double>(i % 20)) * g_.normal(); });
-    add("graded columns up", -1, [this](int64_t, int64_t j) { return std::pow(10.0, static_cast<double>(j % 20) - 19) * g_.normal(); });
+    add("graded rows", -1,
+        [this](int64_t i, int64_t) { return std::pow(10.0, -static_cast<double>(i % 20)) * g_.normal(); });
+    add("graded columns up", -1,
+        [this](int64_t, int64_t j) { return std::pow(10.0, static_cast<double>(j % 20) - 19) * g_.normal(); });
     const auto u = vector(m_), v = vector(n_);
-    add("outer product", 1, [&](int64_t i, int64_t j) { return u[static_cast<size_t>(i)] * v[static_cast<size_t>(j)]; });
+    add("outer product", 1,
+        [&](int64_t i, int64_t j) { return u[static_cast<size_t>(i)] * v[static_cast<size_t>(j)]; });
     const auto left = vector(m_ * (k_ / 2 + 1)), right = vector(n_ * (k_ / 2 + 1));
     add("rank k/2", k_ / 2, [&](int64_t i, int64_t j) {
       double sum = 0;
-      for (int64_t r = 0; r < k_ / 2; ++r) sum += left[static_cast<size_t>(i * (k_ / 2) + r)] * right[static_cast<size_t>(j * (k_ / 2) + r)];
+      for (int64_t r = 0; r < k_ / 2; ++r)
+        sum += left[static_cast<size_t>(i * (k_ / 2) + r)] * right[static_cast<size_t>(j * (k_ / 2) + r)];
       return sum;
     });
     add("duplicated columns", n_ > m_ ? -1 : (n_ + 1) / 2, [this, last = 0.0](int64_t, int64_t j) mutable {
       if (j % 2 == 0) last = g_.normal();
       return static_cast<double>(static_cast<float>(last));
     });
-    add("zero row and column", m_ == n_ ? k_ - 1 : -1, [this](int64_t i, int64_t j) { return i == m_ / 2 || j == n_ / 3 ? 0.0 : g_.normal(); });
+    add("zero row and column", m_ == n_ ? k_ - 1 : -1,
+        [this](int64_t i, int64_t j) { return i == m_ / 2 || j == n_ / 3 ? 0.0 : g_.normal(); });
     add("image-like", -1, [this](int64_t i, int64_t j) {
-      return std::floor(120 + 50 * std::sin(0.21 * static_cast<double>(i)) + 40 * std::cos(0.13 * static_cast<double>(j + i)) + 6 * g_.normal()) / 255;
+      return std::floor(120 + 50 * std::sin(0.21 * static_cast<double>(i)) +
+                        40 * std::cos(0.13 * static_cast<double>(j + i)) + 6 * g_.normal()) /
+             255;
     });
-    add("diagonal, equal pairs", -1, [](int64_t i, int64_t j) { return i == j ? static_cast<double>(1 + i / 2) : 0.0; });
-    add("diagonal, gap of 2 ulp", -1, [this](int64_t i, int64_t j) { return i == j ? 1 + 2 * eps_ * static_cast<double>(i) : 0.0; });
+    add("diagonal, equal pairs", -1,
+        [](int64_t i, int64_t j) { return i == j ? static_cast<double>(1 + i / 2) : 0.0; });
+    add("diagonal, gap of 2 ulp", -1,
+        [this](int64_t i, int64_t j) { return i == j ? 1 + 2 * eps_ * static_cast<double>(i) : 0.0; });
     add_spectrum("orthogonal", [](int64_t) { return 1.0; });
     add_spectrum("arithmetic", [this](int64_t i) { return 1 - static_cast<double>(i) / static_cast<double>(k_); });
-    add_spectrum("geometric", [this](int64_t i) { return std::pow(eps_, static_cast<double>(i) / static_cast<double>(k_)); });
+    add_spectrum("geometric",
+                 [this](int64_t i) { return std::pow(eps_, static_cast<double>(i) / static_cast<double>(k_)); });
     add_spectrum("clustered", [this](int64_t i) { return i == 0 ? 1.0 : 64 * eps_; });
     add_spectrum("log-random", [this](int64_t) { return std::exp(std::log(eps_) * g_.uniform()); });
   }
@@ -132,7 +147,8 @@ class Zoo {
     }
     for (int64_t j = 0; j < count; ++j) {
       double sum = 0;
-      for (int64_t i = 0; i < length; ++i) sum += w[static_cast<size_t>(i)] * a[static_cast<size_t>(i * stride + j * step)];
+      for (int64_t i = 0; i < length; ++i)
+        sum += w[static_cast<size_t>(i)] * a[static_cast<size_t>(i * stride + j * step)];
       for (int64_t i = 0; i < length; ++i)
         a[static_cast<size_t>(i * stride + j * step)] -= 2 * sum / squares * w[static_cast<size_t>(i)];
     }
@@ -151,7 +167,8 @@ std::vector<Real> multiply(const std::vector<Real>& a, const std::vector<Real>& 
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t k = 0; k < inner; ++k) {
       const Real aik = a[static_cast<size_t>(transpose_a ? k * rows + i : i * inner + k)];
-      for (int64_t j = 0; j < columns; ++j) c[static_cast<size_t>(i * columns + j)] += aik * b[static_cast<size_t>(k * columns + j)];
+      for (int64_t j = 0; j < columns; ++j)
+        c[static_cast<size_t>(i * columns + j)] += aik * b[static_cast<size_t>(k * columns + j)];
     }
   return c;
 }
@@ -159,7 +176,8 @@ std::vector<Real> multiply(const std::vector<Real>& a, const std::vector<Real>& 
 std::vector<Real> transpose(const std::vector<Real>& a, int64_t rows, int64_t columns) {
   std::vector<Real> b(a.size());
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) b[static_cast<size_t>(j * rows + i)] = a[static_cast<size_t>(i * columns + j)];
+    for (int64_t j = 0; j < columns; ++j)
+      b[static_cast<size_t>(j * rows + i)] = a[static_cast<size_t>(i * columns + j)];
   return b;
 }
 
@@ -215,9 +233,14 @@ template <typename T>
 class Check {
  public:
   Check(int64_t m, int64_t n)
-      : m_(m), n_(n), k_(m < n ? m : n), size_(m * n),
-        zoo_(m, n, eps, static_cast<double>(std::numeric_limits<T>::min()), static_cast<double>(std::numeric_limits<T>::max())),
-        matrices_(zoo_.matrices()), count_(static_cast<int64_t>(matrices_.size())) {
+      : m_(m),
+        n_(n),
+        k_(m < n ? m : n),
+        size_(m * n),
+        zoo_(m, n, eps, static_cast<double>(std::numeric_limits<T>::min()),
+             static_cast<double>(std::numeric_limits<T>::max())),
+        matrices_(zoo_.matrices()),
+        count_(static_cast<int64_t>(matrices_.size())) {
     for (const Matrix& matrix : matrices_)
       for (double entry : matrix.entries) a_.push_back(static_cast<T>(entry));
     Generator g;
@@ -239,8 +262,8 @@ class Check {
     report("loss", loss_);
     if (!(floor_.value < largest_floor)) fail("noise floor / (eps s_1)", floor_.matrix, m_, n_, floor_.value);
     std::printf("%-7s %4lldx%-4lld svd %6.2f  polar %6.2f  backward %6.2f  loss %6.2f  floor %5.2f\n",
-                sizeof(T) == 4 ? "float32" : "float64", static_cast<long long>(m_), static_cast<long long>(n_), svd_.value,
-                polar_.value, backward_.value, loss_.value, floor_.value);
+                sizeof(T) == 4 ? "float32" : "float64", static_cast<long long>(m_), static_cast<long long>(n_),
+                svd_.value, polar_.value, backward_.value, loss_.value, floor_.value);
   }
 
  private:
@@ -252,7 +275,8 @@ class Check {
   struct Factors {
     std::vector<T> u, s, vh;
     Factors(int64_t batch, int64_t m, int64_t n, int64_t k)
-        : u(static_cast<size_t>(batch * m * k), T(NAN)), s(static_cast<size_t>(batch * k), T(NAN)),
+        : u(static_cast<size_t>(batch * m * k), T(NAN)),
+          s(static_cast<size_t>(batch * k), T(NAN)),
           vh(static_cast<size_t>(batch * k * n), T(NAN)) {}
   };
 
@@ -268,17 +292,22 @@ class Check {
     Factors f(count_, m_, n_, k_);
     svdrd::svd(a_.data(), count_, m_, n_, f.u.data(), f.s.data(), f.vh.data(), 2);
     for (int64_t i = 0; i < count_; ++i) {
-      const auto a = slice(a_, i, size_), u = slice(f.u, i, m_ * k_), s = slice(f.s, i, k_), vh = slice(f.vh, i, k_ * n_);
+      const auto a = slice(a_, i, size_), u = slice(f.u, i, m_ * k_), s = slice(f.s, i, k_),
+                 vh = slice(f.vh, i, k_ * n_);
       const Real size = norm(a) * units(std::max(m_, n_)) + resolution * static_cast<Real>(size_);
       svd_.see(static_cast<double>(distance(a, multiply(scale_columns(u, s), vh, m_, k_, n_)) / size), name(i));
       svd_.see(static_cast<double>(distance_to_identity(multiply(u, u, k_, m_, k_, true), k_)) / units(m_), name(i));
-      svd_.see(static_cast<double>(distance_to_identity(multiply(vh, transpose(vh, k_, n_), k_, n_, k_), k_)) / units(n_), name(i));
+      svd_.see(
+          static_cast<double>(distance_to_identity(multiply(vh, transpose(vh, k_, n_), k_, n_, k_), k_)) / units(n_),
+          name(i));
       for (int64_t j = 0; j < k_; ++j) {
         const Real value = s[static_cast<size_t>(j)];
-        if (!(value >= 0) || (j > 0 && value > s[static_cast<size_t>(j - 1)])) fail("order of the values", name(i), m_, n_, static_cast<double>(value));
+        if (!(value >= 0) || (j > 0 && value > s[static_cast<size_t>(j - 1)]))
+          fail("order of the values", name(i), m_, n_, static_cast<double>(value));
       }
       const int64_t rank = matrices_[static_cast<size_t>(i)].rank;
-      if (rank > 0 && rank < k_ && s[0] > 0) floor_.see(static_cast<double>(s[static_cast<size_t>(rank)] / s[0]) / eps, name(i));
+      if (rank > 0 && rank < k_ && s[0] > 0)
+        floor_.see(static_cast<double>(s[static_cast<size_t>(rank)] / s[0]) / eps, name(i));
     }
   }
 
@@ -294,7 +323,8 @@ class Check {
     svdrd::polar_factor(a_.data(), count_, m_, n_, rcond, smooth, p.data(), f.u.data(), f.s.data(), f.vh.data(), 2);
     svdrd::polar_factor<T>(a_.data(), count_, m_, n_, rcond, smooth, alone.data(), nullptr, nullptr, nullptr, 1);
     const auto backward = [&](const std::vector<T>& direction, std::vector<T>& to) {
-      svdrd::polar_factor_backward(direction.data(), f.u.data(), f.s.data(), f.vh.data(), count_, m_, n_, smooth, to.data(), 2);
+      svdrd::polar_factor_backward(direction.data(), f.u.data(), f.s.data(), f.vh.data(), count_, m_, n_, smooth,
+                                   to.data(), 2);
     };
     backward(direction_, grad);
     backward(other_direction_, other_grad);
@@ -314,25 +344,30 @@ class Check {
         const auto expected = multiply(scale_columns(u, s), slice(f.vh, i, k_ * n_), m_, k_, n_);
         // The values are known to eps * s_1, and the weight's slope is at most 1 / smooth.
         const Real known = 1 + norm(a) / std::max(static_cast<Real>(smooth), norm(a) * Real(eps));
-        polar_.see(static_cast<double>(distance(pi, expected) / (units(std::max(m_, n_)) * std::min(known, Real(64)))), name(i));
+        polar_.see(static_cast<double>(distance(pi, expected) / (units(std::max(m_, n_)) * std::min(known, Real(64)))),
+                   name(i));
       }
       check_gradient(i, a, slice(grad, i, size_), slice(other_grad, i, size_), smooth);
     }
   }
 
-  void check_gradient(int64_t i, const std::vector<Real>& a, const std::vector<Real>& grad, const std::vector<Real>& other,
-                      double smooth) {
+  void check_gradient(int64_t i, const std::vector<Real>& a, const std::vector<Real>& grad,
+                      const std::vector<Real>& other, double smooth) {
     const Real bound = static_cast<Real>(std::numeric_limits<T>::max()) / 2;
     bool clamped = false, vanished = norm(grad) < static_cast<Real>(std::numeric_limits<T>::min()) / eps;
     for (size_t at = 0; at < grad.size(); ++at) {
-      if (!std::isfinite(grad[at]) || !std::isfinite(other[at])) return fail("finite gradient", name(i), m_, n_, smooth);
+      if (!std::isfinite(grad[at]) || !std::isfinite(other[at]))
+        return fail("finite gradient", name(i), m_, n_, smooth);
       clamped = clamped || std::fabs(grad[at]) > bound || std::fabs(other[at]) > bound;
     }
     if (clamped || vanished) return;
     const auto g = slice(direction_, i, size_), h = slice(other_direction_, i, size_);
     const Real unit = units(std::max(m_, n_));
-    backward_.see(static_cast<double>(std::fabs(inner(h, grad) - inner(g, other)) / (norm(h) * norm(grad) + norm(g) * norm(other)) / unit), name(i));
-    if (smooth == 0) backward_.see(static_cast<double>(std::fabs(inner(grad, a)) / (norm(grad) * norm(a)) / unit), name(i));
+    backward_.see(static_cast<double>(std::fabs(inner(h, grad) - inner(g, other)) /
+                                      (norm(h) * norm(grad) + norm(g) * norm(other)) / unit),
+                  name(i));
+    if (smooth == 0)
+      backward_.see(static_cast<double>(std::fabs(inner(grad, a)) / (norm(grad) * norm(a)) / unit), name(i));
     // The Jacobian is positive semidefinite.
     backward_.see(static_cast<double>(-inner(g, grad) / (norm(g) * norm(grad)) / unit), name(i));
   }
@@ -341,7 +376,9 @@ class Check {
   void check_loss() {
     const int64_t width = 2 * n_, height = m_ * ((count_ + 1) / 2);
     std::vector<T> x_hat(static_cast<size_t>(height * width), T(0)), x(x_hat);
-    const auto at = [&](int64_t block, int64_t i, int64_t j) { return static_cast<size_t>(((block / 2) * m_ + i) * width + (block % 2) * n_ + j); };
+    const auto at = [&](int64_t block, int64_t i, int64_t j) {
+      return static_cast<size_t>(((block / 2) * m_ + i) * width + (block % 2) * n_ + j);
+    };
     for (int64_t b = 0; b < count_; ++b)
       for (int64_t i = 0; i < m_; ++i)
         for (int64_t j = 0; j < n_; ++j) {
@@ -350,7 +387,8 @@ class Check {
         }
     const int64_t blocks = 2 * ((count_ + 1) / 2);
     std::vector<T> loss(static_cast<size_t>(blocks), T(NAN)), grad_x_hat(x.size(), T(NAN)), grad_x(x.size(), T(NAN));
-    svdrd::basis_loss(x_hat.data(), x.data(), 1, height, width, m_, n_, rcond, 0.0, loss.data(), grad_x_hat.data(), grad_x.data(), 2);
+    svdrd::basis_loss(x_hat.data(), x.data(), 1, height, width, m_, n_, rcond, 0.0, loss.data(), grad_x_hat.data(),
+                      grad_x.data(), 2);
 
     std::vector<T> p = empty(count_), sign = empty(count_), grad = empty(count_);
     Factors f(count_, m_, n_, k_);
@@ -359,15 +397,20 @@ class Check {
     for (int64_t b = 0; b < count_; ++b) {
       Real sum = 0;
       for (int64_t i = 0; i < size_; ++i) {
-        const T difference = p[static_cast<size_t>(b * size_ + i)] - p[static_cast<size_t>((b + 1) % count_ * size_ + i)];
+        const T difference =
+            p[static_cast<size_t>(b * size_ + i)] - p[static_cast<size_t>((b + 1) % count_ * size_ + i)];
         sum += std::fabs(static_cast<Real>(difference));
-        sign[static_cast<size_t>(b * size_ + i)] = static_cast<T>((difference > 0) - (difference < 0)) / static_cast<T>(size_);
+        sign[static_cast<size_t>(b * size_ + i)] =
+            static_cast<T>((difference > 0) - (difference < 0)) / static_cast<T>(size_);
       }
       expected.push_back(sum / static_cast<Real>(size_));
     }
     svdrd::polar_factor_backward(sign.data(), f.u.data(), f.s.data(), f.vh.data(), count_, m_, n_, 0.0, grad.data(), 2);
     for (int64_t b = 0; b < count_; ++b) {
-      loss_.see(static_cast<double>(std::fabs(static_cast<Real>(loss[static_cast<size_t>(b)]) - expected[static_cast<size_t>(b)])) / eps, name(b));
+      loss_.see(static_cast<double>(
+                    std::fabs(static_cast<Real>(loss[static_cast<size_t>(b)]) - expected[static_cast<size_t>(b)])) /
+                    eps,
+                name(b));
       const auto own = slice(grad, b, size_);
       std::vector<Real> fused;
       bool clamped = false;
@@ -375,22 +418,26 @@ class Check {
         for (int64_t j = 0; j < n_; ++j) {
           fused.push_back(grad_x_hat[at(b, i, j)]);
           clamped = clamped || std::fabs(fused.back()) > static_cast<Real>(std::numeric_limits<T>::max()) / 2;
-          if (!std::isfinite(grad_x_hat[at(b, i, j)]) || !std::isfinite(grad_x[at(b, i, j)])) return fail("finite loss gradient", name(b), m_, n_, 0);
+          if (!std::isfinite(grad_x_hat[at(b, i, j)]) || !std::isfinite(grad_x[at(b, i, j)]))
+            return fail("finite loss gradient", name(b), m_, n_, 0);
         }
       // Both routes round their factors; a gradient ruled by 1/s_k inherits the relative rounding of s_k.
       Real smallest = 0;
       for (int64_t j = 0; j < k_; ++j)
         if (f.s[static_cast<size_t>(b * k_ + j)] > 0) smallest = f.s[static_cast<size_t>(b * k_ + j)];
       const Real condition = smallest > 0 ? static_cast<Real>(f.s[static_cast<size_t>(b * k_)]) / smallest : 1;
-      const Real size = norm(own) * condition * units(std::max(m_, n_)) + static_cast<Real>(std::numeric_limits<T>::min());
+      const Real size =
+          norm(own) * condition * units(std::max(m_, n_)) + static_cast<Real>(std::numeric_limits<T>::min());
       if (!clamped) loss_.see(static_cast<double>(distance(own, fused) / size), name(b));
     }
 
-    svdrd::basis_loss(x.data(), x.data(), 1, height, width, m_, n_, rcond, 0.0, loss.data(), grad_x_hat.data(), grad_x.data(), 2);
+    svdrd::basis_loss(x.data(), x.data(), 1, height, width, m_, n_, rcond, 0.0, loss.data(), grad_x_hat.data(),
+                      grad_x.data(), 2);
     for (const T value : loss)
       if (value != 0) fail("loss of equal blocks", "all", m_, n_, static_cast<double>(value));
     for (size_t i = 0; i < x.size(); ++i)
-      if (grad_x_hat[i] != 0 || grad_x[i] != 0) return fail("gradient of equal blocks", "all", m_, n_, static_cast<double>(grad_x_hat[i]));
+      if (grad_x_hat[i] != 0 || grad_x[i] != 0)
+        return fail("gradient of equal blocks", "all", m_, n_, static_cast<double>(grad_x_hat[i]));
   }
 
   // An item must not know its neighbours: alone, in another place, and beside a NaN it has the same bits.
@@ -398,7 +445,8 @@ class Check {
     Factors together(count_, m_, n_, k_), moved(count_, m_, n_, k_), single(1, m_, n_, k_);
     std::vector<T> p = empty(count_), moved_p = empty(count_), reversed = empty(count_), single_p = empty(1);
     const int64_t poisoned = count_ / 3;
-    for (int64_t i = 0; i < count_; ++i) std::copy_n(a_.begin() + i * size_, size_, reversed.begin() + (count_ - 1 - i) * size_);
+    for (int64_t i = 0; i < count_; ++i)
+      std::copy_n(a_.begin() + i * size_, size_, reversed.begin() + (count_ - 1 - i) * size_);
     reversed[static_cast<size_t>(poisoned * size_ + size_ / 2)] = std::numeric_limits<T>::infinity();
     svdrd::svd(a_.data(), count_, m_, n_, together.u.data(), together.s.data(), together.vh.data(), 1);
     svdrd::svd(reversed.data(), count_, m_, n_, moved.u.data(), moved.s.data(), moved.vh.data(), 2);
@@ -407,7 +455,8 @@ class Check {
     for (int64_t i = 0; i < count_; ++i) {
       const int64_t r = count_ - 1 - i;
       if (r == poisoned) {
-        if (!all_nan(moved.u, r, m_ * k_) || !all_nan(moved.s, r, k_) || !all_nan(moved.vh, r, k_ * n_) || !all_nan(moved_p, r, size_))
+        if (!all_nan(moved.u, r, m_ * k_) || !all_nan(moved.s, r, k_) || !all_nan(moved.vh, r, k_ * n_) ||
+            !all_nan(moved_p, r, size_))
           fail("NaN for an item with Inf", name(i), m_, n_, 0);
         continue;
       }
@@ -415,7 +464,8 @@ class Check {
           !same_bits(together.vh, i, moved.vh, r, k_ * n_) || !same_bits(p, i, moved_p, r, size_))
         fail("bits in another place", name(i), m_, n_, 0);
       svdrd::svd(a_.data() + i * size_, 1, m_, n_, single.u.data(), single.s.data(), single.vh.data(), 1);
-      svdrd::polar_factor<T>(a_.data() + i * size_, 1, m_, n_, rcond, 0.0, single_p.data(), nullptr, nullptr, nullptr, 1);
+      svdrd::polar_factor<T>(a_.data() + i * size_, 1, m_, n_, rcond, 0.0, single_p.data(), nullptr, nullptr, nullptr,
+                             1);
       if (!same_bits(together.u, i, single.u, 0, m_ * k_) || !same_bits(together.s, i, single.s, 0, k_) ||
           !same_bits(together.vh, i, single.vh, 0, k_ * n_) || !same_bits(p, i, single_p, 0, size_))
         fail("bits alone", name(i), m_, n_, 0);
@@ -443,10 +493,10 @@ void check_empty() {
 }  // namespace
 
 int main() {
-  std::printf("instruction set: %s; worst ratios over the zoo, bars %g and %g\n", svdrd::instruction_set(), largest_ratio,
-              largest_floor);
-  const int64_t shapes[][2] = {{1, 1},   {1, 7},   {7, 1},   {2, 2},   {3, 3},   {4, 4},   {5, 7},   {8, 8},  {8, 32},
-                               {63, 8},  {16, 16}, {17, 15}, {31, 32}, {32, 32}, {33, 35}, {70, 40}, {64, 64}};
+  std::printf("instruction set: %s; worst ratios over the zoo, bars %g and %g\n", svdrd::instruction_set(),
+              largest_ratio, largest_floor);
+  const int64_t shapes[][2] = {{1, 1},  {1, 7},   {7, 1},   {2, 2},   {3, 3},   {4, 4},   {5, 7},   {8, 8},  {8, 32},
+                               {63, 8}, {16, 16}, {17, 15}, {31, 32}, {32, 32}, {33, 35}, {70, 40}, {64, 64}};
   for (const auto& shape : shapes) {
     Check<float>(shape[0], shape[1]).run();
     Check<double>(shape[0], shape[1]).run();

@@ -1,6 +1,6 @@
-// Compiled once for each instruction set, with SVDRD_ISA naming the namespace (avx512, avx2 or baseline) and the compiler's
-// options naming the instructions. Everything here and in the headers lives in that namespace, so that the linker never
-// takes one instruction set's copy of a template for another's.
+// Compiled once for each instruction set, with SVDRD_ISA naming the namespace (avx512, avx2 or baseline) and the
+// compiler's options naming the instructions. Everything here and in the headers lives in that namespace, so that the
+// linker never takes one instruction set's copy of a template for another's.
 #include "kernels.h"
 
 #include "dense_polar.h"
@@ -10,9 +10,9 @@ namespace svdrd {
 namespace SVDRD_ISA {
 namespace {
 
-// What a group of matrices in the lanes does faster than one matrix at a time, and what of it fits the second-level cache
-// (docs/performance.md). The choice must not look at the batch: the same matrix has to give the same bits however many
-// stand beside it.
+// What a group of matrices in the lanes does faster than one matrix at a time, and what of it fits the second-level
+// cache (docs/performance.md). The choice must not look at the batch: the same matrix has to give the same bits however
+// many stand beside it.
 bool in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 32 && m * n <= 1024; }
 
 template <typename T>
@@ -48,8 +48,8 @@ void polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, double 
 }
 
 template <typename T>
-void polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m, int64_t n,
-                           double smooth, T* grad_a) {
+void polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,
+                           int64_t n, double smooth, T* grad_a) {
   if (in_lanes(m, n)) return lanes_polar_factor_backward(ranges, grad, u, s, vh, m, n, smooth, grad_a);
   const int64_t k = m < n ? m : n;
   DenseWorkspace<T> workspace;

@@ -23,19 +23,19 @@ class RangeSource {
   ~RangeSource() = default;
 };
 
-// One type's kernels. Every thread that takes part calls the function once; it works on the ranges it gets until there are
-// no more, with a workspace of its own. std::bad_alloc leaves what was not yet done.
+// One type's kernels. Every thread that takes part calls the function once; it works on the ranges it gets until there
+// are no more, with a workspace of its own. std::bad_alloc leaves what was not yet done.
 template <typename T>
 struct KernelTable {
   // How many matrices of m x n are worked on at once: one, or as many as there are SIMD lanes.
   int64_t (*group)(int64_t m, int64_t n);
   void (*svd)(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* vh);
-  void (*polar_factor)(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u, T* s,
-                       T* vh);
-  void (*polar_factor_backward)(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m, int64_t n,
-                                double smooth, T* grad_a);
-  void (*basis_loss)(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss, T* grad_x_hat,
-                     T* grad_x);
+  void (*polar_factor)(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u,
+                       T* s, T* vh);
+  void (*polar_factor_backward)(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,
+                                int64_t n, double smooth, T* grad_a);
+  void (*basis_loss)(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
+                     T* grad_x_hat, T* grad_x);
 };
 
 namespace avx512 {

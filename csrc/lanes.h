@@ -88,7 +88,8 @@ void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep
   const W* entries = reinterpret_cast<const W*>(f.values());
   for (int l = 0; l < values.count; ++l) {
     const int half = scale.exponent[l] / 2;
-    const double first_factor = power_of_two<double>(half), second_factor = power_of_two<double>(scale.exponent[l] - half);
+    const double first_factor = power_of_two<double>(half),
+                 second_factor = power_of_two<double>(scale.exponent[l] - half);
     for (int64_t j = 0; j < k; ++j) {
       const W scaled = entries[j * lane_count + l];
       T value = static_cast<T>((static_cast<double>(scaled) * first_factor) * second_factor);
@@ -145,8 +146,8 @@ struct PolarLayout {
 };
 
 template <typename T>
-void lanes_polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u, T* s,
-                        T* vh) {
+void lanes_polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u,
+                        T* s, T* vh) {
   const Shape shape{m, n};
   Groups groups(ranges);
   Workspace<PolarLayout<T>> workspace(shape.rows(), shape.columns());
@@ -179,8 +180,8 @@ struct BackwardLayout {
 };
 
 template <typename T>
-void lanes_polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m, int64_t n,
-                                 double smooth, T* grad_a) {
+void lanes_polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,
+                                 int64_t n, double smooth, T* grad_a) {
   const Shape shape{m, n};
   const int64_t rows = shape.rows(), columns = shape.columns();
   Groups groups(ranges);
@@ -287,8 +288,8 @@ void store_block_gradients(LossLayout<T>& w, const PolarFactors<T>& factors, con
 }
 
 template <typename T>
-void lanes_basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss, T* grad_x_hat,
-                      T* grad_x) {
+void lanes_basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
+                      T* grad_x_hat, T* grad_x) {
   const Shape shape{problem.block_height, problem.block_width};
   const int64_t rows = shape.rows(), columns = shape.columns(), stride = row_stride(columns);
   const int64_t entries = rows * columns;
@@ -327,11 +328,12 @@ void lanes_basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const Los
       }
     const int count = static_cast<int>(end - first);
     for (int l = 0; l < count; ++l)
-      loss[first + l] = finite[l] ? static_cast<T>(sum.lane(l) / static_cast<double>(entries))
-                                  : std::numeric_limits<T>::quiet_NaN();
+      loss[first + l] =
+          finite[l] ? static_cast<T>(sum.lane(l) / static_cast<double>(entries)) : std::numeric_limits<T>::quiet_NaN();
 
     if (grad_x_hat != nullptr)
-      store_block_gradients(w, w.factors_hat, scale_hat, finite, problem, place_blocks(grad_x_hat, first, end, problem));
+      store_block_gradients(w, w.factors_hat, scale_hat, finite, problem,
+                            place_blocks(grad_x_hat, first, end, problem));
     if (grad_x != nullptr) {
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < columns; ++j) w.sign[i * stride + j] = -w.sign[i * stride + j];

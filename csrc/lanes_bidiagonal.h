@@ -1,5 +1,5 @@
-// Householder bidiagonalisation of the matrices in the lanes, A = Q B P^T (Golub and Kahan 1965), and the application of
-// Q and P. Matrices have at least as many rows as columns.
+// Householder bidiagonalisation of the matrices in the lanes, A = Q B P^T (Golub and Kahan 1965), and the application
+// of Q and P. Matrices have at least as many rows as columns.
 #pragma once
 
 #include "simd.h"
@@ -22,8 +22,9 @@ struct Reflector {
 };
 
 // The reflector that maps a vector to a multiple of e_1, from its leading entry and the sum of squares of the others.
-// v is left unnormalised: columns proportional to the vector then vanish to one rounding of the entry whatever error the
-// sum holds, because dot products with them repeat the same sum. That keeps the noise floor of deficient matrices low.
+// v is left unnormalised: columns proportional to the vector then vanish to one rounding of the entry whatever error
+// the sum holds, because dot products with them repeat the same sum. That keeps the noise floor of deficient matrices
+// low.
 template <typename T>
 inline Reflector<T> make_reflector(const Pack<T>& leading, const Pack<T>& sum_of_squares) {
   const T bound = negligible_entry<T>() * negligible_entry<T>();
@@ -100,8 +101,7 @@ void bidiagonalise(Pack<T>* a, int64_t rows, int64_t columns, const BidiagonalFa
   for (int64_t k = 0; k < columns; ++k) {
     Pack<T>* corner = a + k * stride + k;
     const int64_t below = rows - k;
-    const Reflector<T> left =
-        make_reflector(corner[0], sum_of_squares(corner + stride, below - 1, stride));
+    const Reflector<T> left = make_reflector(corner[0], sum_of_squares(corner + stride, below - 1, stride));
     factors.diagonal[k] = left.beta;
     factors.tau_left[k] = left.tau;
     corner[0] = left.first;

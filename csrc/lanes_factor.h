@@ -38,7 +38,8 @@ class Arena {
 template <typename Layout>
 class Workspace {
  public:
-  Workspace(int64_t rows, int64_t columns) : buffer_(allocate(rows, columns)), arena_(buffer_), layout_(arena_, rows, columns) {}
+  Workspace(int64_t rows, int64_t columns)
+      : buffer_(allocate(rows, columns)), arena_(buffer_), layout_(arena_, rows, columns) {}
   ~Workspace() { ::operator delete(buffer_, std::align_val_t(vector_bytes)); }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -58,7 +59,8 @@ class Workspace {
   Layout layout_;
 };
 
-// a goes in; u (rows x columns), the singular values and v (columns x columns) come out, values nonnegative but in no order.
+// a goes in; u (rows x columns), the singular values and v (columns x columns) come out, values nonnegative but in no
+// order.
 template <typename W>
 struct Factorisation {
   int64_t rows;
@@ -93,7 +95,8 @@ inline void set_identity(Pack<W>* a, int64_t rows, int64_t columns) {
 }
 
 // The backward error, relative to the largest singular value, that the QR iteration may leave when matrices of T are
-// factored in W. For floats in double, 2^-42 is far below the rounding of the input and saves the last sweep of some values.
+// factored in W. For floats in double, 2^-42 is far below the rounding of the input and saves the last sweep of some
+// values.
 template <typename T, typename W>
 constexpr W iteration_tolerance() {
   return sizeof(T) < sizeof(W) ? W(0x1p-42) : W(0.125) * std::numeric_limits<W>::epsilon();
@@ -107,19 +110,20 @@ template <typename W>
   set_identity(f.u, f.rows, columns);
   set_identity(f.v, columns, columns);
   Pack<W>* values = f.values();
-  diagonalise(values, f.bidiagonal.superdiagonal, columns, f.u, columns, f.v, columns, tolerance,
-              f.rotations);
+  diagonalise(values, f.bidiagonal.superdiagonal, columns, f.u, columns, f.v, columns, tolerance, f.rotations);
   for (int64_t j = 0; j < columns; ++j) {
     const Mask<W> negative = values[j] < Pack<W>(W(0));
     values[j] = abs(values[j]);
-    for (int64_t i = 0; i < columns; ++i) f.v[i * stride + j] = select(negative, -f.v[i * stride + j], f.v[i * stride + j]);
+    for (int64_t i = 0; i < columns; ++i)
+      f.v[i * stride + j] = select(negative, -f.v[i * stride + j], f.v[i * stride + j]);
   }
   apply_left_reflectors(f.a, f.bidiagonal, f.u, f.rows, columns);
   apply_right_reflectors(f.a, f.bidiagonal, f.v, columns);
 }
 
-// rank[l * columns + j]: the place of lane l's j-th value in descending order, equal values in the order of their columns.
-// Counting the larger ones takes n^2 / 2 comparisons without a branch, for all lanes at once. counts: columns Packs of scratch.
+// rank[l * columns + j]: the place of lane l's j-th value in descending order, equal values in the order of their
+// columns. Counting the larger ones takes n^2 / 2 comparisons without a branch, for all lanes at once. counts: columns
+// Packs of scratch.
 template <typename W>
 void rank_descending(const Pack<W>* values, int64_t columns, Pack<W>* counts, int32_t* rank) {
   const Pack<W> zero(W(0)), one(W(1));

@@ -166,8 +166,8 @@ inline void divide_smoothly(Pack<T>* w, const Pack<T>* s, const Pack<T>* r, cons
 
 // grad <- U Z V^T, and (I - U U^T) G V diag(1/s) V^T where there are more rows than columns.
 template <typename T>
-void polar_backward(const Pack<T>* upstream, const PolarFactors<T>& f, const Pack<T>& smooth, bool smoothed, int64_t rows,
-                    int64_t columns, const BackwardScratch<T>& scratch, Pack<T>* grad) {
+void polar_backward(const Pack<T>* upstream, const PolarFactors<T>& f, const Pack<T>& smooth, bool smoothed,
+                    int64_t rows, int64_t columns, const BackwardScratch<T>& scratch, Pack<T>* grad) {
   const int64_t stride = row_stride(columns);
   product(plain(upstream, columns), plain(f.v, columns), rows, columns, columns, scratch.projected);
   product(transposed(f.u, columns), plain(scratch.projected, columns), columns, rows, columns, scratch.inner);

@@ -1,10 +1,11 @@
-// The SVD of the bidiagonal matrices in the lanes by the implicit shifted QR iteration (Golub and Kahan 1965; the shift,
-// the zero-shift case and the sweep follow Demmel and Kahan 1990 and LAPACK's xBDSQR).
+// The SVD of the bidiagonal matrices in the lanes by the implicit shifted QR iteration (Golub and Kahan 1965; the
+// shift, the zero-shift case and the sweep follow Demmel and Kahan 1990 and LAPACK's xBDSQR).
 //
-// Every lane has its own window [low, high] of the unreduced block it works on and its own shift. One sweep runs over the
-// union of the windows; outside its own window a lane keeps its values by selection and rotates by exactly (1, 0), so no
-// lane can tell what the others hold. The rotations of a few sweeps are kept and then applied to the vectors while a few
-// of their rows stay in the first-level cache: that part, 8 n^3 of the multiply-adds, then runs near the arithmetic peak.
+// Every lane has its own window [low, high] of the unreduced block it works on and its own shift. One sweep runs over
+// the union of the windows; outside its own window a lane keeps its values by selection and rotates by exactly (1, 0),
+// so no lane can tell what the others hold. The rotations of a few sweeps are kept and then applied to the vectors
+// while a few of their rows stay in the first-level cache: that part, 8 n^3 of the multiply-adds, then runs near the
+// arithmetic peak.
 #pragma once
 
 #include "lanes_bidiagonal.h"
@@ -65,7 +66,8 @@ void apply_rotations(Pack<T>* a, int64_t rows, const Rotation<T>* rotations, con
 
 // c f + s g = r, c g - s f = 0. Pairs below the negligible size are left alone.
 template <typename T>
-[[gnu::always_inline]] inline Rotation<T> make_rotation(const Pack<T>& f, const Pack<T>& g, const Mask<T>& wanted, Pack<T>& r) {
+[[gnu::always_inline]] inline Rotation<T> make_rotation(const Pack<T>& f, const Pack<T>& g, const Mask<T>& wanted,
+                                                        Pack<T>& r) {
   const Pack<T> bound(negligible_entry<T>() * negligible_entry<T>());
   const Pack<T> squared = f * f + g * g;
   const Mask<T> rotates = wanted & (bound <= squared);
@@ -78,14 +80,15 @@ template <typename T>
 template <typename T>
 struct Window {
   Mask<T> active;
-  Pack<T> low;   // indices as numbers of type T: exact, and comparable lane by lane
+  Pack<T> low;  // indices as numbers of type T: exact, and comparable lane by lane
   Pack<T> high;
   Pack<T> start;  // f of the first rotation: (d_low^2 - shift^2) / d_low
 };
 
 // Sets negligible superdiagonal entries to zero among the first `top` and finds each lane's window.
 template <typename T>
-[[gnu::always_inline]] inline Window<T> find_window(Pack<T>* d, Pack<T>* e, int64_t top, const Pack<T>& absolute_tolerance) {
+[[gnu::always_inline]] inline Window<T> find_window(Pack<T>* d, Pack<T>* e, int64_t top,
+                                                    const Pack<T>& absolute_tolerance) {
   const Pack<T> relative_tolerance(std::numeric_limits<T>::epsilon());
   const Pack<T> zero(T(0));
   Window<T> w;
@@ -118,12 +121,13 @@ template <typename T>
   }
   w.active = found;
 
-  // The shift is the smaller singular value of the trailing 2 x 2 block, f h / (the larger one). Only its ratio to d_low is
-  // needed: (d_low^2 - shift^2) / d_low = d_low (1 - ratio^2).
+  // The shift is the smaller singular value of the trailing 2 x 2 block, f h / (the larger one). Only its ratio to
+  // d_low is needed: (d_low^2 - shift^2) / d_low = d_low (1 - ratio^2).
   const Pack<T> f = abs(above_bottom), g = abs(coupling), h = abs(bottom);
   const Pack<T> tiny(negligible_entry<T>() * negligible_entry<T>());
   const Pack<T> sum = (f + h) * (f + h) + g * g, difference = (f - h) * (f - h) + g * g;
-  const Pack<T> twice_larger = sum * reciprocal_sqrt(max(sum, tiny)) + difference * reciprocal_sqrt(max(difference, tiny));
+  const Pack<T> twice_larger =
+      sum * reciprocal_sqrt(max(sum, tiny)) + difference * reciprocal_sqrt(max(difference, tiny));
   const Pack<T> divisor = twice_larger * first;
   const Pack<T> ratio = Pack<T>(T(2)) * f * h / select(divisor == zero, Pack<T>(T(1)), divisor);
   // A zero on the diagonal, or a shift that rounding would not see: the zero-shift sweep, which also splits off a zero.
@@ -134,7 +138,8 @@ template <typename T>
 
 // One QR sweep over every active lane's window; the rotations go to slot `buffer.sweeps` of the buffer.
 template <typename T>
-[[gnu::always_inline]] inline void sweep(Pack<T>* d, Pack<T>* e, const Window<T>& w, int64_t first, int64_t last, RotationBuffer<T>& buffer) {
+[[gnu::always_inline]] inline void sweep(Pack<T>* d, Pack<T>* e, const Window<T>& w, int64_t first, int64_t last,
+                                         RotationBuffer<T>& buffer) {
   Rotation<T>* left = buffer.left + buffer.sweeps * buffer.columns;
   Rotation<T>* right = buffer.right + buffer.sweeps * buffer.columns;
   buffer.first[buffer.sweeps] = first;
@@ -175,8 +180,8 @@ template <typename T>
 }
 
 // Superdiagonal entries up to tolerance * (the largest entry) count as zero.
-// d, e -> the singular values (signed, unsorted) in d; u (left_rows x columns) and v (right_rows x columns) are multiplied
-// from the right by the singular vectors of the bidiagonal matrix.
+// d, e -> the singular values (signed, unsorted) in d; u (left_rows x columns) and v (right_rows x columns) are
+// multiplied from the right by the singular vectors of the bidiagonal matrix.
 template <typename T>
 void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, int64_t left_rows, Pack<T>* v, int64_t right_rows,
                  T tolerance, RotationBuffer<T>& buffer) {
@@ -186,7 +191,8 @@ void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, int64_t le
   buffer.columns = columns;
   buffer.sweeps = 0;
   int64_t top = columns - 1;
-  // Two sweeps a singular value are typical. The bound only guards the loop: whatever it would leave, u and v stay orthogonal.
+  // Two sweeps a singular value are typical. The bound only guards the loop: whatever it would leave, u and v stay
+  // orthogonal.
   for (int64_t iteration = 0; iteration < 40 * columns; ++iteration) {
     const Window<T> w = find_window(d, e, top, absolute_tolerance);
     if (!any(w.active)) break;

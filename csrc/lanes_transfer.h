@@ -1,4 +1,5 @@
-// From matrices in memory to matrices in the lanes and back: interleaving, exact scaling by powers of two, non-finite items.
+// From matrices in memory to matrices in the lanes and back: interleaving, exact scaling by powers of two, non-finite
+// items.
 #pragma once
 
 #include "simd.h"
@@ -6,7 +7,8 @@
 namespace svdrd {
 namespace SVDRD_ISA {
 
-// Where the matrices of one group lie: entry (i, j) of the matrix in lane l is at base[l][i * row_stride + j * column_stride].
+// Where the matrices of one group lie: entry (i, j) of the matrix in lane l is at base[l][i * row_stride + j *
+// column_stride].
 template <typename T>
 struct Placement {
   T* base[lane_count];
@@ -44,9 +46,11 @@ void store(const Pack<W>* a, int64_t rows, int64_t columns, const int32_t* rank,
       T* target = to.base[l] + i * to.row_stride;
       const W* source = entries + i * stride * lane_count + l;
       if (rank == nullptr) {
-        for (int64_t j = 0; j < columns; ++j) target[j * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
+        for (int64_t j = 0; j < columns; ++j)
+          target[j * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
       } else {
-        for (int64_t j = 0; j < columns; ++j) target[own[j] * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
+        for (int64_t j = 0; j < columns; ++j)
+          target[own[j] * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
       }
     }
   }
@@ -75,7 +79,8 @@ inline GroupScale shift_lanes(const GroupScale& scale, int count) {
 
 template <typename T>
 inline T power_of_two(int exponent) {
-  return sizeof(T) == 4 ? static_cast<T>(__builtin_ldexpf(1.0f, exponent)) : static_cast<T>(__builtin_ldexp(1.0, exponent));
+  return sizeof(T) == 4 ? static_cast<T>(__builtin_ldexpf(1.0f, exponent))
+                        : static_cast<T>(__builtin_ldexp(1.0, exponent));
 }
 
 // a * 2^exponent in two steps, since 2^149 itself is no float. Exponents beyond what two steps reach saturate.
@@ -133,8 +138,7 @@ void scale_and_clamp(Pack<T>* a, int64_t rows, int64_t columns, const int* expon
   const ScaleFactors<T> factors(exponent, 1);
   const Pack<T> bound(std::numeric_limits<T>::max());
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j)
-      a[i * stride + j] = max(min(factors(a[i * stride + j]), bound), -bound);
+    for (int64_t j = 0; j < columns; ++j) a[i * stride + j] = max(min(factors(a[i * stride + j]), bound), -bound);
 }
 
 }  // namespace SVDRD_ISA

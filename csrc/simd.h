@@ -1,6 +1,6 @@
 // A batch of matrices in the SIMD lanes: lane_count matrices are worked on at once, entry (i, j) of all of them in one
-// Pack. A Pack<double> takes twice the registers of a Pack<float>, so that both hold the same matrices and a float group
-// can be factored in double.
+// Pack. A Pack<double> takes twice the registers of a Pack<float>, so that both hold the same matrices and a float
+// group can be factored in double.
 //
 // Built on GCC/Clang vector extensions, so one source serves AVX-512, AVX2, SSE2 and NEON; intrinsics appear only where
 // the extensions have no word (square root, its reciprocal, a mask's test).
@@ -64,8 +64,10 @@ struct Pack {
   void set_lane(int l, T value) { part[l / lanes_per_part][l % lanes_per_part] = value; }
 };
 
-#define SVDRD_FOR_PARTS(T, expression)                     \
-  for (int k = 0; k < Pack<T>::parts; ++k) { expression; } \
+#define SVDRD_FOR_PARTS(T, expression)       \
+  for (int k = 0; k < Pack<T>::parts; ++k) { \
+    expression;                              \
+  }                                          \
   return r;
 
 template <typename T>
@@ -124,7 +126,7 @@ inline Mask<T> operator~(const Mask<T>& a) {
   SVDRD_FOR_PARTS(T, r.part[k] = ~a.part[k])
 }
 template <typename T>
-inline Pack<T> select(const Mask<T>& mask, const Pack<T>& a, const Pack<T>& b) {
+[[gnu::always_inline]] inline Pack<T> select(const Mask<T>& mask, const Pack<T>& a, const Pack<T>& b) {
   Pack<T> r;
   SVDRD_FOR_PARTS(T, r.part[k] = mask.part[k] ? a.part[k] : b.part[k])
 }
@@ -204,12 +206,12 @@ inline Pack<T> sqrt(const Pack<T>& a) {
 
 // 1 / sqrt(a) to about one unit in the last place, for normal positive a.
 template <typename T>
-inline Pack<T> reciprocal_sqrt(const Pack<T>& a) {
+[[gnu::always_inline]] inline Pack<T> reciprocal_sqrt(const Pack<T>& a) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-  // The estimate y has 14 bits: with r = 1 - a y^2, 1/sqrt(a) = y (1 - r)^(-1/2), by its series up to what r < 2^-13 needs.
-  // A rotation's latency is what the QR sweep waits for, and this is about half that of the root and the division. Plain
-  // Newton steps always err downward, by up to 0.4 units in the last place; thousands of rotations would add that up to a
-  // shrinkage of every singular value.
+  // The estimate y has 14 bits: with r = 1 - a y^2, 1/sqrt(a) = y (1 - r)^(-1/2), by its series up to what r < 2^-13
+  // needs. A rotation's latency is what the QR sweep waits for, and this is about half that of the root and the
+  // division. Plain Newton steps always err downward, by up to 0.4 units in the last place; thousands of rotations
+  // would add that up to a shrinkage of every singular value.
   Pack<T> y;
   for (int k = 0; k < Pack<T>::parts; ++k) {
     if constexpr (sizeof(T) == 4)
@@ -274,8 +276,9 @@ inline Pack<T> shift_lanes(const Pack<T>& a, int count) {
   return r;
 }
 
-// Matrices of Packs are row-major with an odd number of Packs from row to row: with a power of two a column's entries would
-// share a few sets of the first-level cache and evict one another (4 KB from row to row at 32 columns of doubles).
+// Matrices of Packs are row-major with an odd number of Packs from row to row: with a power of two a column's entries
+// would share a few sets of the first-level cache and evict one another (4 KB from row to row at 32 columns of
+// doubles).
 inline int64_t row_stride(int64_t columns) { return columns | 1; }
 
 }  // namespace SVDRD_ISA

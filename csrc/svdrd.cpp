@@ -178,15 +178,17 @@ const char* instruction_set() {
 
 template void svd(const float*, int64_t, int64_t, int64_t, float*, float*, float*, int);
 template void svd(const double*, int64_t, int64_t, int64_t, double*, double*, double*, int);
-template void polar_factor(const float*, int64_t, int64_t, int64_t, double, double, float*, float*, float*, float*, int);
-template void polar_factor(const double*, int64_t, int64_t, int64_t, double, double, double*, double*, double*, double*, int);
+template void polar_factor(const float*, int64_t, int64_t, int64_t, double, double, float*, float*, float*, float*,
+                           int);
+template void polar_factor(const double*, int64_t, int64_t, int64_t, double, double, double*, double*, double*, double*,
+                           int);
 template void polar_factor_backward(const float*, const float*, const float*, const float*, int64_t, int64_t, int64_t,
                                     double, float*, int);
-template void polar_factor_backward(const double*, const double*, const double*, const double*, int64_t, int64_t, int64_t,
-                                    double, double*, int);
-template void basis_loss(const float*, const float*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double, float*,
-                         float*, float*, int);
-template void basis_loss(const double*, const double*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double, double*,
-                         double*, double*, int);
+template void polar_factor_backward(const double*, const double*, const double*, const double*, int64_t, int64_t,
+                                    int64_t, double, double*, int);
+template void basis_loss(const float*, const float*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double,
+                         float*, float*, float*, int);
+template void basis_loss(const double*, const double*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double,
+                         double*, double*, double*, int);
 
 }  // namespace svdrd
