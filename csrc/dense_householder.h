@@ -48,7 +48,7 @@ inline void block_reflector(const T* v, int64_t stride, int64_t count, int64_t c
     T* row = t + j * reflector_block;
     for (int64_t i = 0; i < reflector_block; ++i) row[i] = 0;
     for (int64_t l = 0; l < j; ++l)
-      add_scaled(row, -tau[j] * products[l * reflector_block + j], t + l * reflector_block, reflector_block);
+      add_scaled(row, -tau[j] * products[l * reflector_block + j], t + l * reflector_block, round_up(l + 1, 16));
     row[j] = tau[j];
   }
 }

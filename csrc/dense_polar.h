@@ -26,7 +26,7 @@ inline double scaled_smooth(double smooth, int exponent) { return __builtin_ldex
 // s / sqrt(s^2 + smooth^2); where smooth overflows in the scaled units, s is negligible beside it.
 inline double smooth_weight(double s, double smooth, int exponent) {
   const double scaled = scaled_smooth(smooth, exponent);
-  return scaled <= Limits<double>::largest ? s / __builtin_hypot(s, scaled) : __builtin_ldexp(s / smooth, -exponent);
+  return scaled <= Limits<double>::largest ? s / __builtin_hypot(s, scaled) : __builtin_ldexp(s / smooth, exponent);
 }
 
 template <typename T, typename Source>
