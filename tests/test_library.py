@@ -15,6 +15,9 @@ from svdrd.ops import basis_loss, polar_factor, recompose, svd
 
 ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "svd": lambda: (torch.randn(3, 5, 4, requires_grad=True),),
+    "svd_backward": lambda: (
+        *torch.linalg.svd(torch.randn(2, 5, 4), full_matrices=False), torch.randn(2, 5, 4), None, torch.randn(2, 4, 4),
+    ),
     "polar_factor": lambda: (torch.randn(3, 5, 4, requires_grad=True), 1e-6, 0.0, True),
     "polar_factor_backward": lambda: (
         torch.randn(2, 5, 4, requires_grad=True),
