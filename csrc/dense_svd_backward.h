@@ -79,21 +79,19 @@ inline void dense_svd_backward(const T* grad_u, const T* grad_s, const T* grad_v
   const auto largest = [](const T* a, int64_t rows, int64_t columns) {
     return a == nullptr ? 0.0 : static_cast<double>(dense::largest_magnitude(a, rows, columns, columns));
   };
-  const double largest_u = largest(grad_u, m, k), largest_vh = largest(grad_vh, k, n);
-  const double largest_s = largest(s, 1, k);
-  const SvdBackwardScale scale = svd_backward_scale(largest_u > largest_vh ? largest_u : largest_vh + 0 * largest_u,
-                                                    largest(grad_s, 1, k), largest_s);
+  const double s_1 = largest(s, 1, k), unit = s_1 > 0 ? s_1 : 1;
+  const SvdBackwardScale scale =
+      svd_backward_scale<T>(largest(grad_u, m, k), largest(grad_s, 1, k), largest(grad_vh, k, n), s_1);
   if (!scale.finite) {
     dense::fill_nan(grad_a, m, n, n);
     return;
   }
 
-  const double s_1 = largest_s > 0 ? static_cast<double>(s[0]) : 1;
   double* relative = scratch.template take<double>(k);
   double* diagonal = scratch.template take_zeros<double>(k);
   const dense::PowerOfTwo to_result(-scale.result), to_vectors(-scale.vectors);
   for (int64_t i = 0; i < k; ++i) {
-    relative[i] = static_cast<double>(s[i]) / s_1;
+    relative[i] = static_cast<double>(s[i]) / unit;
     if (grad_s != nullptr) diagonal[i] = to_result(static_cast<double>(grad_s[i]));
   }
 

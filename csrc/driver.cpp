@@ -252,18 +252,20 @@ class Check {
 
   void run() {
     check_svd();
+    check_svd_backward();
     check_polar(0);
     check_polar(0.05);
     check_loss();
     check_neighbours();
     report("svd", svd_);
+    report("svd backward", svd_backward_);
     report("polar factor", polar_);
     report("backward", backward_);
     report("loss", loss_);
     if (!(floor_.value < largest_floor)) fail("noise floor / (eps s_1)", floor_.matrix, m_, n_, floor_.value);
-    std::printf("%-7s %4lldx%-4lld svd %6.2f  polar %6.2f  backward %6.2f  loss %6.2f  floor %5.2f\n",
+    std::printf("%-7s %4lldx%-4lld svd %6.2f  its backward %6.2f  polar %6.2f  backward %6.2f  loss %6.2f  floor %5.2f\n",
                 sizeof(T) == 4 ? "float32" : "float64", static_cast<long long>(m_), static_cast<long long>(n_),
-                svd_.value, polar_.value, backward_.value, loss_.value, floor_.value);
+                svd_.value, svd_backward_.value, polar_.value, backward_.value, loss_.value, floor_.value);
   }
 
  private:
@@ -309,6 +311,113 @@ class Check {
       if (rank > 0 && rank < k_ && s[0] > 0)
         floor_.see(static_cast<double>(s[static_cast<size_t>(rank)] / s[0]) / eps, name(i));
     }
+  }
+
+  void check_svd_backward() {
+    Factors f(count_, m_, n_, k_), g(count_, m_, n_, k_);
+    svdrd::svd(a_.data(), count_, m_, n_, f.u.data(), f.s.data(), f.vh.data(), 2);
+    Generator random;
+    for (std::vector<T>* gradient : {&g.u, &g.s, &g.vh})
+      for (T& entry : *gradient) entry = static_cast<T>(random.normal());
+    for (int given = 0; given < 8; ++given) {
+      const T* grad_u = given & 1 ? g.u.data() : nullptr;
+      const T* grad_s = given & 2 ? g.s.data() : nullptr;
+      const T* grad_vh = given & 4 ? g.vh.data() : nullptr;
+      std::vector<T> grad = empty(count_), single = empty(1);
+      svdrd::svd_backward(grad_u, grad_s, grad_vh, f.u.data(), f.s.data(), f.vh.data(), count_, m_, n_, grad.data(), 2);
+      for (int64_t i = 0; i < count_; ++i) {
+        check_svd_gradient(i, slice(grad, i, size_), svd_derivative(f, g, i, given));
+        svdrd::svd_backward(grad_u == nullptr ? nullptr : grad_u + i * m_ * k_,
+                            grad_s == nullptr ? nullptr : grad_s + i * k_,
+                            grad_vh == nullptr ? nullptr : grad_vh + i * k_ * n_, f.u.data() + i * m_ * k_,
+                            f.s.data() + i * k_, f.vh.data() + i * k_ * n_, 1, m_, n_, single.data(), 1);
+        if (!same_bits(grad, i, single, 0, size_)) fail("bits of svd's gradient alone", name(i), m_, n_, given);
+      }
+    }
+    std::vector<T> grad = empty(count_);
+    g.vh[static_cast<size_t>(k_ * n_)] = std::numeric_limits<T>::infinity();
+    svdrd::svd_backward(g.u.data(), g.s.data(), g.vh.data(), f.u.data(), f.s.data(), f.vh.data(), count_, m_, n_,
+                        grad.data(), 2);
+    for (int64_t i = 0; i < count_; ++i)
+      if (all_nan(grad, i, size_) != (i == 1)) fail("NaN for a gradient with Inf, and for it alone", name(i), m_, n_, 0);
+  }
+
+  struct Derivative {
+    std::vector<Real> value;
+    Real size;  // of what is added up in it: random gradients may cancel
+  };
+
+  void check_svd_gradient(int64_t i, const std::vector<Real>& grad, const Derivative& expected) {
+    bool clamped = false;
+    for (size_t at = 0; at < grad.size(); ++at) {
+      if (!std::isfinite(grad[at])) return fail("finite gradient of svd", name(i), m_, n_, 0);
+      clamped = clamped || std::fabs(expected.value[at]) > static_cast<Real>(std::numeric_limits<T>::max()) / 2;
+    }
+    if (clamped) return;
+    const Real size = expected.size * units(std::max(m_, n_)) + resolution * static_cast<Real>(size_);
+    svd_backward_.see(static_cast<double>(distance(grad, expected.value) / size), name(i));
+  }
+
+  std::vector<Real> column_norms(const std::vector<Real>& a, int64_t rows) const {
+    std::vector<Real> norms(static_cast<size_t>(k_), 0);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < k_; ++j)
+        norms[static_cast<size_t>(j)] = std::hypot(norms[static_cast<size_t>(j)], a[static_cast<size_t>(i * k_ + j)]);
+    return norms;
+  }
+
+  // Formula (2) of docs/gradients.md in long double; `given` has bits for gU, gS and gVh. Which quotients are taken as 0
+  // is decided in double, so that rounding cannot decide a tie differently.
+  Derivative svd_derivative(const Factors& f, const Factors& g, int64_t i, int given) const {
+    const auto u = slice(f.u, i, m_ * k_), vh = slice(f.vh, i, k_ * n_), s = slice(f.s, i, k_);
+    const auto v = transpose(vh, k_, n_);
+    auto grad_u = slice(g.u, i, m_ * k_), grad_s = slice(g.s, i, k_), grad_v = transpose(slice(g.vh, i, k_ * n_), k_, n_);
+    if (!(given & 1)) grad_u.assign(grad_u.size(), 0);
+    if (!(given & 2)) grad_s.assign(grad_s.size(), 0);
+    if (!(given & 4)) grad_v.assign(grad_v.size(), 0);
+    const double s_1 = s[0] > 0 ? static_cast<double>(s[0]) : 1;
+    const auto relative = [&](int64_t j) { return static_cast<double>(s[static_cast<size_t>(j)]) / s_1; };
+
+    const auto projected_u = multiply(u, grad_u, k_, m_, k_, true), projected_v = multiply(v, grad_v, k_, n_, k_, true);
+    const auto size_u = column_norms(grad_u, m_), size_v = column_norms(grad_v, n_);
+    std::vector<Real> core(static_cast<size_t>(k_ * k_), 0), sizes(core);
+    for (int64_t p = 0; p < k_; ++p)
+      for (int64_t q = 0; q < k_; ++q) {
+        const size_t at = static_cast<size_t>(p * k_ + q), across = static_cast<size_t>(q * k_ + p);
+        const double gap = relative(q) - relative(p), sum = relative(q) + relative(p);
+        const Real skew_u = projected_u[at] - projected_u[across], skew_v = projected_v[at] - projected_v[across];
+        if (p == q) core[at] = sizes[at] = grad_s[static_cast<size_t>(p)];
+        if (p == q || !(sum > 4 * eps)) continue;
+        const bool distinct = std::fabs(gap) > units(std::max(m_, n_)) * sum;
+        core[at] = (skew_u - skew_v) / (2 * static_cast<Real>(sum)) / s_1;
+        if (distinct) core[at] += (skew_u + skew_v) / (2 * static_cast<Real>(gap)) / s_1;
+        const size_t pp = static_cast<size_t>(p), qq = static_cast<size_t>(q);
+        sizes[at] = (size_u[pp] + size_u[qq] + size_v[pp] + size_v[qq]) / 2 /
+                    static_cast<Real>(distinct ? std::fabs(gap) : sum) / s_1;
+      }
+    auto result = multiply(multiply(u, core, m_, k_, k_), vh, m_, k_, n_);
+
+    // What lies outside the span of U, or of V, over s.
+    const auto outside = [&](std::vector<Real> part, const std::vector<Real>& basis, const std::vector<Real>& projected,
+                             int64_t rows) {
+      const auto inside = multiply(basis, projected, rows, k_, k_);
+      for (int64_t p = 0; p < rows; ++p)
+        for (int64_t q = 0; q < k_; ++q) {
+          const size_t at = static_cast<size_t>(p * k_ + q);
+          part[at] = relative(q) > 4 * eps ? (part[at] - inside[at]) / relative(q) / s_1 : 0;
+        }
+      return part;
+    };
+    std::vector<Real> rest;
+    if (m_ != n_)
+      for (int64_t q = 0; q < k_; ++q)
+        if (relative(q) > 4 * eps)
+          sizes[static_cast<size_t>(q * k_ + q)] +=
+              (m_ > n_ ? size_u : size_v)[static_cast<size_t>(q)] / relative(q) / s_1;
+    if (m_ > n_) rest = multiply(outside(grad_u, u, projected_u, m_), vh, m_, k_, n_);
+    if (m_ < n_) rest = multiply(u, transpose(outside(grad_v, v, projected_v, n_), n_, k_), m_, k_, n_);
+    for (size_t at = 0; at < rest.size(); ++at) result[at] += rest[at];
+    return {result, norm(sizes)};
   }
 
   std::vector<Real> scale_columns(std::vector<Real> u, const std::vector<Real>& s) const {
@@ -477,7 +586,7 @@ class Check {
   const std::vector<Matrix>& matrices_;
   const int64_t count_;
   std::vector<T> a_, direction_, other_direction_;
-  Worst svd_, polar_, backward_, loss_, floor_;
+  Worst svd_, svd_backward_, polar_, backward_, loss_, floor_;
 };
 
 template <typename T>
@@ -485,6 +594,8 @@ void check_empty() {
   T unused = T(1);
   svdrd::svd<T>(&unused, 0, 3, 3, &unused, &unused, &unused, 2);
   svdrd::svd<T>(&unused, 5, 0, 3, &unused, &unused, &unused, 2);
+  svdrd::svd_backward<T>(&unused, nullptr, nullptr, &unused, &unused, &unused, 0, 3, 3, &unused, 2);
+  svdrd::svd_backward<T>(&unused, nullptr, nullptr, &unused, &unused, &unused, 5, 0, 3, &unused, 2);
   svdrd::polar_factor<T>(&unused, 5, 3, 0, 1e-6, 0, &unused, nullptr, nullptr, nullptr, 2);
   svdrd::basis_loss<T>(&unused, &unused, 0, 8, 8, 8, 8, 1e-6, 0, &unused, &unused, nullptr, 2);
   if (unused != T(1)) fail("empty batches", "empty", 0, 0, static_cast<double>(unused));

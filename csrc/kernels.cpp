@@ -4,7 +4,9 @@
 #include "kernels.h"
 
 #include "dense_polar.h"
+#include "dense_svd_backward.h"
 #include "lanes.h"
+#include "lanes_svd_backward.h"
 
 namespace svdrd {
 namespace SVDRD_ISA {
@@ -28,6 +30,20 @@ void svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* v
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i)
       dense_svd(a + i * m * n, m, n, u + i * m * k, s + i * k, vh + i * k * n, workspace);
+}
+
+template <typename T>
+void svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s,
+                  const T* vh, int64_t m, int64_t n, T* grad_a) {
+  if (in_lanes(m, n)) return lanes_svd_backward(ranges, grad_u, grad_s, grad_vh, u, s, vh, m, n, grad_a);
+  const int64_t k = m < n ? m : n;
+  DenseWorkspace<T> workspace;
+  for (int64_t begin, end; ranges.next(begin, end);)
+    for (int64_t i = begin; i < end; ++i)
+      dense_svd_backward<T>(grad_u == nullptr ? nullptr : grad_u + i * m * k,
+                            grad_s == nullptr ? nullptr : grad_s + i * k,
+                            grad_vh == nullptr ? nullptr : grad_vh + i * k * n, u + i * m * k, s + i * k,
+                            vh + i * k * n, m, n, grad_a + i * m * n, workspace);
 }
 
 template <typename T>
@@ -75,7 +91,9 @@ void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProbl
 }
 
 template <typename T>
-constexpr KernelTable<T> table = {&group<T>, &svd<T>, &polar_factor<T>, &polar_factor_backward<T>, &basis_loss<T>};
+constexpr KernelTable<T> table = {&group<T>,        &svd<T>,
+                                  &svd_backward<T>, &polar_factor<T>,
+                                  &polar_factor_backward<T>, &basis_loss<T>};
 
 }  // namespace
 

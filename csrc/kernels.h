@@ -30,6 +30,8 @@ struct KernelTable {
   // How many matrices of m x n are worked on at once: one, or as many as there are SIMD lanes.
   int64_t (*group)(int64_t m, int64_t n);
   void (*svd)(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* vh);
+  void (*svd_backward)(RangeSource& ranges, const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s,
+                       const T* vh, int64_t m, int64_t n, T* grad_a);
   void (*polar_factor)(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u,
                        T* s, T* vh);
   void (*polar_factor_backward)(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,

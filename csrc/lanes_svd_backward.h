@@ -40,11 +40,11 @@ inline void set_zero(Pack<double>* a, int64_t rows, int64_t columns) {
     for (int64_t j = 0; j < columns; ++j) a[i * stride + j] = Pack<double>(0.0);
 }
 
-// The larger of `so_far` and the largest magnitude in each lane's matrix, NaN where an entry is NaN or Inf.
-inline Pack<double> largest_magnitude(const Pack<double>* a, int64_t rows, int64_t columns, const Pack<double>& so_far) {
+// The largest magnitude in each lane's matrix, NaN where an entry is NaN or Inf.
+inline Pack<double> largest_magnitude(const Pack<double>* a, int64_t rows, int64_t columns) {
   const int64_t stride = row_stride(columns);
   const Pack<double> bound(std::numeric_limits<double>::max());
-  Pack<double> largest = so_far;
+  Pack<double> largest(0.0);
   Mask<double> not_finite = no_lanes<double>();
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) {
@@ -52,14 +52,19 @@ inline Pack<double> largest_magnitude(const Pack<double>* a, int64_t rows, int64
       not_finite = not_finite | ~(size <= bound);
       largest = max(size, largest);
     }
-  not_finite = not_finite | ~(so_far <= bound);
   return select(not_finite, Pack<double>(std::numeric_limits<double>::quiet_NaN()), largest);
 }
 
-inline void multiply_exactly(Pack<double>* a, int64_t rows, int64_t columns, const ScaleFactors<double>& factors) {
+// a <- a * 2^exponent, at most `bound` in magnitude.
+inline void scale_and_clamp(Pack<double>* a, int64_t rows, int64_t columns, const ScaleFactors<double>& factors,
+                            double bound) {
   const int64_t stride = row_stride(columns);
+  const Pack<double> upper(bound);
   for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j) a[i * stride + j] = factors(a[i * stride + j]);
+    for (int64_t j = 0; j < columns; ++j) {
+      const int64_t at = i * stride + j;
+      a[at] = max(min(factors(a[at]), upper), -upper);
+    }
 }
 
 // 1 / a where `wanted`, else 0.
@@ -139,48 +144,48 @@ void lanes_svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, c
   Workspace<SvdBackwardLayout> workspace(rows, columns);
   SvdBackwardLayout& w = *workspace;
   const Pack<double> zero(0.0), one(1.0);
+  constexpr double no_bound = std::numeric_limits<double>::max();
   for (int64_t first, end; groups.next(first, end);) {
     load(place_left(u, vh, first, end, shape), rows, columns, w.u);
     load(place_right(u, vh, first, end, shape), columns, columns, w.v);
     load(place(s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, w.s);
-    Pack<double> largest_vector = zero;
+    Pack<double> largest_left = zero, largest_right = zero;
     if (given_left) {
       load(place_left(grad_u, grad_vh, first, end, shape), rows, columns, w.grad_u);
-      largest_vector = largest_magnitude(w.grad_u, rows, columns, largest_vector);
+      largest_left = largest_magnitude(w.grad_u, rows, columns);
     }
     if (given_right) {
       load(place_right(grad_u, grad_vh, first, end, shape), columns, columns, w.grad_v);
-      largest_vector = largest_magnitude(w.grad_v, columns, columns, largest_vector);
+      largest_right = largest_magnitude(w.grad_v, columns, columns);
     }
-    if (grad_s != nullptr) {
-      load(place(grad_s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, w.grad_s);
-    } else {
-      set_zero(w.grad_s, 1, columns);
-    }
-    const Pack<double> largest_grad_s = largest_magnitude(w.grad_s, 1, columns, zero);
-    const Pack<double> s_1 = select(largest_magnitude(w.s, 1, columns, zero) == zero, one, w.s[0]);
+    set_zero(w.grad_s, 1, columns);
+    if (grad_s != nullptr) load(place(grad_s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, w.grad_s);
+    const Pack<double> largest_value = largest_magnitude(w.grad_s, 1, columns);
+    const Pack<double> s_1 = largest_magnitude(w.s, 1, columns);
 
     int vector_exponent[lane_count], result_exponent[lane_count];
     bool finite[lane_count];
     Pack<double> per_value;
     for (int l = 0; l < lane_count; ++l) {
       const SvdBackwardScale scale =
-          svd_backward_scale(largest_vector.lane(l), largest_grad_s.lane(l), s_1.lane(l));
+          svd_backward_scale<double>(largest_left.lane(l), largest_value.lane(l), largest_right.lane(l), s_1.lane(l));
       vector_exponent[l] = scale.vectors;
       result_exponent[l] = scale.result;
       finite[l] = scale.finite;
       per_value.set_lane(l, scale.per_value);
     }
-    const ScaleFactors<double> vector_factors(vector_exponent, -1);
-    if (given_left) multiply_exactly(w.grad_u, rows, columns, vector_factors);
-    if (given_right) multiply_exactly(w.grad_v, columns, columns, vector_factors);
-    multiply_exactly(w.grad_s, 1, columns, ScaleFactors<double>(result_exponent, -1));
-    for (int64_t j = 0; j < columns; ++j) w.s[j] = w.s[j] / s_1;
+    const ScaleFactors<double> to_vectors(vector_exponent, -1);
+    if (given_left) scale_and_clamp(w.grad_u, rows, columns, to_vectors, no_bound);
+    if (given_right) scale_and_clamp(w.grad_v, columns, columns, to_vectors, no_bound);
+    scale_and_clamp(w.grad_s, 1, columns, ScaleFactors<double>(result_exponent, -1), no_bound);
+    const Pack<double> unit = select(s_1 == zero, one, s_1);
+    for (int64_t j = 0; j < columns; ++j) w.s[j] = w.s[j] / unit;
 
     svd_backward(w, given_left, given_right, per_value, negligible_value<T>, distinct_gap<T>(m, n), rows, columns);
-    scale_and_clamp(w.grad_u, rows, columns, result_exponent);
+    scale_and_clamp(w.grad_u, rows, columns, ScaleFactors<double>(result_exponent, 1),
+                    static_cast<double>(std::numeric_limits<T>::max()));
     const Placement<T> result = place_matrices(grad_a, first, end, shape);
-    store_clamped(w.grad_u, rows, columns, result);
+    store(w.grad_u, rows, columns, nullptr, result);
     for (int l = 0; l < result.count; ++l)
       if (!finite[l]) store_nan(rows, columns, l, result);
   }

@@ -85,6 +85,21 @@ void svd(const std::string& dtype, Address a, int64_t batch, int64_t m, int64_t 
   });
 }
 
+void svd_backward(const std::string& dtype, Address grad_u, Address grad_s, Address grad_vh, Address u, Address s,
+                  Address vh, int64_t batch, int64_t m, int64_t n, Address grad_a, int threads) {
+  check_sizes(batch, m, n, threads);
+  const int64_t k = m < n ? m : n;
+  check_pointer("u", u, batch * m * k);
+  check_pointer("s", s, batch * k);
+  check_pointer("vh", vh, batch * k * n);
+  check_pointer("grad_a", grad_a, batch * m * n);
+  dispatch(dtype_from(dtype), [&](auto type) {
+    using T = decltype(type);
+    svdrd::svd_backward<T>(pointer(grad_u, type), pointer(grad_s, type), pointer(grad_vh, type), pointer(u, type),
+                           pointer(s, type), pointer(vh, type), batch, m, n, pointer(grad_a, type), threads);
+  });
+}
+
 void polar_factor(const std::string& dtype, Address a, int64_t batch, int64_t m, int64_t n, double rcond, double smooth,
                   Address p, Address u, Address s, Address vh, int threads) {
   check_sizes(batch, m, n, threads);
@@ -160,6 +175,9 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   using release_gil = py::call_guard<py::gil_scoped_release>;
   module.def("svd", &svd, py::arg("dtype"), py::arg("a"), py::arg("batch"), py::arg("m"), py::arg("n"), py::arg("u"),
              py::arg("s"), py::arg("vh"), py::arg("threads"), release_gil());
+  module.def("svd_backward", &svd_backward, py::arg("dtype"), py::arg("grad_u"), py::arg("grad_s"), py::arg("grad_vh"),
+             py::arg("u"), py::arg("s"), py::arg("vh"), py::arg("batch"), py::arg("m"), py::arg("n"), py::arg("grad_a"),
+             py::arg("threads"), release_gil());
   module.def("polar_factor", &polar_factor, py::arg("dtype"), py::arg("a"), py::arg("batch"), py::arg("m"),
              py::arg("n"), py::arg("rcond"), py::arg("smooth"), py::arg("p"), py::arg("u"), py::arg("s"), py::arg("vh"),
              py::arg("threads"), release_gil());

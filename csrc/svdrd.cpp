@@ -1,6 +1,10 @@
 // svdrd.h: the choice of the instruction set and the division of a batch among threads.
 #include "svdrd.h"
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -78,14 +82,15 @@ class SharedRanges final : public RangeSource {
   std::atomic<int64_t> at_{0};
 };
 
-// Below this many multiply-adds a further thread costs more to start (20-50 us) than it takes over.
+// Below this many multiply-adds a further thread costs more to wake or start (5-50 us) than it takes over.
 constexpr double work_per_thread = 1e6;
 
 // Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done.
 //
-// Threads are started for the call and joined before it returns. A pool would save some 30 us a call, and only calls of
-// several hundred get a second thread at all; without one there is no state to share between concurrent callers, and
-// nothing that a fork (torch's DataLoader) could leave behind without its threads.
+// With OpenMP the threads are the ones that torch's own operators run on. Threads beside those would have to compete with
+// them: an OpenMP thread keeps its core for milliseconds after each parallel operator, waiting for the next. A process
+// forked from a multi-threaded one may not ask for a second thread, which holds for torch's operators as it does here;
+// torch's DataLoader sets one. Without OpenMP threads are started for the call and joined before it returns.
 template <typename Work>
 void run(int64_t count, int64_t group, double work_per_item, int threads, const Work& work) {
   if (count == 0) return;
@@ -107,6 +112,10 @@ void run(int64_t count, int64_t group, double work_per_item, int threads, const 
       errors[thread] = std::current_exception();
     }
   };
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast<int>(wanted))
+  guarded(static_cast<size_t>(omp_get_thread_num()));
+#else
   std::vector<std::thread> started;
   started.reserve(errors.size());
   try {
@@ -116,6 +125,7 @@ void run(int64_t count, int64_t group, double work_per_item, int threads, const 
   }
   guarded(0);
   for (std::thread& thread : started) thread.join();
+#endif
   for (const std::exception_ptr& error : errors)
     if (error) std::rethrow_exception(error);
 }
@@ -133,6 +143,16 @@ void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int
   const KernelTable<T>& table = kernels<T>();
   run(batch, table.group(m, n), 15 * cube(m, n), threads,
       [&](RangeSource& ranges) { table.svd(ranges, a, m, n, u, s, vh); });
+}
+
+template <typename T>
+void svd_backward(const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s, const T* vh, int64_t batch,
+                  int64_t m, int64_t n, T* grad_a, int threads) {
+  if (m == 0 || n == 0) return;
+  const KernelTable<T>& table = kernels<T>();
+  run(batch, table.group(m, n), 6 * cube(m, n), threads, [&](RangeSource& ranges) {
+    table.svd_backward(ranges, grad_u, grad_s, grad_vh, u, s, vh, m, n, grad_a);
+  });
 }
 
 template <typename T>
@@ -178,6 +198,10 @@ const char* instruction_set() {
 
 template void svd(const float*, int64_t, int64_t, int64_t, float*, float*, float*, int);
 template void svd(const double*, int64_t, int64_t, int64_t, double*, double*, double*, int);
+template void svd_backward(const float*, const float*, const float*, const float*, const float*, const float*, int64_t,
+                           int64_t, int64_t, float*, int);
+template void svd_backward(const double*, const double*, const double*, const double*, const double*, const double*,
+                           int64_t, int64_t, int64_t, double*, int);
 template void polar_factor(const float*, int64_t, int64_t, int64_t, double, double, float*, float*, float*, float*,
                            int);
 template void polar_factor(const double*, int64_t, int64_t, int64_t, double, double, double*, double*, double*, double*,

@@ -15,6 +15,12 @@ namespace svdrd {
 template <typename T>
 void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads);
 
+// The vector-Jacobian product of svd: formula (2) of docs/gradients.md. grad_u, grad_s, grad_vh: as u, s, vh, which are as
+// svd() wrote them; null stands for zero. grad_a: batch x m x n. Finite for finite gradients: what overflows T is clamped.
+template <typename T>
+void svd_backward(const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s, const T* vh, int64_t batch,
+                  int64_t m, int64_t n, T* grad_a, int threads);
+
 // Polar factor: smooth == 0: P = sum over s_i > rcond * s_1 of u_i v_i^T; smooth > 0: P = U diag(s / sqrt(s^2 + smooth^2)) Vh.
 // p: batch x m x n. u, s, vh: the factors that the backward needs, as of svd(), with s_i = 0 written where s_i was dropped
 // (smooth == 0); all three null where no backward will come, which must not change a bit of p.

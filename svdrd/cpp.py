@@ -25,6 +25,19 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, vh
 
 
+def svd_backward(
+    u: Tensor, s: Tensor, vh: Tensor, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None
+) -> Tensor:
+    """As :func:`svdrd.gradients.svd_vjp`."""
+    assert backends.native is not None
+    tensors = [None if x is None else x.contiguous() for x in (grad_u, grad_s, grad_vh, u, s, vh)]
+    b, m, n = u.shape[0], u.shape[1], vh.shape[2]
+    derivative = u.new_empty(b, m, n)
+    pointers = [0 if x is None else x.data_ptr() for x in tensors]
+    backends.native.svd_backward(_name(u.dtype), *pointers, b, m, n, derivative.data_ptr(), torch.get_num_threads())
+    return derivative
+
+
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.polar_factor`; the factors are empty unless ``save_factors``."""
     assert backends.native is not None

@@ -19,6 +19,7 @@ _library = torch.library.Library("svdrd", "DEF")
 
 _SCHEMAS = {
     "svd": "(Tensor a) -> (Tensor u, Tensor s, Tensor vh)",
+    "svd_backward": "(Tensor u, Tensor s, Tensor vh, Tensor? grad_u, Tensor? grad_s, Tensor? grad_vh) -> Tensor",
     # u, s, vh are for the backward: empty unless save_factors.
     "polar_factor": "(Tensor a, float rcond, float smooth, bool save_factors)"
     " -> (Tensor p, Tensor u, Tensor s, Tensor vh)",
@@ -42,6 +43,12 @@ ops = torch.ops.svdrd
 
 
 # Implementations
+
+
+def _svd_backward(
+    u: Tensor, s: Tensor, vh: Tensor, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None
+) -> Tensor:
+    return gradients.svd_vjp(grad_u, grad_s, grad_vh, u, s, vh).contiguous()
 
 
 def _polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, ...]:
@@ -72,6 +79,7 @@ def _basis_loss_backward(
 
 _DEFAULTS: dict[str, Callable[..., Any]] = {
     "svd": reference.svd,
+    "svd_backward": _svd_backward,
     "polar_factor": _polar_factor,
     "polar_factor_backward": _polar_factor_backward,
     "polar_factor_second_derivative": reference.polar_factor_second_derivative,
@@ -81,6 +89,7 @@ _DEFAULTS: dict[str, Callable[..., Any]] = {
 }
 _CPP: dict[str, Callable[..., Any]] = {
     "svd": cpp.svd,
+    "svd_backward": cpp.svd_backward,
     "polar_factor": cpp.polar_factor,
     "polar_factor_backward": _polar_factor_backward_cpp,
     "basis_loss": cpp.basis_loss,
@@ -117,6 +126,11 @@ def _(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     b, m, n = a.shape
     k = torch.sym_min(m, n)
     return a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+
+
+@torch.library.register_fake("svdrd::svd_backward", lib=_library)
+def _(u: Tensor, s: Tensor, vh: Tensor, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None) -> Tensor:
+    return u.new_empty(u.shape[0], u.shape[1], vh.shape[2])
 
 
 @torch.library.register_fake("svdrd::polar_factor", lib=_library)
@@ -177,11 +191,15 @@ def _svd_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, 
     ctx.save_for_backward(*output)
 
 
-def _svd_backward(ctx: Any, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None) -> Tensor | None:
+def _svd_grad(ctx: Any, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None) -> Tensor | None:
+    u, s, vh = ctx.saved_tensors
     if grad_u is None and grad_s is None and grad_vh is None:
         return None
-    with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-        return gradients.svd_vjp(grad_u, grad_s, grad_vh, *ctx.saved_tensors)
+    if not torch.is_grad_enabled():
+        return ops.svd_backward(u, s, vh, grad_u, grad_s, grad_vh)
+    # create_graph=True: the formula's own operations are differentiated, to any order.
+    with torch.autocast(u.device.type, enabled=False):
+        return gradients.svd_vjp(grad_u, grad_s, grad_vh, u, s, vh)
 
 
 def _polar_factor_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -267,7 +285,7 @@ def _no_third_derivative(ctx: Any, direction: Tensor) -> None:
 
 
 for _name, _backward, _setup in (
-    ("svd", _svd_backward, _svd_setup),
+    ("svd", _svd_grad, _svd_setup),
     ("polar_factor", _polar_factor_grad, _polar_factor_setup),
     ("polar_factor_backward", _polar_factor_double_backward, _polar_factor_backward_setup),
     ("basis_loss", _basis_loss_grad, _basis_loss_setup),
