@@ -39,27 +39,57 @@ inline Operand<double> as_double(const float* a, int64_t rows, int64_t columns, 
   return plain(scaled_copy(a, rows, columns, stride, PowerOfTwo(0), scratch), stride);
 }
 
-// The core from U^T gU and V^T gV (null where the gradient is not given), in `core`:
-// per_value ((Ju + Jv) / (2 (s_j - s_i)) + (Ju - Jv) / (2 (s_j + s_i))) off the diagonal, grad_s on it. s is relative to s_1.
-template <typename T>
-inline void divide_by_gaps(const double* projected_u, const double* projected_v, int64_t stride, const double* s,
-                           const double* grad_s, double per_value, double gap, int64_t k, T* core, int64_t core_stride) {
-  const double half_unit = 0.5 * per_value;
-  for (int64_t i = 0; i < k; ++i) {
-    core[i * core_stride + i] = static_cast<T>(grad_s[i]);
-    for (int64_t j = 0; j < i; ++j) {
-      const int64_t at = i * stride + j, across = j * stride + i;
-      const double skew_u = projected_u == nullptr ? 0 : projected_u[at] - projected_u[across];
-      const double skew_v = projected_v == nullptr ? 0 : projected_v[at] - projected_v[across];
-      const double sum = s[j] + s[i], difference = s[j] - s[i];
-      const bool nonzero = sum > negligible_value<T>;
-      const bool distinct = nonzero && __builtin_fabs(difference) > gap * sum;
-      const double symmetric = distinct ? (skew_u + skew_v) * (half_unit / difference) : 0;
-      const double skew = nonzero ? (skew_u - skew_v) * (half_unit / sum) : 0;
-      core[i * core_stride + j] = static_cast<T>(symmetric + skew);
-      core[j * core_stride + i] = static_cast<T>(symmetric - skew);
+// From U^T gU in `projected_u` to the core, in place:
+//   per_value ((Ju + Jv) / (2 (s_j - s_i)) + (Ju - Jv) / (2 (s_j + s_i)))
+// off the diagonal, grad_s on it. s is relative to s_1. All are zero beyond k, up to a whole number of vectors.
+inline void divide_by_gaps(double* projected_u, const double* projected_v, int64_t stride, const double* s,
+                           const double* grad_s, double per_value, double negligible, double gap, int64_t k) {
+  constexpr int64_t w = lanes<double>;
+  const Vector<double> zero{}, one = splat(1.0), half_unit = splat(0.5 * per_value);
+  double across_u[w * w], across_v[w * w], mirrored[w * w];
+  for (int64_t i0 = 0; i0 < k; i0 += w)
+    for (int64_t j0 = 0; j0 <= i0; j0 += w) {
+      transpose_block(projected_u + j0 * stride + i0, stride, across_u, w);
+      transpose_block(projected_v + j0 * stride + i0, stride, across_v, w);
+      const Vector<double> s_j = load(s + j0);
+      for (int64_t i = 0; i < w; ++i) {
+        double* row = projected_u + (i0 + i) * stride + j0;
+        const Vector<double> skew_u = load(row) - load(across_u + i * w);
+        const Vector<double> skew_v = load(projected_v + (i0 + i) * stride + j0) - load(across_v + i * w);
+        const Vector<double> sum = s_j + s[i0 + i], difference = s_j - s[i0 + i];
+        const auto nonzero = sum > negligible;
+        const auto distinct = nonzero & ((difference < 0 ? -difference : difference) > gap * sum);
+        const Vector<double> symmetric =
+            distinct ? (skew_u + skew_v) * (half_unit / (distinct ? difference : one)) : zero;
+        const Vector<double> skew = nonzero ? (skew_u - skew_v) * (half_unit / (nonzero ? sum : one)) : zero;
+        store(row, symmetric + skew);
+        store(mirrored + i * w, symmetric - skew);
+      }
+      if (j0 < i0) transpose_block(mirrored, w, projected_u + j0 * stride + i0, stride);
     }
-  }
+  for (int64_t i = 0; i < k; ++i) projected_u[i * stride + i] = grad_s[i];
+}
+
+// A k x k matrix, zero beyond k up to whole vectors.
+inline double* take_padded(int64_t k, int64_t stride, Scratch& scratch) {
+  const int64_t padded = round_up(k, lanes<double>);
+  double* a = scratch.take<double>(padded * stride);
+  for (int64_t i = 0; i < padded; ++i)
+    for (int64_t j = i < k ? k : 0; j < stride; ++j) a[i * stride + j] = 0;
+  return a;
+}
+
+inline void fill_zero(double* a, int64_t rows, int64_t stride) {
+  for (int64_t i = 0; i < rows * stride; ++i) a[i] = 0;
+}
+
+inline const double* rounded(const double* a, int64_t, int64_t, Scratch&, const double&) { return a; }
+
+// The k rows of a in T.
+inline const float* rounded(const double* a, int64_t k, int64_t stride, Scratch& scratch, const float&) {
+  float* copy = scratch.take<float>(k * stride);
+  for (int64_t i = 0; i < k * stride; ++i) copy[i] = static_cast<float>(a[i]);
+  return copy;
 }
 
 }  // namespace dense
@@ -87,70 +117,61 @@ inline void dense_svd_backward(const T* grad_u, const T* grad_s, const T* grad_v
     return;
   }
 
-  double* relative = scratch.template take<double>(k);
+  double* relative = scratch.template take_zeros<double>(dense::round_up(k, dense::lanes<double>));
+  double* inverse = scratch.template take<double>(k);
   double* diagonal = scratch.template take_zeros<double>(k);
   const dense::PowerOfTwo to_result(-scale.result), to_vectors(-scale.vectors);
   for (int64_t i = 0; i < k; ++i) {
     relative[i] = static_cast<double>(s[i]) / unit;
+    inverse[i] = relative[i] > negligible_value<T> ? scale.per_value / relative[i] : 0;
     if (grad_s != nullptr) diagonal[i] = to_result(static_cast<double>(grad_s[i]));
   }
 
+  // left = U core, or right = core Vh, on top of what lies outside the span of U or V.
   const int64_t k_stride = dense::row_stride<double>(k), n_stride = dense::row_stride<double>(n);
-  const dense::Operand<double> wide_u = dense::as_double(u, m, k, scratch), wide_vh = dense::as_double(vh, k, n, scratch);
-  double* projected_u = nullptr;
-  double* projected_v = nullptr;
-  double* outside = nullptr;  // gU less its part in the span of U, where m > n, or the same of gVh, where m < n
+  T* left = m < n ? nullptr : scratch.template take<T>(m * k_stride);
+  T* right = m < n ? scratch.template take<T>(k * n_stride) : nullptr;
+  double* projected_u = dense::take_padded(k, k_stride, scratch);
+  double* projected_v = dense::take_padded(k, k_stride, scratch);
+  bool outside = false;
   if (grad_u != nullptr) {
+    dense::ScratchScope inner(scratch);
+    const dense::Operand<double> basis = dense::as_double(u, m, k, scratch);
     double* g = dense::scaled_copy(grad_u, m, k, k_stride, to_vectors, scratch);
-    projected_u = scratch.template take<double>(k * k_stride);
-    dense::gemm<double>(k, k, m, wide_u.transposed(), dense::plain(g, k_stride), projected_u, k_stride);
+    dense::gemm<double>(k, k, m, basis.transposed(), dense::plain(g, k_stride), projected_u, k_stride);
     if (m > n) {
-      outside = g;
-      dense::gemm<double>(m, k, k, wide_u, dense::plain(projected_u, k_stride), outside, k_stride, {-1, true, false});
+      outside = true;
+      dense::gemm<double>(m, k, k, basis, dense::plain(projected_u, k_stride), g, k_stride, {-1, true, false});
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < k; ++j) left[i * k_stride + j] = static_cast<T>(g[i * k_stride + j] * inverse[j]);
     }
+  } else {
+    dense::fill_zero(projected_u, k, k_stride);
   }
   if (grad_vh != nullptr) {
+    dense::ScratchScope inner(scratch);
+    const dense::Operand<double> basis = dense::as_double(vh, k, n, scratch);
     double* g = dense::scaled_copy(grad_vh, k, n, n_stride, to_vectors, scratch);
-    projected_v = scratch.template take<double>(k * k_stride);
-    dense::gemm<double>(k, k, n, wide_vh, dense::transposed(g, n_stride), projected_v, k_stride);
+    dense::gemm<double>(k, k, n, basis, dense::transposed(g, n_stride), projected_v, k_stride);
     if (m < n) {
-      outside = g;
-      dense::gemm<double>(k, n, k, dense::transposed(projected_v, k_stride), wide_vh, outside, n_stride,
-                          {-1, true, false});
+      outside = true;
+      dense::gemm<double>(k, n, k, dense::transposed(projected_v, k_stride), basis, g, n_stride, {-1, true, false});
+      for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = 0; j < n; ++j) right[i * n_stride + j] = static_cast<T>(g[i * n_stride + j] * inverse[i]);
     }
+  } else {
+    dense::fill_zero(projected_v, k, k_stride);
   }
 
-  const int64_t core_stride = dense::row_stride<T>(k);
-  T* core = scratch.template take<T>(k * core_stride);
-  dense::divide_by_gaps(projected_u, projected_v, k_stride, relative, diagonal, scale.per_value, distinct_gap<T>(m, n), k,
-                        core, core_stride);
-  const auto inverse = [&](int64_t i) {
-    return relative[i] > negligible_value<T> ? scale.per_value / relative[i] : 0;
-  };
+  dense::divide_by_gaps(projected_u, projected_v, k_stride, relative, diagonal, scale.per_value, negligible_value<T>,
+                        distinct_gap<T>(m, n), k);
+  const dense::Operand<T> core = dense::plain(dense::rounded(projected_u, k, k_stride, scratch, T()), k_stride);
   if (m >= n) {
-    T* left = scratch.template take<T>(m * core_stride);
-    if (outside != nullptr) {
-      double* factors = scratch.template take<double>(k);
-      for (int64_t j = 0; j < k; ++j) factors[j] = inverse(j);
-      for (int64_t i = 0; i < m; ++i)
-        for (int64_t j = 0; j < k; ++j)
-          left[i * core_stride + j] = static_cast<T>(outside[i * k_stride + j] * factors[j]);
-    }
-    dense::gemm<T>(m, k, k, dense::plain(u, k), dense::plain(core, core_stride), left, core_stride,
-                   {1, outside != nullptr, false});
-    dense::gemm<T>(m, n, k, dense::plain(left, core_stride), dense::plain(vh, n), grad_a, n);
+    dense::gemm<T>(m, k, k, dense::plain(u, k), core, left, k_stride, {1, outside, false});
+    dense::gemm<T>(m, n, k, dense::plain(left, k_stride), dense::plain(vh, n), grad_a, n);
   } else {
-    const int64_t right_stride = dense::row_stride<T>(n);
-    T* right = scratch.template take<T>(k * right_stride);
-    if (outside != nullptr)
-      for (int64_t i = 0; i < k; ++i) {
-        const double factor = inverse(i);
-        for (int64_t j = 0; j < n; ++j)
-          right[i * right_stride + j] = static_cast<T>(outside[i * n_stride + j] * factor);
-      }
-    dense::gemm<T>(k, n, k, dense::plain(core, core_stride), dense::plain(vh, n), right, right_stride,
-                   {1, outside != nullptr, false});
-    dense::gemm<T>(m, n, k, dense::plain(u, k), dense::plain(right, right_stride), grad_a, n);
+    dense::gemm<T>(k, n, k, core, dense::plain(vh, n), right, n_stride, {1, outside, false});
+    dense::gemm<T>(m, n, k, dense::plain(u, k), dense::plain(right, n_stride), grad_a, n);
   }
 
   const dense::PowerOfTwo from_result(scale.result);

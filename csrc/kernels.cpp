@@ -17,6 +17,9 @@ namespace {
 // many stand beside it.
 bool in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 32 && m * n <= 1024; }
 
+// The derivative of svd() is little more than products, which the lanes do faster only for the smallest matrices.
+bool svd_backward_in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 12 && m * n <= 256; }
+
 template <typename T>
 int64_t group(int64_t m, int64_t n) {
   return in_lanes(m, n) ? lane_count : 1;
@@ -35,7 +38,7 @@ void svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* v
 template <typename T>
 void svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s,
                   const T* vh, int64_t m, int64_t n, T* grad_a) {
-  if (in_lanes(m, n)) return lanes_svd_backward(ranges, grad_u, grad_s, grad_vh, u, s, vh, m, n, grad_a);
+  if (svd_backward_in_lanes(m, n)) return lanes_svd_backward(ranges, grad_u, grad_s, grad_vh, u, s, vh, m, n, grad_a);
   const int64_t k = m < n ? m : n;
   DenseWorkspace<T> workspace;
   for (int64_t begin, end; ranges.next(begin, end);)

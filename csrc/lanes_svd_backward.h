@@ -1,5 +1,5 @@
-// The vector-Jacobian product of the singular value decomposition of a range of the batch, lane_count matrices at a time
-// (docs/gradients.md, formula (2)).
+// The vector-Jacobian product of the singular value decomposition of a range of the batch, lane_count matrices at a
+// time (docs/gradients.md, formula (2)).
 //
 // float32 matrices are loaded into doubles: 1 / (s_j - s_i) multiplies what is left of Ju + Jv after they cancel.
 #pragma once
@@ -73,7 +73,8 @@ inline Pack<double> reciprocal_where(const Mask<double>& wanted, const Pack<doub
   return select(wanted, one / select(wanted, a, one), Pack<double>(0.0));
 }
 
-// From U^T gU in `projected_u` to the core, in place: per_value ((Ju + Jv) / (2 (s_j - s_i)) + (Ju - Jv) / (2 (s_j + s_i)))
+// From U^T gU in `projected_u` to the core, in place:
+//   per_value ((Ju + Jv) / (2 (s_j - s_i)) + (Ju - Jv) / (2 (s_j + s_i)))
 // off the diagonal, grad_s on it. s is relative to s_1.
 inline void divide_by_gaps(Pack<double>* projected_u, const Pack<double>* projected_v, const Pack<double>* s,
                            const Pack<double>* grad_s, const Pack<double>& per_value, double negligible, double gap,
@@ -97,8 +98,8 @@ inline void divide_by_gaps(Pack<double>* projected_u, const Pack<double>* projec
   }
 }
 
-// w.grad_u <- the derivative. Reads the gradients scaled as svd_backward_scale says and s relative to s_1; a gradient that is
-// not given is not read.
+// w.grad_u <- the derivative. Reads the gradients scaled as svd_backward_scale says and s relative to s_1; a gradient
+// that is not given is not read.
 inline void svd_backward(const SvdBackwardLayout& w, bool given_u, bool given_v, const Pack<double>& per_value,
                          double negligible, double gap, int64_t rows, int64_t columns) {
   const int64_t stride = row_stride(columns);
