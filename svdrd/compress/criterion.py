@@ -1,4 +1,4 @@
-"""The rate-distortion loss with the SVD basis term (DESIGN section 2, Eqn. 4 of the paper)."""
+"""The rate-distortion loss with the SVD basis term (Eqn. 4 of the paper)."""
 
 import math
 from collections.abc import Mapping
