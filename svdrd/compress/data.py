@@ -124,6 +124,8 @@ class ImageFolder(Dataset[Any]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Any:
         index, seed = key if isinstance(key, tuple) else (key, None)
+        if not 0 <= index < len(self):  # what ends a for loop over the folder
+            raise IndexError(f"index {index}: the folder has {len(self)} images, 0 to {len(self) - 1}")
         image = self._decode(index)
         if self.transform is None:
             return image

@@ -162,3 +162,12 @@ def test_validation_batches_have_equal_sizes():
 def test_list_images_counts_the_rest(photographs: Path):
     images, others = list_images(photographs)
     assert (len(images), others) == (7, 1)
+
+
+def test_a_loop_over_the_folder_ends(tmp_path: Path) -> None:
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    folder = ImageFolder(str(tmp_path))
+    assert len(list(folder)) == 2
+    with pytest.raises(IndexError, match="index 2: the folder has 2 images"):
+        folder[2]
