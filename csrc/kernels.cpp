@@ -6,6 +6,7 @@
 #include "dense_polar.h"
 #include "dense_svd_backward.h"
 #include "lanes.h"
+#include "lanes_loss.h"
 #include "lanes_svd_backward.h"
 
 namespace svdrd {
@@ -82,7 +83,7 @@ template <typename T>
 void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss, T* grad_x_hat,
                 T* grad_x) {
   if (in_lanes(problem.block_height, problem.block_width))
-    return lanes_basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x);
+    return lanes_basis_loss(ranges, problem, LossTensors<T>{x_hat, x, loss, grad_x_hat, grad_x});
   DenseWorkspace<T> workspace;
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i) {

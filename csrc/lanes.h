@@ -1,9 +1,9 @@
-// The operations of svdrd.h on a range of the batch, lane_count matrices at a time.
+// svd() and polar_factor() of svdrd.h, with the polar factor's backward, on a range of the batch, lane_count matrices at a
+// time.
 //
 // The lanes hold each matrix or its transpose, whichever has at least as many rows as columns. svd() works in the type
-// of its input. The polar factor and the loss of float32 matrices are factored in double: their rank decision compares
-// with 4 eps * s_1 of float32, and rounded to float32 the polar factors of blocks that have the same one are equal
-// numbers, so that the sign in the gradient of the loss is 0 there rather than noise.
+// of its input. The polar factor of float32 matrices is factored in double: its rank decision compares with 4 eps * s_1
+// of float32, and must not see rounding of its own.
 #pragma once
 
 #include "kernels.h"
@@ -83,8 +83,8 @@ void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep
   const Placement<T> right = place_right(u, vh, first, end, shape);
   const Placement<T> values = place(s, first, end, k, int64_t{1}, int64_t{1});
   rank_descending(f.values(), k, f.bidiagonal.products, rank);
-  store(f.u, f.rows, f.columns, rank, left);
-  store(f.v, f.columns, f.columns, rank, right);
+  store(f.u, f.rows, f.columns, f.columns, rank, left);
+  store(f.v, f.columns, f.columns, f.columns, rank, right);
   const W* entries = reinterpret_cast<const W*>(f.values());
   for (int l = 0; l < values.count; ++l) {
     const int half = scale.exponent[l] / 2;
@@ -124,7 +124,7 @@ void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s
   Workspace<SvdLayout<T>> workspace(shape.rows(), shape.columns());
   SvdLayout<T>& w = *workspace;
   for (int64_t first, end; groups.next(first, end);) {
-    load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.a);
+    load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.columns, w.f.a);
     const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, 0.0);
     factorise(w.f, iteration_tolerance<T, T>());
     store_factors(w.f, scale, false, w.rank, first, end, shape, u, s, vh);
@@ -153,12 +153,12 @@ void lanes_polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, d
   Workspace<PolarLayout<T>> workspace(shape.rows(), shape.columns());
   PolarLayout<T>& w = *workspace;
   for (int64_t first, end; groups.next(first, end);) {
-    load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.a);
+    load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.columns, w.f.a);
     const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, smooth);
     factorise(w.f, iteration_tolerance<T, double>());
     polar_from_factors(w.f, rcond, smooth, scale, w.unrounded, w.p);
     const Placement<T> result = place_matrices(p, first, end, shape);
-    store(w.p, w.f.rows, w.f.columns, nullptr, result);
+    store(w.p, w.f.rows, w.f.columns, w.f.columns, nullptr, result);
     for (int l = 0; l < result.count; ++l)
       if (!scale.finite[l]) store_nan(w.f.rows, w.f.columns, l, result);
     if (u != nullptr) store_factors(w.f, scale, true, w.rank, first, end, shape, u, s, vh);
@@ -189,10 +189,10 @@ void lanes_polar_factor_backward(RangeSource& ranges, const T* grad, const T* u,
   BackwardLayout<T>& w = *workspace;
   const Pack<T> zero(T(0)), floor(smallest_divisor<T>());
   for (int64_t first, end; groups.next(first, end);) {
-    load(place_matrices(grad, first, end, shape), rows, columns, w.upstream);
-    load(place_left(u, vh, first, end, shape), rows, columns, w.factors.u);
-    load(place_right(u, vh, first, end, shape), columns, columns, w.factors.v);
-    load(place(s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, w.factors.s);
+    load(place_matrices(grad, first, end, shape), rows, columns, columns, w.upstream);
+    load(place_left(u, vh, first, end, shape), rows, columns, columns, w.factors.u);
+    load(place_right(u, vh, first, end, shape), columns, columns, columns, w.factors.v);
+    load(place(s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, columns, w.factors.s);
     const GroupScale value_scale = normalise(w.factors.s, 1, columns, smooth);
     const GroupScale upstream_scale = normalise(w.upstream, rows, columns, 0.0);
     for (int64_t j = 0; j < columns; ++j)
@@ -201,144 +201,11 @@ void lanes_polar_factor_backward(RangeSource& ranges, const T* grad, const T* u,
                    w.grad);
     int exponent[lane_count];
     for (int l = 0; l < lane_count; ++l) exponent[l] = upstream_scale.exponent[l] - value_scale.exponent[l];
-    scale_and_clamp(w.grad, rows, columns, exponent);
+    scale_and_clamp(w.grad, rows, columns, exponent, 1);
     const Placement<T> result = place_matrices(grad_a, first, end, shape);
-    store(w.grad, rows, columns, nullptr, result);
+    store(w.grad, rows, columns, columns, nullptr, result);
     for (int l = 0; l < result.count; ++l)
       if (!value_scale.finite[l] || !upstream_scale.finite[l]) store_nan(rows, columns, l, result);
-  }
-}
-
-template <typename T>
-struct LossLayout {
-  Factorisation<double> f;
-  Pack<double>* unrounded;
-  Pack<T>* p_hat;
-  Pack<T>* p;
-  PolarFactors<T> factors_hat;
-  PolarFactors<T> factors;
-  BackwardScratch<T> scratch;
-  Pack<T>* sign;
-  Pack<T>* grad;
-
-  LossLayout(Arena& arena, int64_t rows, int64_t columns)
-      : f(arena, rows, columns),
-        unrounded(arena.matrix<double>(rows, columns)),
-        p_hat(arena.matrix<T>(rows, columns)),
-        p(arena.matrix<T>(rows, columns)),
-        factors_hat(arena, rows, columns),
-        factors(arena, rows, columns),
-        scratch(arena, rows, columns),
-        sign(arena.matrix<T>(rows, columns)),
-        grad(arena.matrix<T>(rows, columns)) {}
-};
-
-// Where block `item` of a stack of images begins.
-inline int64_t block_offset(const LossProblem& problem, int64_t item) {
-  const int64_t across = problem.width / problem.block_width;
-  const int64_t in_image = (problem.height / problem.block_height) * across;
-  const int64_t block = item % in_image;
-  return (item / in_image) * problem.height * problem.width + (block / across) * problem.block_height * problem.width +
-         (block % across) * problem.block_width;
-}
-
-template <typename T>
-Placement<T> place_blocks(T* images, int64_t first, int64_t end, const LossProblem& problem) {
-  const bool wide = problem.block_height < problem.block_width;
-  Placement<T> r;
-  r.row_stride = wide ? 1 : problem.width;
-  r.column_stride = wide ? problem.width : 1;
-  r.count = static_cast<int>(end - first);
-  for (int l = 0; l < r.count; ++l) r.base[l] = images + block_offset(problem, first + l);
-  return r;
-}
-
-// A group of at most half the lanes leaves room for its partner: one factorisation then serves both.
-template <typename T>
-Placement<const T> side_by_side(const Placement<const T>& a, const Placement<const T>& b) {
-  Placement<const T> r = a;
-  r.count = a.count + b.count;
-  for (int l = 0; l < b.count; ++l) r.base[a.count + l] = b.base[l];
-  return r;
-}
-
-template <typename T>
-GroupScale polar_of_blocks(LossLayout<T>& w, const Placement<const T>& blocks, const LossProblem& problem, Pack<T>* p,
-                           PolarFactors<T>* factors) {
-  load(blocks, w.f.rows, w.f.columns, w.f.a);
-  const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, problem.smooth);
-  factorise(w.f, iteration_tolerance<T, double>());
-  polar_from_factors(w.f, problem.rcond, problem.smooth, scale, w.unrounded, p);
-  if (factors != nullptr) factors->take_from(w.f);
-  return scale;
-}
-
-template <typename T>
-void store_block_gradients(LossLayout<T>& w, const PolarFactors<T>& factors, const GroupScale& scale,
-                           const bool* finite, const LossProblem& problem, const Placement<T>& to) {
-  const int64_t rows = w.f.rows, columns = w.f.columns;
-  polar_backward(w.sign, factors, scaled_smooth<T>(problem.smooth, scale), problem.smooth > 0, rows, columns, w.scratch,
-                 w.grad);
-  int exponent[lane_count];
-  for (int l = 0; l < lane_count; ++l) exponent[l] = -scale.exponent[l];
-  scale_and_clamp(w.grad, rows, columns, exponent);
-  store(w.grad, rows, columns, nullptr, to);
-  for (int l = 0; l < to.count; ++l)
-    if (!finite[l]) store_nan(rows, columns, l, to);
-}
-
-template <typename T>
-void lanes_basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
-                      T* grad_x_hat, T* grad_x) {
-  const Shape shape{problem.block_height, problem.block_width};
-  const int64_t rows = shape.rows(), columns = shape.columns(), stride = row_stride(columns);
-  const int64_t entries = rows * columns;
-  Groups groups(ranges);
-  Workspace<LossLayout<T>> workspace(shape.rows(), shape.columns());
-  LossLayout<T>& w = *workspace;
-  const Pack<T> zero(T(0)), weight(T(1) / static_cast<T>(entries));
-  for (int64_t first, end; groups.next(first, end);) {
-    const Placement<const T> target = place_blocks(x, first, end, problem);
-    const Placement<const T> decoded = place_blocks(x_hat, first, end, problem);
-    PolarFactors<T>* factors = grad_x == nullptr ? nullptr : &w.factors;
-    PolarFactors<T>* factors_hat = grad_x_hat == nullptr ? nullptr : &w.factors_hat;
-    GroupScale scale, scale_hat;
-    if (2 * target.count <= lane_count) {
-      const int count = target.count;
-      scale = polar_of_blocks(w, side_by_side(target, decoded), problem, w.p, &w.factors);
-      scale_hat = shift_lanes(scale, count);
-      shift_matrix(w.p, rows, columns, count, w.p_hat);
-      shift_matrix(w.factors.u, rows, columns, count, w.factors_hat.u);
-      shift_matrix(w.factors.s, 1, columns, count, w.factors_hat.s);
-      shift_matrix(w.factors.v, columns, columns, count, w.factors_hat.v);
-    } else {
-      scale = polar_of_blocks(w, target, problem, w.p, factors);
-      scale_hat = polar_of_blocks(w, decoded, problem, w.p_hat, factors_hat);
-    }
-    bool finite[lane_count];
-    for (int l = 0; l < lane_count; ++l) finite[l] = scale.finite[l] && scale_hat.finite[l];
-
-    Pack<double> sum(0.0);
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j) {
-        const int64_t at = i * stride + j;
-        const Pack<T> difference = w.p_hat[at] - w.p[at];
-        sum = sum + convert<double>(abs(difference));
-        w.sign[at] = select(zero < difference, weight, select(difference < zero, -weight, zero));
-      }
-    const int count = static_cast<int>(end - first);
-    for (int l = 0; l < count; ++l)
-      loss[first + l] =
-          finite[l] ? static_cast<T>(sum.lane(l) / static_cast<double>(entries)) : std::numeric_limits<T>::quiet_NaN();
-
-    if (grad_x_hat != nullptr)
-      store_block_gradients(w, w.factors_hat, scale_hat, finite, problem,
-                            place_blocks(grad_x_hat, first, end, problem));
-    if (grad_x != nullptr) {
-      for (int64_t i = 0; i < rows; ++i)
-        for (int64_t j = 0; j < columns; ++j) w.sign[i * stride + j] = -w.sign[i * stride + j];
-      store_block_gradients(w, w.factors, scale, finite, problem, place_blocks(grad_x, first, end, problem));
-    }
   }
 }
 

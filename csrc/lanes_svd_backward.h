@@ -147,20 +147,20 @@ void lanes_svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, c
   const Pack<double> zero(0.0), one(1.0);
   constexpr double no_bound = std::numeric_limits<double>::max();
   for (int64_t first, end; groups.next(first, end);) {
-    load(place_left(u, vh, first, end, shape), rows, columns, w.u);
-    load(place_right(u, vh, first, end, shape), columns, columns, w.v);
-    load(place(s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, w.s);
+    load(place_left(u, vh, first, end, shape), rows, columns, columns, w.u);
+    load(place_right(u, vh, first, end, shape), columns, columns, columns, w.v);
+    load(place(s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, columns, w.s);
     Pack<double> largest_left = zero, largest_right = zero;
     if (given_left) {
-      load(place_left(grad_u, grad_vh, first, end, shape), rows, columns, w.grad_u);
+      load(place_left(grad_u, grad_vh, first, end, shape), rows, columns, columns, w.grad_u);
       largest_left = largest_magnitude(w.grad_u, rows, columns);
     }
     if (given_right) {
-      load(place_right(grad_u, grad_vh, first, end, shape), columns, columns, w.grad_v);
+      load(place_right(grad_u, grad_vh, first, end, shape), columns, columns, columns, w.grad_v);
       largest_right = largest_magnitude(w.grad_v, columns, columns);
     }
     set_zero(w.grad_s, 1, columns);
-    if (grad_s != nullptr) load(place(grad_s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, w.grad_s);
+    if (grad_s != nullptr) load(place(grad_s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, columns, w.grad_s);
     const Pack<double> largest_value = largest_magnitude(w.grad_s, 1, columns);
     const Pack<double> s_1 = largest_magnitude(w.s, 1, columns);
 
@@ -186,7 +186,7 @@ void lanes_svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, c
     scale_and_clamp(w.grad_u, rows, columns, ScaleFactors<double>(result_exponent, 1),
                     static_cast<double>(std::numeric_limits<T>::max()));
     const Placement<T> result = place_matrices(grad_a, first, end, shape);
-    store(w.grad_u, rows, columns, nullptr, result);
+    store(w.grad_u, rows, columns, columns, nullptr, result);
     for (int l = 0; l < result.count; ++l)
       if (!finite[l]) store_nan(rows, columns, l, result);
   }
