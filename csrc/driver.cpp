@@ -530,13 +530,15 @@ class Check {
           if (!std::isfinite(grad_x_hat[at(b, i, j)]) || !std::isfinite(grad_x[at(b, i, j)]))
             return fail("finite loss gradient", name(b), m_, n_, 0);
         }
-      // Both routes round their factors; a gradient ruled by 1/s_k inherits the relative rounding of s_k.
+      // Both routes round their factors; a gradient ruled by 1/s_k inherits the relative rounding of s_k. Where it vanishes
+      // (both polar factors symmetric), what is left is the rounding of the sign matrix through a Jacobian of norm 1/s_k.
       Real smallest = 0;
       for (int64_t j = 0; j < k_; ++j)
         if (f.s[static_cast<size_t>(b * k_ + j)] > 0) smallest = f.s[static_cast<size_t>(b * k_ + j)];
       const Real condition = smallest > 0 ? static_cast<Real>(f.s[static_cast<size_t>(b * k_)]) / smallest : 1;
-      const Real size =
-          norm(own) * condition * units(std::max(m_, n_)) + static_cast<Real>(std::numeric_limits<T>::min());
+      const Real rounding = smallest > 0 ? norm(slice(sign, b, size_)) / smallest : 0;
+      const Real size = (norm(own) * condition + rounding) * units(std::max(m_, n_)) +
+                        static_cast<Real>(std::numeric_limits<T>::min());
       if (!clamped) loss_.see(static_cast<double>(distance(own, fused) / size), name(b));
     }
 
