@@ -18,6 +18,9 @@ PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 torch.set_num_threads(2)
 
+# Compiled graphs that an earlier run left on this machine call operators by the schemas of that run.
+torch.compiler.config.force_disable_caches = True
+
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:

@@ -73,7 +73,8 @@ def basis_loss(
         loss = loss.sum() * (block_height * block_width)
     else:
         loss = loss.reshape(x.shape[:-2] if block_size is None else (*x.shape[:-2], *loss.shape[-2:]))
-    return loss.to(torch.promote_types(x_hat.dtype, x.dtype))
+    result_dtype = torch.promote_types(x_hat.dtype, x.dtype)
+    return loss if loss.dtype == result_dtype else loss.to(result_dtype)
 
 
 def _of_matrices_without_entries(x_hat: Tensor, x: Tensor, reduction: str) -> Tensor:
