@@ -8,7 +8,7 @@ from torch import Tensor
 
 import svdrd
 from svdrd.ops import basis_loss, polar_factor
-from tests.zoo import ZOO
+from tests.zoo import ZOO, with_spectrum
 
 
 def pair(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -152,3 +152,34 @@ def test_training_loop_of_a_user(backend: str) -> None:
     u, _, vh = torch.linalg.svd(x_hat, full_matrices=False)
     (u @ vh).abs().mean().backward()
     assert not torch.isfinite(x_hat.grad).all()
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 4), (7, 5), (8, 8), (8, 32), (16, 16), (31, 31), (32, 32)])
+def test_error_over_condition_numbers(backend: str, m: int, n: int) -> None:
+    """Float32 against float64 of the same numbers, from condition 1 to where the rank is decided at 2e6.
+
+    A float32 SVD, LAPACK's for one, is off by condition * eps; a backend may take another way for well-conditioned
+    matrices, and must not be caught where the ways meet.
+    """
+    k = min(m, n)
+    conditions = torch.logspace(0, 6, 25)
+    spectra = [torch.logspace(0, -torch.log10(c).item(), k, dtype=torch.float64) for c in conditions]
+    spectra += [torch.cat([torch.ones(k - 1, dtype=torch.float64), 1 / c[None].double()]) for c in conditions]
+    x = torch.stack([with_spectrum(m, n, s, seed=i) for i, s in enumerate(spectra)]).float()
+    x_hat = torch.stack([with_spectrum(m, n, s, seed=i + 100) for i, s in enumerate(spectra)]).float()
+    x_hat.requires_grad_()
+    loss = basis_loss(x_hat, x, reduction="none")
+    (gradient,) = torch.autograd.grad(loss.sum(), x_hat)
+    exact_x_hat = x_hat.detach().double().requires_grad_()
+    with svdrd.use_backend("torch"):
+        exact = basis_loss(exact_x_hat, x.double(), reduction="none", rcond=4 * torch.finfo(torch.float32).eps)
+    (exact_gradient,) = torch.autograd.grad(exact.sum(), exact_x_hat)
+    # In float64 inside, or as a float32 SVD.
+    precise = torch.tensor(backend in ("torch", "cpp"))
+    rounding = 16 * torch.finfo(torch.float32).eps * conditions.double().repeat(2)
+    assert ((loss.double() - exact).abs() <= torch.where(precise, 1e-5, rounding)).all()
+    error = (gradient.double() - exact_gradient).flatten(1).norm(dim=1)
+    size = exact_gradient.flatten(1).norm(dim=1)
+    # 1 / s_k, what the derivative could be, for those that nearly vanish by symmetry.
+    largest = 1 / torch.linalg.svdvals(exact_x_hat.detach())[:, -1] / (m * n) ** 0.5
+    assert (error <= torch.where(precise, 1e-4 * size + 1e-6 * largest, rounding * largest)).all(), (error / size).max()
