@@ -57,7 +57,7 @@ def run_compress_command(command: str, argv: Sequence[str]) -> int:
     except errors.BadInput as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
-    except errors.TrainingDiverged as error:
+    except errors.TrainingStopped as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
