@@ -1,4 +1,4 @@
-"""The arguments of ``svdrd finetune``: from the command line, from a file, from the run that is resumed; and their limits."""
+"""The arguments of ``svdrd finetune``: from the command line, a file, the run that is resumed; and their limits."""
 
 import argparse
 import difflib
@@ -173,8 +173,8 @@ def as_config(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
 def options_of_file(parser: argparse.ArgumentParser, path: str) -> list[str]:
     """The content of a configuration file as words of a command line, which argparse then checks as usual.
 
-    Keys are the long names of the options, with ``-`` or ``_``; ``true`` and ``false`` switch. TOML's tables (and JSON's
-    objects) are headings without a meaning.
+    Keys are the long names of the options, with ``-`` or ``_``; ``true`` and ``false`` switch. TOML's tables (and
+    JSON's objects) are headings without a meaning.
     """
     actions = {name.replace("-", "_"): (name, action) for name, action in _long_options(parser)}
     words = []
@@ -202,9 +202,9 @@ def options_of_file(parser: argparse.ArgumentParser, path: str) -> list[str]:
 def _long_options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Action]]:
     for action in parser._actions:
         for option in action.option_strings:
-            if option.startswith("--") and not option.startswith("--no-") and action.nargs != 0:
-                yield option[2:], action
-            elif isinstance(action, argparse.BooleanOptionalAction) and not option.startswith("--no-"):
+            if (option.startswith("--") and not option.startswith("--no-") and action.nargs != 0) or (
+                isinstance(action, argparse.BooleanOptionalAction) and not option.startswith("--no-")
+            ):
                 yield option[2:], action
 
 

@@ -71,8 +71,8 @@ def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu")
         refused = re.search(r"GLOBAL ([\w.]+)", str(error))
         if refused:
             raise BadInput(
-                f"checkpoint {str(path)!r}: not readable as tensors and plain values: it holds {refused[1]}, and to load "
-                "that can run any code; if you made the file yourself, load it once with weights_only=False and save "
+                f"checkpoint {str(path)!r}: not readable as tensors and plain values: it holds {refused[1]}, and "
+                "loading that can run any code; if you made it yourself, load it with weights_only=False and save "
                 "{'state_dict': its weights} to a new one"
             ) from error
         text = " ".join(str(error).split())

@@ -124,8 +124,8 @@ class ImageFolder(Dataset[Any]):
 
     Raises:
         BadInput: no folder, no image in it, no readable image, or an image smaller than ``smallest``.
-        ImagesVanished: on access, a file that cannot be read any more. It is not replaced by another image, as a damaged
-            one is: a share that comes and goes would change what is trained.
+        ImagesVanished: on access, a file that cannot be read any more. It is not replaced by another image, as a
+            damaged one is: a share that comes and goes would change what is trained.
     """
 
     def __init__(
@@ -263,9 +263,9 @@ def collate(samples: Sequence[tuple[Tensor, int, int] | str]) -> Batch:
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (index of the image, seed of its crop) of an epoch, as a function of (seed, epoch) alone.
 
-    That makes training independent of the number of workers and processes, and lets a resumed run go on in the middle of
-    an epoch: set ``epoch`` and ``start``, the number of batches of it to leave out, before iterating. The last batch of
-    an epoch may be smaller. ``part`` cuts out of each batch, given its length, what this process computes.
+    That makes training independent of the number of workers and processes, and lets a resumed run go on in the middle
+    of an epoch: set ``epoch`` and ``start``, the number of batches of it to leave out, before iterating. The last batch
+    of an epoch may be smaller. ``part`` cuts out of each batch, given its length, what this process computes.
     """
 
     def __init__(
@@ -309,9 +309,7 @@ class EqualSizeBatches(Sampler[list[int]]):
     among all.
     """
 
-    def __init__(
-        self, sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, processes: int = 1
-    ) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, processes: int = 1) -> None:
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             by_size.setdefault(size, []).append(index)

@@ -1,9 +1,9 @@
 """The processes of one training: torchrun starts them, torch.distributed connects them, and they stay equal.
 
-There is no DistributedDataParallel around the model. CompressAI trains two sets of parameters by two losses, and DDP waits
-for gradients of quantiles that the rate-distortion loss does not have. Here every process computes the gradient of its
-crops, one sum over all processes makes it that of the whole batch, and everything else that a step depends on is either a
-function of that sum or sent by the first process. So all processes take the same step, bit for bit.
+There is no DistributedDataParallel around the model. CompressAI trains two sets of parameters by two losses, and DDP
+waits for gradients of quantiles that the rate-distortion loss does not have. Here every process computes the gradient
+of its crops, one sum over all processes makes it that of the whole batch, and everything else that a step depends on is
+either a function of that sum or sent by the first process. So all processes take the same step, bit for bit.
 """
 
 import os

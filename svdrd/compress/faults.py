@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: which term and which images did it, and the evidence of a run given up."""
+"""Steps whose loss or gradient is not finite: which term and images did it, and the evidence of a run given up."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,7 @@ class Culprit:
         return f"{self.where} of the {self.term} term{images}" if self.term != "weights" else "weights of the model"
 
 
-def diagnose(
-    model: nn.Module, forward: Forward, criterion: Any, x: Tensor, images: Sequence[str]
-) -> list[Culprit]:
+def diagnose(model: nn.Module, forward: Forward, criterion: Any, x: Tensor, images: Sequence[str]) -> list[Culprit]:
     """Computes the crops ``x`` once more, term by term and image by image.
 
     Args:

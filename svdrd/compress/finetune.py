@@ -248,8 +248,8 @@ def plan(training: Training, config: dict[str, Any]) -> str:
     if training.folder is not None:
         existing = next(path for path in (training.folder, *training.folder.absolute().parents) if path.exists())
         lines.append(
-            f"\nfiles in {training.folder}: {checkpoints.LAST} and {checkpoints.BEST}, {checkpoint / 2**20:.1f} MiB each, "
-            f"one more while saving; metrics.csv, TensorBoard events, config.json, summary.json; "
+            f"\nfiles in {training.folder}: {checkpoints.LAST} and {checkpoints.BEST}, {checkpoint / 2**20:.1f} MiB "
+            f"each, one more while saving; metrics.csv, TensorBoard events, config.json, summary.json; "
             f"{shutil.disk_usage(existing).free / 2**20:.0f} MiB are free"
         )
     return "\n".join([*lines, "\nnothing was trained or written (--dry-run)"])

@@ -35,6 +35,16 @@ def interrupt_flag() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def let_loaders_die_quietly() -> None:
+    """After a loader has started its workers: their end shows in the next batch only.
+
+    torch's handler raises where the main thread happens to be, which may be in the middle of an optimizer's step, and
+    half a step must not be saved.
+    """
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def ignore_signals(_worker: int) -> None:
     """Ctrl-C reaches the whole process group; the training process answers it and ends its workers itself."""
     for number in HANDLED:

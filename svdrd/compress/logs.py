@@ -7,7 +7,6 @@ import csv
 import functools
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -77,7 +76,7 @@ class RunLog:
 
         def write() -> None:
             temporary.write_text(text, newline="")
-            os.replace(temporary, path)
+            temporary.replace(path)
 
         if not self._try(write):
             self._try(lambda: temporary.unlink(missing_ok=True))

@@ -1,9 +1,9 @@
 """The noise that stands for quantisation in training, as one process with the whole batch would draw it.
 
-CompressAI draws uniform noise for the latents of whatever batch it is given from torch's global generator. A process that
-has some crops of the batch, or computes them in several parts, draws the noise of the whole batch here and takes what
-belongs to its crops. The loss curve then does not depend on the number of processes and parts, except for rounding.
-With one process and one part it is CompressAI's training, bit for bit.
+CompressAI draws uniform noise for the latents of whatever batch it is given from torch's global generator. A process
+that has some crops of the batch, or computes them in several parts, draws the noise of the whole batch here and takes
+what belongs to its crops. The loss curve then does not depend on the number of processes and parts, except for
+rounding. With one process and one part it is CompressAI's training, bit for bit.
 """
 
 from collections.abc import Iterator
@@ -41,9 +41,7 @@ class BatchNoise:
         self.generator.set_state(self.start)
 
         @torch.compiler.disable
-        def quantize(
-            module: EntropyModel | None, inputs: Tensor, mode: str, means: Tensor | None = None
-        ) -> Tensor:
+        def quantize(module: EntropyModel | None, inputs: Tensor, mode: str, means: Tensor | None = None) -> Tensor:
             if mode != "noise":
                 return original(module, inputs, mode, means)
             return inputs + self._draw(inputs, first, last, batch, isinstance(module, EntropyBottleneck))
@@ -62,8 +60,8 @@ class BatchNoise:
             channels, _, length = like.shape
             whole = like.new_empty(channels, batch, length // part)
             return whole.uniform_(-0.5, 0.5, generator=self.generator)[:, first:last].reshape(like.shape)
-        # uniform_ fills in the order of memory, so the whole batch needs the layout that its part has.
-        channels_last = like.dim() == 4 and not like.is_contiguous()
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        whole = torch.empty((batch, *like.shape[1:]), dtype=like.dtype, device=like.device, memory_format=layout)
+        # uniform_ fills in the order of memory, so the whole batch needs the layout that CompressAI's `empty_like` has.
+        strides = torch.empty_like(like).stride()
+        order = (0, *sorted(range(1, like.dim()), key=lambda dimension: -strides[dimension]))
+        whole = torch.empty_permuted((batch, *like.shape[1:]), order, dtype=like.dtype, device=like.device)
         return whole.uniform_(-0.5, 0.5, generator=self.generator)[first:last]

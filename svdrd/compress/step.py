@@ -31,9 +31,9 @@ class Wishes(NamedTuple):
 class Outcome:
     """What came of a step; the same on all processes.
 
-    ``losses`` are means over the whole batch, ``norm`` is that of the gradient before clipping, ``term_norms`` are those
-    of the weighted terms of the loss (empty where they were not asked for). ``overflow``: not taken, because float16's
-    scale was too large, which is no fault.
+    ``losses`` are means over the whole batch, ``norm`` is that of the gradient before clipping, ``term_norms`` are
+    those of the weighted terms of the loss (empty where they were not asked for). ``overflow``: not taken, because
+    float16's scale was too large, which is no fault.
     """
 
     taken: bool
@@ -166,9 +166,7 @@ class Step:
         with self.noise.of(first, last, crops), self.precision.autocast():
             return model(x)
 
-    def _backward(
-        self, batch: Batch, crops: int, measure_terms: bool
-    ) -> tuple[list[str], Tensor, dict[str, Tensor]]:
+    def _backward(self, batch: Batch, crops: int, measure_terms: bool) -> tuple[list[str], Tensor, dict[str, Tensor]]:
         """Gradients of this process's crops, the sums of its losses, and the gradients of the terms if asked for."""
         names: list[str] = []
         sums = torch.zeros(0, dtype=torch.float64, device=self.processes.device)

@@ -26,6 +26,7 @@ from svdrd.compress.criterion import BasisRateDistortionLoss
 from svdrd.compress.data import Batch, EqualSizeBatches, ImageFolder, TrainingBatches, collate
 from svdrd.compress.distributed import Processes, fingerprint
 from svdrd.compress.errors import BadInput, TrainingDiverged, TrainingStopped
+from svdrd.compress.interruption import let_loaders_die_quietly
 from svdrd.compress.logs import RunLog
 from svdrd.compress.optimizers import make_optimizers, make_schedule
 from svdrd.compress.precision import Precision
@@ -139,8 +140,8 @@ class Training:
         resume = f"go on with --resume {self.folder / checkpoints.LAST}" if self.folder else "nothing was saved"
         if self.not_saved is not None:
             raise TrainingStopped(
-                f"step {self.step}: the checkpoint cannot be written ({self.not_saved.strerror}), the last one is of step "
-                f"{self.saved_step}; free some space in {self.folder}, then {resume}"
+                f"step {self.step}: the checkpoint cannot be written ({self.not_saved.strerror}), the last one is of "
+                f"step {self.saved_step}; free some space in {self.folder}, then {resume}"
             )
         if self.problem:
             raise TrainingStopped(f"step {self.step}: {self.problem}; when they are back, {resume}")
@@ -191,6 +192,7 @@ class Training:
     def _batches(self) -> Iterator[Batch]:
         """The loader's batches; a loader that dies is a problem with the images, and all processes shall know."""
         batches = iter(self.train_loader)
+        let_loaders_die_quietly()
         while True:
             try:
                 yield next(batches)
@@ -238,7 +240,8 @@ class Training:
         if self.processes.first:
             causes = "; ".join(map(str, culprits)) or "the sum of finite parts"
             print(
-                f"step {number}: skipped, its loss is {loss:g} and its gradient norm {norm:g}: {causes}", file=sys.stderr
+                f"step {number}: skipped, its loss is {loss:g} and its gradient norm {norm:g}: {causes}",
+                file=sys.stderr,
             )
         self.log.append_fault(faults.record(number, loss, norm, culprits))
         if self.faults.in_a_row < self.arguments.max_skipped:
@@ -329,8 +332,8 @@ class Training:
             except OSError as caught:
                 error = caught
                 print(
-                    f"step {self.step}: the checkpoint cannot be written to {self.folder} ({error.strerror}); the training "
-                    f"goes on, the checkpoint there is of step {self.saved_step}",
+                    f"step {self.step}: the checkpoint cannot be written to {self.folder} ({error.strerror}); the "
+                    f"training goes on, the checkpoint there is of step {self.saved_step}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -415,7 +418,7 @@ class Training:
             torch.cuda.set_rng_state(rng["cuda"], self.processes.device)
 
     def images_per_second(self) -> float:
-        """Crops trained per second of this call, over all processes; loading is in it, validation and saving are not."""
+        """Crops trained per second of this call, over all processes; with loading, without validation."""
         return self.crops_trained / self.seconds_trained if self.seconds_trained else 0.0
 
     def summary(self) -> dict[str, Any]:

@@ -45,8 +45,8 @@ def validate(
 ) -> Validation:
     """Means over the validation images of all processes.
 
-    The model sees whole images in float32, padded to its stride, and the criterion their patches, so that the basis loss
-    is that of training. The rate is ``forward``'s estimate; ``svdrd evaluate`` does the real coding.
+    The model sees whole images in float32, padded to its stride, and the criterion their patches, so that the basis
+    loss is that of training. The rate is ``forward``'s estimate; ``svdrd evaluate`` does the real coding.
 
     Args:
         model, criterion: of the training.
@@ -90,7 +90,9 @@ def validate(
         return Validation(None, signal, problem, [])
     sums: dict[str, float] = {}
     images = 0
-    for _, count, values in sorted((batch for batches_of_one, _, _ in gathered for batch in batches_of_one), key=_number):
+    for _, count, values in sorted(
+        (batch for batches_of_one, _, _ in gathered for batch in batches_of_one), key=_number
+    ):
         images += count
         for key, value in values.items():
             sums[key] = sums.get(key, 0.0) + count * value

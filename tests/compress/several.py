@@ -1,4 +1,4 @@
-"""A training of several processes that a test can look into: gloo, forked from a server that has imported everything once."""
+"""A training of several processes that a test can look into; they are forked from one that has imported everything."""
 
 import multiprocessing
 import os
@@ -28,9 +28,17 @@ def _main(rank: int, size: int, port: int, argv: Sequence[str], folder: Path, ho
     from svdrd.compress.errors import BadInput, TrainingStopped
 
     torch.set_num_threads(1)
+    # As in a process that was not forked from a server: loaders are children of the process that they work for.
+    multiprocessing.set_start_method("fork", force=True)
     sys.stdout = (folder / f"out_{rank}").open("w", buffering=1)
     sys.stderr = (folder / f"err_{rank}").open("w", buffering=1)
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     os.environ.update({key: str(value) for key, value in environment.items()})
     if hook is not None:
         hook(rank)

@@ -70,11 +70,10 @@ def test_processes_train_as_one(
     assert [(tmp_path / "processes" / f"out_{rank}").read_text() for rank in range(1, size)] == [""] * (size - 1)
 
 
-@pytest.mark.parametrize("name", ["mbt2018", "elic2022-official"])
-@pytest.mark.parametrize("options", [(), ("--channels-last",)])
-def test_parts_of_a_batch_train_as_the_whole(
-    train: Callable[..., dict[str, Any]], name: str, options: tuple[str, ...]
-):
+@pytest.mark.parametrize(
+    ("name", "options"), [("mbt2018", ()), ("mbt2018", ("--channels-last",)), ("elic2022-official", ())]
+)
+def test_parts_of_a_batch_train_as_the_whole(train: Callable[..., dict[str, Any]], name: str, options: tuple[str, ...]):
     """Context models quantise twice, the checkerboard without an instance of the entropy model."""
     codec = ["--model", name, "--init", "random", "--model-args", "N=8", "M=12"]
     if name.startswith("elic"):
@@ -248,12 +247,24 @@ def test_fingerprint_sees_a_single_bit():
 def test_torchrun(photographs: Path, tmp_path: Path):
     """The command of the README; and a process that is killed ends all, after which the same command goes on."""
     argv = arguments(photographs, tmp_path / "run", "--resume", "auto", "--checkpoint-minutes", 0)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
     command = [*torchrun, "-m", "svdrd", "finetune", *argv, "--epochs", "3"]
     environment = {**os.environ, "SVDRD_TEST_KILL": "4"}
     module = ["-m", "tests.compress.killed_finetune"]
     killed = subprocess.run(
-        [*torchrun, *module, *argv, "--epochs", "3"], env=environment, capture_output=True, text=True, timeout=TEN_MINUTES
+        [*torchrun, *module, *argv, "--epochs", "3"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TEN_MINUTES,
     )
     assert killed.returncode != 0
     assert checkpoints.load(tmp_path / "run" / checkpoints.LAST)["step"] == 4, killed.stderr

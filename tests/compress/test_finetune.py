@@ -33,6 +33,7 @@ from tests.compress.conftest import (
     weights,
 )
 
+
 def test_a_run_leaves_checkpoints_metrics_and_logs(
     train: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
