@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = tuple(AUTOCAST_DTYPES)
+# torch begins at 2^16, for losses of about 1; a distortion counted in 255^2 overflows float16 with that for the first
+# dozen steps. The scale doubles after each 2000 steps that it fits.
+FIRST_SCALE = 2.0**7
 
 
 class Precision:
@@ -22,7 +25,7 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         self.dtype = AUTOCAST_DTYPES[name]
         self.device_type = device.type
-        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=FIRST_SCALE, enabled=name == "fp16")
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dtype is None else torch.autocast(self.device_type, self.dtype)

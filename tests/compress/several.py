@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -52,6 +53,8 @@ def _main(rank: int, size: int, port: int, argv: Sequence[str], folder: Path, ho
             "history": self.history,
             "step": self.step,
         }
+        # A test may have taken the room away.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         torch.save(state, folder / f"state_{rank}")
         return exit_code(self)
 
