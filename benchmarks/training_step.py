@@ -96,8 +96,8 @@ def measure(codec: str, quality: int, folder: Path, args: argparse.Namespace) ->
             losses.append(seconds(args.device) - start)
     without, with_loss, loss = (statistics.median(values) for values in (times[0.0], times[10.0], losses))
     return (
-        f"| {codec}, quality {quality} | {without:.2f} | {with_loss:.2f} | {args.batch_size / without:.2f} | "
-        f"{args.batch_size / with_loss:.2f} | {loss * 1000:.0f} | {100 * loss / with_loss:.1f} % |"
+        f"| {codec}, quality {quality} | {without:.3g} | {with_loss:.3g} | {args.batch_size / without:.3g} | "
+        f"{args.batch_size / with_loss:.3g} | {loss * 1000:.3g} | {100 * loss / with_loss:.1f} % |"
     )
 
 

@@ -66,7 +66,13 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     with processes(arguments.device) as all_processes, reproducible_products(arguments.tf32):
         training = prepare(arguments, all_processes)
         if resumed is not None:
-            training.load_state(resumed)
+            try:
+                training.load_state(resumed)
+            except KeyError as error:
+                raise BadInput(
+                    f"--resume {arguments.resume}: has no {error}, it is of another version of svdrd "
+                    f"({resumed.get('versions')}); start a new run from its weights with --checkpoint"
+                ) from error
         if arguments.save and all_processes.first:
             check_save_folder(arguments)
         if all_processes.first:
@@ -85,7 +91,8 @@ def prepare(arguments: argparse.Namespace, all_processes: Processes) -> Training
     """Images, model and loss, the same on all processes, and the training made of them."""
     torch.manual_seed(arguments.seed)
     train, validation = open_images(arguments)
-    all_processes.check_equal("arguments, images or versions", (saved(arguments), train.fingerprint(), versions()))
+    shared = {key: value for key, value in saved(arguments).items() if key not in ("device", "num_workers")}
+    all_processes.check_equal("arguments, images or versions", (shared, train.fingerprint(), versions()))
     batches = TrainingBatches(
         len(train), arguments.crops_per_image, arguments.batch_size, arguments.seed, all_processes.part
     )

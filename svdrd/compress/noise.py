@@ -24,6 +24,17 @@ class BatchNoise:
         else:
             self.generator.set_state(torch.get_rng_state())
         self.start = self.generator.get_state()
+        self._part = (0, 1, 1)
+        original = EntropyModel.quantize
+
+        # One function for all steps: for each new one torch.compile would translate the model again.
+        @torch.compiler.disable
+        def quantize(module: EntropyModel | None, inputs: Tensor, mode: str, means: Tensor | None = None) -> Tensor:
+            if mode != "noise":
+                return original(module, inputs, mode, means)
+            return inputs + self._draw(inputs, isinstance(module, EntropyBottleneck))
+
+        self._quantize = quantize
 
     def begin_step(self) -> None:
         self.start = self.generator.get_state()
@@ -39,26 +50,20 @@ class BatchNoise:
         Each use within a step starts from the same state, so all parts get slices of the same noise.
         """
         self.generator.set_state(self.start)
-
-        @torch.compiler.disable
-        def quantize(module: EntropyModel | None, inputs: Tensor, mode: str, means: Tensor | None = None) -> Tensor:
-            if mode != "noise":
-                return original(module, inputs, mode, means)
-            return inputs + self._draw(inputs, first, last, batch, isinstance(module, EntropyBottleneck))
-
+        self._part = (first, last, batch)
         # The class, not its instances: the checkerboard codec calls `EntropyModel.quantize(None, y, mode)`.
         original = EntropyModel.quantize
-        EntropyModel.quantize = quantize
+        EntropyModel.quantize = self._quantize
         try:
             yield
         finally:
             EntropyModel.quantize = original
 
-    def _draw(self, like: Tensor, first: int, last: int, batch: int, is_bottleneck: bool) -> Tensor:
-        part = last - first
+    def _draw(self, like: Tensor, is_bottleneck: bool) -> Tensor:
+        first, last, batch = self._part
         if is_bottleneck:  # (C, 1, N * H * W): its latents come with the channels first and everything else in one row
             channels, _, length = like.shape
-            whole = like.new_empty(channels, batch, length // part)
+            whole = like.new_empty(channels, batch, length // (last - first))
             return whole.uniform_(-0.5, 0.5, generator=self.generator)[:, first:last].reshape(like.shape)
         # uniform_ fills in the order of memory, so the whole batch needs the layout that CompressAI's `empty_like` has.
         strides = torch.empty_like(like).stride()

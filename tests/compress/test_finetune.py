@@ -390,6 +390,14 @@ def test_resume_of_a_checkpoint_of_compressai(tmp_path: Path):
         finetune.main(["--resume", str(tmp_path / "c.pth.tar")])
 
 
+def test_resume_of_another_version(train: Callable[..., dict[str, Any]], tmp_path: Path):
+    state = train("run", "--steps", 1)
+    del state["noise"]
+    checkpoints.save(tmp_path / "run" / checkpoints.LAST, state)
+    with pytest.raises(BadInput, match=r"has no 'noise', it is of another version of svdrd \({'svdrd': '"):
+        resume(tmp_path / "run", "--steps", 2)
+
+
 def test_python_random_state_is_not_involved(train: Callable[..., dict[str, Any]]):
     random.seed(1)
     first = train("first", "--steps", 2)
