@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from svdrd.compress import checkpoints
 
 Forward = Callable[[Tensor], Mapping[str, Any]]
 
@@ -84,3 +87,12 @@ def record(step: int, loss: float, norm: float, culprits: Sequence[Culprit]) -> 
         "gradient_norm": norm if math.isfinite(norm) else str(norm),
         "culprits": [asdict(culprit) for culprit in culprits],
     }
+
+
+def save_evidence(path: Path, evidence: Mapping[str, Any]) -> str:
+    """Writes what it takes to look into a fault, and says where it is, or why it is not."""
+    try:
+        checkpoints.save(path, evidence)
+    except OSError as error:
+        return f"the evidence could not be saved to {path}: {error.strerror}"
+    return f"crops, weights and noise of the last one: {path}"

@@ -38,7 +38,8 @@ from svdrd.compress.errors import BadInput
 from svdrd.compress.interruption import ignore_signals, interrupt_flag
 from svdrd.compress.optimizers import freeze
 from svdrd.compress.precision import likelihoods_in_float32, reproducible_products
-from svdrd.compress.training import Training, versions
+from svdrd.compress.summary import versions
+from svdrd.compress.training import Training
 
 __all__ = ["add_arguments", "main", "run"]
 

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import platform
 import signal
 import sys
 import time
@@ -10,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import compressai
-import numpy as np
 import torch
 from compressai.models import CompressionModel
 from torch import Tensor
@@ -19,7 +16,6 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import svdrd
 from svdrd.compress import checkpoints, faults
 from svdrd.compress.arguments import saved
 from svdrd.compress.criterion import BasisRateDistortionLoss
@@ -31,6 +27,7 @@ from svdrd.compress.logs import RunLog
 from svdrd.compress.optimizers import make_optimizers, make_schedule
 from svdrd.compress.precision import Precision
 from svdrd.compress.step import Outcome, Step, Wishes
+from svdrd.compress.summary import summarize, versions
 from svdrd.compress.validation import validate
 
 # A resumed run with other values of these would silently be neither the old run nor a new one.
@@ -128,7 +125,7 @@ class Training:
             if self.stopping():
                 self.save()
             self.log.metrics(self.history)
-            self.log.json("summary.json", self.summary())
+            self.log.json("summary.json", summarize(self))
         finally:
             self.log.close()
         return self.exit_code()
@@ -246,22 +243,25 @@ class Training:
         self.log.append_fault(faults.record(number, loss, norm, culprits))
         if self.faults.in_a_row < self.arguments.max_skipped:
             return
-        evidence = ""
+        evidence = "nothing was saved"
         if self.folder is not None:
             part = f"_process_{self.processes.rank}" if self.processes.size > 1 else ""
-            path = self.folder / f"fault_step_{number}{part}.pth.tar"
-            state = {
-                "step": number, "loss": loss, "gradient_norm": norm, "images": names, "x": batch["x"],
-                "culprits": [str(culprit) for culprit in culprits], "noise": self.stepper.noise.start,
-                "state_dict": self.model.state_dict(), "arguments": saved(self.arguments),
-            }  # fmt: skip
-            try:
-                checkpoints.save(path, state)
-                evidence = f" (crops, weights and noise of the last one: {path})"
-            except OSError as error:
-                evidence = f" (the evidence could not be saved to {path}: {error.strerror})"
+            evidence = faults.save_evidence(
+                self.folder / f"fault_step_{number}{part}.pth.tar",
+                {
+                    "step": number,
+                    "loss": loss,
+                    "gradient_norm": norm,
+                    "images": names,
+                    "x": batch["x"],
+                    "culprits": [str(culprit) for culprit in culprits],
+                    "noise": self.stepper.noise.start,
+                    "state_dict": self.model.state_dict(),
+                    "arguments": saved(self.arguments),
+                },
+            )
         raise TrainingDiverged(
-            f"step {number}: {self.faults.in_a_row} steps in a row without a finite loss and gradient{evidence}; "
+            f"step {number}: {self.faults.in_a_row} steps in a row without a finite loss and gradient ({evidence}); "
             "start anew from the last checkpoint with --checkpoint and a smaller --learning-rate or --smooth 0.001"
         )
 
@@ -310,7 +310,7 @@ class Training:
             self.log.image(f"original_and_reconstruction/{index}", picture, end)
         self.save(best=is_best)
         self.log.metrics(self.history)
-        self.log.json("summary.json", self.summary())
+        self.log.json("summary.json", summarize(self))
 
     def save(self, best: bool = False) -> None:
         """Writes the checkpoint; where that fails the training goes on, with the last one that could be written."""
@@ -421,52 +421,9 @@ class Training:
         """Crops trained per second of this call, over all processes; with loading, without validation."""
         return self.crops_trained / self.seconds_trained if self.seconds_trained else 0.0
 
-    def summary(self) -> dict[str, Any]:
-        best = min(self.history, key=lambda row: row["val_loss"], default=None)
-        values = {
-            "finished": self.validated_step >= self.total_steps,
-            "step": self.step,
-            "total_steps": self.total_steps,
-            "best": best,
-            "last": self.history[-1] if self.history else None,
-            "skipped_steps": self.faults.steps,
-            "skipped_by_term": self.faults.terms or {},
-            "damaged_images": sorted(self.damaged),
-            "images_per_second": round(self.images_per_second(), 3),
-            "processes": self.processes.size,
-            "device": device_name(self.processes.device),
-            "versions": versions(),
-            "arguments": saved(self.arguments),
-        }
-        return {key: _json_value(value) for key, value in values.items()}
-
     def _shown(self, values: dict[str, float] | None, seconds: float) -> dict[str, str]:
         """Beside the progress bar: the losses, and the time left to the end of the run."""
         steps = max(self.step % self.steps_per_epoch or self.steps_per_epoch, 1) - self.batches.start
         left = tqdm.format_interval(seconds / steps * (self.total_steps - self.step))
         losses = {key.removesuffix("_loss"): f"{value:.4g}" for key, value in (values or {}).items()}
         return {**losses, "left": left}
-
-
-def versions() -> dict[str, str]:
-    return {
-        # torch.__version__ is an object of torch's own, which weights_only=True refuses to load.
-        "svdrd": svdrd.__version__,
-        "torch": str(torch.__version__),
-        "compressai": compressai.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def _json_value(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null there."""
-    if isinstance(value, dict):
-        return {key: _json_value(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -53,7 +53,7 @@ def assert_same_run(straight: Path, killed: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_random_and_resumed(photographs: Path, tmp_path: Path, workers: int):
     generator = random.Random(workers)
-    options = ("--epochs", 6 * ROUNDS, "-n", workers)
+    options = ("--epochs", 8 * ROUNDS, "-n", workers)
     straight = start(arguments(photographs, tmp_path / "straight", *options), tmp_path / "process")
     last = tmp_path / "run" / checkpoints.LAST
     steps, half_written = [], 0
@@ -64,7 +64,7 @@ def test_killed_at_random_and_resumed(photographs: Path, tmp_path: Path, workers
         while number % 4 != 3 and (not last.exists() or last.stat().st_mtime_ns == before):
             assert process.exitcode is None, errors(tmp_path / "process", 1)
             time.sleep(0.002)
-        process.join(timeout=generator.uniform(0, 0.2))
+        process.join(timeout=generator.uniform(0, 0.1))
         assert process.exitcode is None, "the run ended before it was killed: it is too short"
         process.kill()
         process.join()
