@@ -11,8 +11,11 @@ from typing import NoReturn
 COMMANDS = {
     "finetune": "train a CompressAI codec with the basis loss",
     "evaluate": "code a folder of images with a codec: bpp, PSNR, MS-SSIM",
+    "data": "get a data set of photographs: kodak, div2k, clic",
     "info": "versions, devices, backends (what svdrd prints without arguments)",
 }
+# Where a command's module has another name.
+MODULES = {"data": "download"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_compress_command(command: str, argv: Sequence[str]) -> int:
     prog = f"svdrd {command}"
     try:
-        module = importlib.import_module(f"svdrd.compress.{command}")
+        module = importlib.import_module(f"svdrd.compress.{MODULES.get(command, command)}")
         errors = importlib.import_module("svdrd.compress.errors")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "svdrd":
@@ -57,7 +60,7 @@ def run_compress_command(command: str, argv: Sequence[str]) -> int:
     except errors.BadInput as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
-    except errors.TrainingDiverged as error:
+    except errors.Stopped as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Checkpoints in CompressAI's layout, written so that no interruption leaves half a file."""
 
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -18,7 +19,11 @@ BEST = "checkpoint_best_loss.pth.tar"
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Writes ``state`` to ``path``: either the whole new file is there afterwards, or the old one untouched.
 
-    The temporary file lies in the same folder, because only a rename within one file system is atomic.
+    The temporary file lies in the same folder, because only a rename within one file system is atomic. It is removed
+    where writing fails; :func:`remove_leftovers` removes one that a killed process left.
+
+    Raises:
+        OSError: the disk is full, the folder is gone, and so on.
     """
     path = Path(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
@@ -31,9 +36,20 @@ def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
         # mkstemp makes the file readable by its owner only.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        # On a full disk torch.save stumbles over its own count of the bytes written, and hides what happened.
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None
         raise
+    _sync_folder(path.parent)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Removes the temporary files of processes that were killed while they saved into ``folder``."""
+    for name in (LAST, BEST):
+        for path in Path(folder).glob(f"{name}*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -52,7 +68,15 @@ def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu")
             state = torch.load(path, map_location=map_location, weights_only=True)
     # On a damaged file the unpickler raises whatever it stumbles over, IndexError and struct.error included.
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            raise BadInput(
+                f"checkpoint {str(path)!r}: not readable as tensors and plain values: it holds {refused[1]}, and "
+                "loading that can run any code; if you made it yourself, load it with weights_only=False and save "
+                "{'state_dict': its weights} to a new one"
+            ) from error
+        text = " ".join(str(error).split())
+        reason = text.rpartition("WeightsUnpickler error: ")[2].partition(" In PyTorch 2.6")[0][:160]
         raise BadInput(
             f"checkpoint {str(path)!r}: not readable as tensors and plain values ({reason}); "
             "save it again with torch.save({'state_dict': model.state_dict()}, path)"
@@ -60,6 +84,17 @@ def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu")
     if not isinstance(state, dict):
         raise BadInput(f"checkpoint {str(path)!r}: holds a {type(state).__name__}, wanted a dict with a 'state_dict'")
     return state
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without it the rename itself may be lost with the power."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

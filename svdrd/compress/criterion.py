@@ -124,6 +124,20 @@ class BasisRateDistortionLoss(nn.Module):
             out["loss"] = self.lmbda * distortion + out["bpp_loss"]
         return out if self.return_type == "all" else out[self.return_type]
 
+    def terms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weighted summands of ``losses["loss"]`` that have a gradient: ``bpp``, ``mse`` or ``ms-ssim``, ``basis``.
+
+        ``losses`` is what :meth:`forward` returns with ``return_type="all"``.
+        """
+        terms = {"bpp": losses["bpp_loss"]}
+        if self.metric == "ms-ssim":
+            terms["ms-ssim"] = self.lmbda * (1 - losses["ms_ssim_loss"])
+        else:
+            terms["mse"] = self.lmbda * 255**2 * losses["mse_loss"]
+        if self.mu > 0:
+            terms["basis"] = self.lmbda * self.mu * self.basis_scale * losses["basis_loss"]
+        return terms
+
     def basis(self, x_hat: Tensor, x: Tensor) -> Tensor:
         return basis_loss(
             x_hat, x, block_size=self.block_size, reduction=self.reduction, rcond=self.rcond, smooth=self.smooth

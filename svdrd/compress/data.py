@@ -1,14 +1,17 @@
 """Folders of photographs: which files are images, how they become tensors, and in which order training sees them."""
 
+import hashlib
 import os
+import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from svdrd.compress.errors import BadInput
@@ -21,6 +24,21 @@ TEST_FOLDERS = ("test", "val", "valid")
 
 # What PIL raises for damaged files: truncated data, a broken stream, a header that promises too much.
 DECODE_ERRORS = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+# What undoes each EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImagesVanished(RuntimeError):
+    """A file that was there when the folder was opened cannot be read: a disk or a network share has gone."""
 
 
 def list_images(root: str | os.PathLike[str]) -> tuple[list[Path], int]:
@@ -50,15 +68,38 @@ def split_folder(root: str | os.PathLike[str], split: str) -> Path | None:
 
 
 def read_image(path: str | os.PathLike[str]) -> Image.Image:
-    """An RGB image with 8 bits a channel; alpha is dropped, as in CompressAI.
+    """An RGB image with 8 bits a channel, upright.
 
-    PIL clips 16-bit grey images to 255 when it converts them; here they are scaled.
+    A camera's EXIF orientation is applied. Grey is repeated, CMYK converted, 16 bits a channel become the upper 8; PIL
+    would clip 16-bit grey to 255, here it is scaled. Alpha is dropped, as in CompressAI: the colours are those that the
+    file stores, not those over some background.
+
+    Raises:
+        ValueError: an image of floating-point numbers, whose range nobody knows.
     """
-    with Image.open(path) as image:
+    with Image.open(path) as opened:
+        turn = TURNS.get(orientation(opened))
+        image = opened if turn is None else opened.transpose(turn)
+        if image.mode == "F":
+            raise ValueError("pixels are floating-point numbers of unknown range; save it with 8 or 16 bits a channel")
         if image.mode.startswith("I"):
             grey = np.asarray(image).astype(np.float64)
             return Image.fromarray(np.rint(grey.clip(0, 65535) / 257).astype(np.uint8)).convert("RGB")
         return image.convert("RGB")
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of what :func:`read_image` returns, from the header of the opened file alone."""
+    turned = orientation(image) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 (upright) where the file has none, or EXIF data that nobody can read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        return 1
 
 
 class ImageFolder(Dataset[Any]):
@@ -83,6 +124,8 @@ class ImageFolder(Dataset[Any]):
 
     Raises:
         BadInput: no folder, no image in it, no readable image, or an image smaller than ``smallest``.
+        ImagesVanished: on access, a file that cannot be read any more. It is not replaced by another image, as a
+            damaged one is: a share that comes and goes would change what is trained.
     """
 
     def __init__(
@@ -106,14 +149,14 @@ class ImageFolder(Dataset[Any]):
         for path in paths:
             try:
                 with Image.open(path) as image:
-                    width, height = image.size
+                    size = upright_size(image)
                 if decode:
                     read_image(path)
             except DECODE_ERRORS as error:
                 warn_unreadable(path, error)
                 continue
             self.samples.append(path)
-            self.sizes.append((height, width))
+            self.sizes.append(size)
         self._unreadable: set[int] = set()
         # Decodes one image: a folder of nothing but damaged ones is refused here, not in the middle of the first epoch.
         self._decode(0)
@@ -123,27 +166,45 @@ class ImageFolder(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Any:
+        return self.load(key)[0]
+
+    def load(self, key: int | tuple[int, int]) -> tuple[Any, int]:
+        """``dataset[key]``, and the index of the image that it really is, where a damaged one was replaced."""
         index, seed = key if isinstance(key, tuple) else (key, None)
         if not 0 <= index < len(self):  # what ends a for loop over the folder
             raise IndexError(f"index {index}: the folder has {len(self)} images, 0 to {len(self) - 1}")
-        image = self._decode(index)
+        image, index = self._decode(index)
         if self.transform is None:
-            return image
+            return image, index
         if seed is None:
-            return self.transform(image)
+            return self.transform(image), index
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: that would reseed the CUDA generators too, which fork_rng(devices=[]) leaves alone.
             torch.default_generator.manual_seed(seed)
-            return self.transform(image)
+            return self.transform(image), index
 
-    def _decode(self, index: int) -> Image.Image:
+    def name(self, index: int) -> str:
+        """The file's path below the folder."""
+        return self.samples[index].relative_to(self.root).as_posix()
+
+    def fingerprint(self) -> str:
+        """Of the names and sizes of the images, in their order; not of where the folder is."""
+        listing = repr([(self.name(index), size) for index, size in enumerate(self.sizes)])
+        return hashlib.sha256(listing.encode()).hexdigest()
+
+    def _decode(self, index: int) -> tuple[Image.Image, int]:
         for candidate in range(index, index + len(self)):
             candidate %= len(self)
             if candidate in self._unreadable:
                 continue
             try:
-                return read_image(self.samples[candidate])
+                return read_image(self.samples[candidate]), candidate
             except DECODE_ERRORS as error:
+                # PIL's own errors have no errno: those are about the content, these about the disk.
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise ImagesVanished(
+                        f"dataset {str(self.root)!r}: {self.name(candidate)} cannot be read any more ({error.strerror})"
+                    ) from error
                 warn_unreadable(self.samples[candidate], error)
                 self._unreadable.add(candidate)
         raise BadInput(f"dataset {str(self.root)!r}: none of its images can be read; give a folder with readable ones")
@@ -159,24 +220,76 @@ class ImageFolder(Dataset[Any]):
             )
 
 
+class Batch(TypedDict):
+    """Crops (N, 3, H, W), the index of each one's image and of the image that was asked for, or what went wrong."""
+
+    x: Tensor
+    indices: list[int]
+    wanted: list[int]
+    problem: str
+
+
+class TrainingCrops(Dataset[Any]):
+    """The crops of ``images``, to be collated by :func:`collate`; a vanished file is a result here, not an exception.
+
+    An exception in a loader's worker would end the training before it could agree with other processes and save.
+    """
+
+    def __init__(self, images: ImageFolder) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | str:
+        try:
+            return (*self.images.load(key), key[0])
+        except ImagesVanished as error:
+            return str(error)
+
+
+def collate(samples: Sequence[tuple[Tensor, int, int] | str]) -> Batch:
+    """Of no sample at all, the share of a process in a batch smaller than the number of processes, too."""
+    problem = next((sample for sample in samples if isinstance(sample, str)), "")
+    crops = [sample for sample in samples if not isinstance(sample, str)]
+    return Batch(
+        x=torch.stack([crop for crop, _, _ in crops]) if crops else torch.empty(0),
+        indices=[index for _, index, _ in crops],
+        wanted=[index for _, _, index in crops],
+        problem=problem,
+    )
+
+
 class TrainingBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (index of the image, seed of its crop) of an epoch, as a function of (seed, epoch) alone.
 
-    That makes training independent of the number of workers, and lets a resumed run go on in the middle of an epoch:
-    set ``epoch`` and ``start``, the number of batches of it to leave out, before iterating. The last batch of an epoch
-    may be smaller.
+    That makes training independent of the number of workers and processes, and lets a resumed run go on in the middle
+    of an epoch: set ``epoch`` and ``start``, the number of batches of it to leave out, before iterating. The last batch
+    of an epoch may be smaller. ``part`` cuts out of each batch, given its length, what this process computes.
     """
 
-    def __init__(self, images: int, crops_per_image: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        images: int,
+        crops_per_image: int,
+        batch_size: int,
+        seed: int,
+        part: Callable[[int], tuple[int, int]] = lambda length: (0, length),
+    ) -> None:
         self.images = images
         self.samples = images * crops_per_image
         self.batch_size = batch_size
         self.seed = seed
+        self.part = part
         self.epoch = 0
         self.start = 0
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
+
+    def length(self, batch: int) -> int:
+        """The number of crops in a batch of the epoch, over all processes."""
+        return min(self.batch_size, self.samples - batch * self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator()
@@ -185,21 +298,28 @@ class TrainingBatches(Sampler[list[tuple[int, int]]]):
         seeds = torch.randint(2**62, (self.samples,), generator=generator).tolist()
         keys = list(zip(order, seeds, strict=True))
         for batch in range(self.start, len(self)):
-            yield keys[batch * self.batch_size : (batch + 1) * self.batch_size]
+            first, last = self.part(self.length(batch))
+            yield keys[batch * self.batch_size + first : batch * self.batch_size + last]
 
 
 class EqualSizeBatches(Sampler[list[int]]):
-    """Batches of at most ``batch_size`` images of equal size; every index once, always in the same order."""
+    """Batches of at most ``batch_size`` images of equal size; every index once, always in the same order.
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int) -> None:
+    With ``rank`` and ``processes`` these are every ``processes``-th batch from ``rank`` on; ``numbers`` are theirs
+    among all.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], batch_size: int, rank: int = 0, processes: int = 1) -> None:
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             by_size.setdefault(size, []).append(index)
-        self.batches = [
+        batches = [
             indices[start : start + batch_size]
             for indices in by_size.values()
             for start in range(0, len(indices), batch_size)
         ]
+        self.numbers = range(rank, len(batches), processes)
+        self.batches = [batches[number] for number in self.numbers]
 
     def __len__(self) -> int:
         return len(self.batches)

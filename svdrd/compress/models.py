@@ -24,6 +24,9 @@ ZOO_LAMBDAS = {
     "ms-ssim": (2.40, 4.58, 8.73, 16.64, 31.73, 60.50, 115.37, 220.00),
 }
 
+# What DataParallel and torch.compile put before the names of a model's parameters.
+WRAPPERS = ("module.", "_orig_mod.")
+
 
 def image_codecs() -> dict[str, type[CompressionModel]]:
     """Name to class of every image codec that CompressAI has registered, those of its zoo first.
@@ -156,7 +159,11 @@ def _from_checkpoint(
 
 
 def state_dict_of(state: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights inside a checkpoint, under CompressAI's present key names and without ``module.`` prefixes."""
+    """The weights inside a checkpoint, under CompressAI's present key names.
+
+    Prefixes of DataParallel and torch.compile are stripped. Tables of entropy models that are not there, as in
+    checkpoints of weights alone, become empty ones, as in a model that has not been updated.
+    """
     for key in ("state_dict", "model_state_dict", "network"):
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -164,7 +171,15 @@ def state_dict_of(state: dict[str, Any], path: str | os.PathLike[str]) -> dict[s
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         found = ", ".join(map(str, list(state)[:5])) or "nothing"
         raise BadInput(f"checkpoint {str(path)!r}: holds {found}; wanted a 'state_dict' of tensors")
-    return cast(dict[str, Tensor], zoo.load_state_dict(state))
+    while prefix := next((p for p in WRAPPERS if all(key.startswith(p) for key in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = zoo.load_state_dict(state)
+    for key in list(state):
+        entropy_model = key.removesuffix(".quantiles").removesuffix(".scale_table")
+        if entropy_model != key:
+            for table in ("_offset", "_quantized_cdf", "_cdf_length"):
+                state.setdefault(f"{entropy_model}.{table}", torch.IntTensor())
+    return cast(dict[str, Tensor], state)
 
 
 def _difference(codec_class: type[CompressionModel], state_dict: dict[str, Tensor], error: Exception) -> str:

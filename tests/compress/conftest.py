@@ -1,6 +1,8 @@
 """Images and arguments small enough for a training run of a second."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 torch.set_num_threads(2)
 
 # Two epochs of the folder `photographs` are 2 * 3 steps.
+STEPS_PER_EPOCH = 3
 TINY_CODEC = ["--model", "bmshj2018-hyperprior", "--init", "random", "--model-args", "N=8", "M=12", "--lambda", "0.01"]
 TINY_RUN = ["--patch-size", "64", "64", "--batch-size", "2", "--num-workers", "0", "--learning-rate", "1e-3"]
 
@@ -41,3 +44,43 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     synthetic_photograph(64, 128, 11).save(root / "test" / "y.png")
     (root / "train" / "README.txt").write_text("not an image")
     return root
+
+
+@pytest.fixture
+def train(photographs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Runs ``svdrd finetune`` in the folder ``name``; returns the checkpoint that it leaves."""
+    from svdrd.compress import checkpoints, finetune
+
+    def run(name: str, *options: object, code: int = 0) -> dict[str, Any]:
+        folder = tmp_path / name
+        argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(folder), *map(str, options)]
+        assert finetune.main(argv) == code
+        return checkpoints.load(folder / checkpoints.LAST)
+
+    return run
+
+
+def resume(folder: Path, *options: object) -> dict[str, Any]:
+    from svdrd.compress import checkpoints, finetune
+
+    assert finetune.main(["--resume", str(folder / checkpoints.LAST), *map(str, options)]) == 0
+    return checkpoints.load(folder / checkpoints.LAST)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bit for bit, through dicts and lists."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b or (a != a and b != b)
+
+
+def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    return [key for key in a if key != "arguments" and not equal(a[key], b[key])]
+
+
+def weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return state["state_dict"]

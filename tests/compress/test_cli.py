@@ -42,7 +42,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
     assert all(f"  {command} " in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "data"])
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -108,6 +108,13 @@ def exit_code(argv: list[str]) -> int:
         (["--metric", "ms-ssim"], "--patch-size 64: MS-SSIM needs sides of at least 161"),
         (["--metric", "psnr"], "argument --metric: invalid choice: 'psnr'"),
         (["--device", "tpu9"], "--device tpu9: "),
+        (["--accumulate", "0"], "--accumulate 0: wanted a finite value of at least 1"),
+        (["--max-skipped", "0"], "--max-skipped 0: wanted"),
+        (["--checkpoint-minutes", "-1"], "--checkpoint-minutes -1.0: wanted"),
+        (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
+        (["--freeze", "encodr"], "--freeze encodr: no such part; encoder, decoder, entropy, or one of"),
+        (["--config", "missing.toml"], "--config missing.toml: No such file or directory"),
+        (["--config", "a file"], "--config a file: not TOML"),
         (["-o", "a file"], "--save-dir a file: not writable"),
         (["-o", "a file/below"], "--save-dir a file/below: not writable"),
         (["-o", "a run"], "--save-dir a run: holds a run already"),

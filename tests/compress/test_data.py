@@ -1,3 +1,5 @@
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +173,82 @@ def test_a_loop_over_the_folder_ends(tmp_path: Path) -> None:
     assert len(list(folder)) == 2
     with pytest.raises(IndexError, match="index 2: the folder has 2 images"):
         folder[2]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_read_upright(tmp_path: Path, orientation: int):
+    """As every viewer shows them: what a phone stores on its side, with a note that says so."""
+    upright = synthetic_photograph(64, 96, 0)
+    # How each orientation stores an upright image: row 0 and column 0 of the file are these sides of the scene.
+    stored = {
+        1: lambda x: x,
+        2: lambda x: x[:, ::-1],
+        3: lambda x: x[::-1, ::-1],
+        4: lambda x: x[::-1],
+        5: lambda x: x.swapaxes(0, 1),
+        6: lambda x: x.swapaxes(0, 1)[::-1],
+        7: lambda x: x.swapaxes(0, 1)[::-1, ::-1],
+        8: lambda x: x.swapaxes(0, 1)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.ascontiguousarray(stored(np.asarray(upright)))
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(upright))
+    # The size that is checked before anything is decoded is that of the upright image.
+    assert ImageFolder(tmp_path, smallest=(64, 96)).sizes == [(64, 96)]
+
+
+def test_unreadable_exif_data_is_no_obstacle(tmp_path: Path):
+    photograph = synthetic_photograph(64, 64, 0)
+    photograph.save(tmp_path / "a.png", exif=b"Exif\x00\x00no TIFF header at all")
+    np.testing.assert_array_equal(np.asarray(ImageFolder(tmp_path)[0]), np.asarray(photograph))
+
+
+def png(pixels: np.ndarray, colour_type: int) -> bytes:
+    """A 16-bit PNG of (H, W, channels), which PIL cannot write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bits_become_8(tmp_path: Path, colour_type: int, channels: int):
+    photograph = np.asarray(synthetic_photograph(64, 64, 0))
+    colours = photograph[..., :1] if channels < 3 else photograph
+    alpha = np.full((64, 64, 1 - channels % 2), 99, np.uint8)
+    (tmp_path / "a.png").write_bytes(png(np.concatenate([colours, alpha], -1).astype(np.uint16) * 257, colour_type))
+    wanted = np.broadcast_to(colours, (64, 64, 3))
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), wanted)
+
+
+def test_cmyk_jpeg_has_its_colours(tmp_path: Path):
+    """Printers' software stores CMYK inverted; a reader that does not know shows a negative."""
+    photograph = synthetic_photograph(64, 64, 0)
+    photograph.convert("CMYK").save(tmp_path / "a.jpg", quality=98)
+    assert Image.open(tmp_path / "a.jpg").mode == "CMYK"
+    error = np.asarray(read_image(tmp_path / "a.jpg"), np.float64) - np.asarray(photograph, np.float64)
+    assert np.abs(error).mean() < 3
+
+
+def test_transparent_and_black_and_white_images(tmp_path: Path):
+    photograph = synthetic_photograph(64, 64, 0)
+    grey = photograph.convert("L")
+    with_alpha = grey.copy()
+    with_alpha.putalpha(10)
+    with_alpha.save(tmp_path / "la.png")
+    grey.convert("1").save(tmp_path / "one_bit.png")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "la.png")), np.asarray(grey.convert("RGB")))
+    assert set(np.unique(np.asarray(read_image(tmp_path / "one_bit.png")))) == {0, 255}
+
+
+def test_floating_point_images_are_left_out(tmp_path: Path):
+    synthetic_photograph(64, 64, 0).save(tmp_path / "a.png")
+    Image.fromarray(np.random.default_rng(0).random((64, 64), np.float32)).save(tmp_path / "b.tif")
+    with pytest.warns(UserWarning, match=r"b\.tif.*floating-point numbers of unknown range"):
+        assert names(ImageFolder(tmp_path, decode=True)) == ["a.png"]

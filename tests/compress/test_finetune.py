@@ -22,48 +22,16 @@ from compressai.utils.eval_model.__main__ import load_checkpoint as eval_model_l
 from compressai.zoo import image_models
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from svdrd.compress import BadInput, checkpoints, finetune, load_codec, training
-from svdrd.compress.errors import TrainingDiverged
-from tests.compress.conftest import TINY_CODEC, TINY_RUN, synthetic_photograph
-
-STEPS_PER_EPOCH = 3
-
-
-@pytest.fixture
-def train(photographs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Runs ``svdrd finetune`` in the folder ``name``; returns the checkpoint that it leaves."""
-
-    def run(name: str, *options: object, code: int = 0) -> dict[str, Any]:
-        folder = tmp_path / name
-        argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(folder), *map(str, options)]
-        assert finetune.main(argv) == code
-        return checkpoints.load(folder / checkpoints.LAST)
-
-    return run
-
-
-def resume(folder: Path, *options: object) -> dict[str, Any]:
-    assert finetune.main(["--resume", str(folder / checkpoints.LAST), *map(str, options)]) == 0
-    return checkpoints.load(folder / checkpoints.LAST)
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Bit for bit, through dicts and lists."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
-    return a == b or (a != a and b != b)
-
-
-def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    return [key for key in a if key != "arguments" and not equal(a[key], b[key])]
-
-
-def weights(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return state["state_dict"]
+from svdrd.compress import BadInput, checkpoints, finetune, load_codec, optimizers, training, validation
+from tests.compress.conftest import (
+    STEPS_PER_EPOCH,
+    TINY_CODEC,
+    TINY_RUN,
+    differing,
+    resume,
+    synthetic_photograph,
+    weights,
+)
 
 
 def test_a_run_leaves_checkpoints_metrics_and_logs(
@@ -191,7 +159,7 @@ def test_plateau_schedule_counts_across_resumes(train: Callable[..., dict[str, A
 )
 def test_schedules(name: str, expected: dict[int, float]):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
-    schedule = training.make_schedule(name, optimizer, total_steps=100)
+    schedule = optimizers.make_schedule(name, optimizer, total_steps=100)
     rates = []
     for _ in range(121):
         rates.append(optimizer.param_groups[0]["lr"] / 2.0)
@@ -284,10 +252,10 @@ def test_flat_folder_holds_every_tenth_image_out(photographs: Path, tmp_path: Pa
 
 def test_validation_sees_whole_images_in_patches(photographs: Path):
     arguments = finetune.argparse.Namespace(dataset=str(photographs), val_dataset=None, patch_size=[64, 32])
-    _, validation = finetune.open_images(arguments)
-    assert [validation[index].shape for index in range(2)] == [(3, 128, 64), (3, 64, 128)]
-    x = validation[0][None]
-    patches = training.tiles(x, (64, 32))
+    _, images = finetune.open_images(arguments)
+    assert [images[index].shape for index in range(2)] == [(3, 128, 64), (3, 64, 128)]
+    x = images[0][None]
+    patches = validation.tiles(x, (64, 32))
     assert patches.shape == (4, 3, 64, 32)
     assert torch.equal(patches[1], x[0, :, :64, 32:])
     assert torch.equal(patches[2], x[0, :, 64:, :32])
@@ -338,13 +306,13 @@ def test_signal_during_validation_validates_after_the_resume(
     train: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     straight = train("straight", "--epochs", 1)
-    criterion = training.metrics.psnr
+    criterion = validation.metrics.psnr
 
     def interrupting_psnr(x_hat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         signal.raise_signal(signal.SIGINT)
         return criterion(x_hat, x)
 
-    monkeypatch.setattr(training.metrics, "psnr", interrupting_psnr)
+    monkeypatch.setattr(validation.metrics, "psnr", interrupting_psnr)
     state = train("run", "--epochs", 1, code=130)
     assert (state["step"], state["validated_step"], state["metrics"]) == (STEPS_PER_EPOCH, 0, [])
     monkeypatch.undo()
@@ -376,56 +344,6 @@ def test_signal_to_the_whole_process_group(photographs: Path, tmp_path: Path, nu
     assert "interrupted after step" in text
     assert "Traceback" not in text
     assert checkpoints.load(tmp_path / "run" / checkpoints.LAST)["step"] > 0
-
-
-class NaNLoss(torch.nn.Module):
-    """The loss of ``criterion``, NaN in its value or only in its gradient for the given calls in training."""
-
-    def __init__(self, criterion: torch.nn.Module, bad_calls: set[int], where: str) -> None:
-        super().__init__()
-        self.criterion, self.bad_calls, self.where = criterion, bad_calls, where
-        self.calls = 0
-
-    def forward(self, output: dict[str, Any], target: torch.Tensor) -> dict[str, torch.Tensor]:
-        losses = self.criterion(output, target)
-        if torch.is_grad_enabled():
-            self.calls += 1
-            if self.calls in self.bad_calls and self.where == "value":
-                losses["loss"] = losses["loss"] * math.nan
-            elif self.calls in self.bad_calls:
-                output["x_hat"].register_hook(lambda grad: grad * math.nan)
-        return losses
-
-
-@pytest.mark.parametrize("where", ["value", "gradient"])
-def test_step_that_is_not_finite_is_skipped_and_counted(
-    train: Callable[..., dict[str, Any]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    where: str,
-):
-    criterion = finetune.BasisRateDistortionLoss
-    monkeypatch.setattr(finetune, "BasisRateDistortionLoss", lambda *a, **k: NaNLoss(criterion(*a, **k), {2, 3}, where))
-    state = train("run", "--epochs", 2)
-    assert state["skipped_steps"] == 2
-    assert [row["skipped_steps"] for row in state["metrics"]] == [2, 2]
-    assert all(math.isfinite(value) for row in state["metrics"] for key, value in row.items() if "ms_ssim" not in key)
-    assert all(torch.isfinite(value).all() for value in weights(state).values())
-    # Adam has seen the finite steps only.
-    assert {int(entry["step"]) for entry in state["optimizer"]["state"].values()} == {4}
-    assert "step 2: skipped, its loss is" in capsys.readouterr().err
-
-
-def test_run_that_stays_not_finite_is_given_up(
-    train: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    criterion = finetune.BasisRateDistortionLoss
-    bad = set(range(5, 1000))
-    monkeypatch.setattr(finetune, "BasisRateDistortionLoss", lambda *a, **k: NaNLoss(criterion(*a, **k), bad, "value"))
-    with pytest.raises(TrainingDiverged, match="step 24: 20 steps in a row"):
-        train("run", "--epochs", 100)
-    state = checkpoints.load(tmp_path / "run" / checkpoints.LAST)
-    assert all(torch.isfinite(value).all() for value in weights(state).values())
 
 
 @pytest.mark.parametrize(
@@ -470,6 +388,14 @@ def test_resume_of_a_checkpoint_of_compressai(tmp_path: Path):
     torch.save({"epoch": 0, "state_dict": {}}, tmp_path / "c.pth.tar")
     with pytest.raises(BadInput, match="not a run of svdrd finetune; use --checkpoint"):
         finetune.main(["--resume", str(tmp_path / "c.pth.tar")])
+
+
+def test_resume_of_another_version(train: Callable[..., dict[str, Any]], tmp_path: Path):
+    state = train("run", "--steps", 1)
+    del state["noise"]
+    checkpoints.save(tmp_path / "run" / checkpoints.LAST, state)
+    with pytest.raises(BadInput, match=r"has no 'noise', it is of another version of svdrd \({'svdrd': '"):
+        resume(tmp_path / "run", "--steps", 2)
 
 
 def test_python_random_state_is_not_involved(train: Callable[..., dict[str, Any]]):

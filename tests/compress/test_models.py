@@ -48,7 +48,7 @@ def test_random_model_takes_its_size_from_the_quality():
 
 
 @pytest.mark.parametrize("updated", [False, True])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "module.module."])
 @pytest.mark.parametrize("layout", ["state_dict", "network", None])
 def test_checkpoint(tmp_path: Path, updated: bool, prefix: str, layout: str | None):
     model = tiny("mbt2018-mean")
@@ -59,6 +59,41 @@ def test_checkpoint(tmp_path: Path, updated: bool, prefix: str, layout: str | No
     loaded = load_codec("mbt2018-mean", checkpoint=tmp_path / "c.pth.tar")
     assert same_weights(loaded, model)
     assert loaded.gaussian_conditional._quantized_cdf.numel() == model.gaussian_conditional._quantized_cdf.numel()
+
+
+def older(key: str, layout: str) -> str:
+    """The names of CompressAI 1.0, and of 1.1 to 1.2.6."""
+    for old, present in (("_matrix", "matrices."), ("_bias", "biases."), ("_factor", "factors.")):
+        name = {"1.0": {"_matrix": "_matrices.", "_bias": "_biases.", "_factor": "_factors."}[old], "1.1": old}[layout]
+        key = key.replace(f"entropy_bottleneck.{present}", f"entropy_bottleneck.{name}")
+    return key
+
+
+@pytest.mark.parametrize("updated", [False, True])
+@pytest.mark.parametrize("layout", ["1.0", "1.1"])
+def test_checkpoint_of_an_older_compressai(tmp_path: Path, layout: str, updated: bool):
+    model = tiny("mbt2018")
+    if updated:
+        model.update()
+    state = {older(key, layout): value for key, value in model.state_dict().items()}
+    assert "entropy_bottleneck.matrices.0" not in state
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "c.pth.tar")
+    loaded = load_codec("mbt2018", checkpoint=tmp_path / "c.pth.tar")
+    assert same_weights(loaded, model)
+
+
+def test_checkpoint_without_tables(tmp_path: Path):
+    """Weights alone; the tables are made from them."""
+    model = tiny("mbt2018-mean")
+    tables = ("_offset", "_quantized_cdf", "_cdf_length")
+    state = {key: value for key, value in model.state_dict().items() if not key.endswith(tables)}
+    torch.save({"state_dict": state}, tmp_path / "c.pth.tar")
+    loaded = load_codec("mbt2018-mean", checkpoint=tmp_path / "c.pth.tar")
+    assert same_weights(loaded, model)
+    for codec in (loaded, model):
+        codec.eval().update(force=True)
+    x = torch.rand(1, 3, 64, 64)
+    assert loaded.compress(x)["strings"] == model.compress(x)["strings"]
 
 
 @pytest.mark.parametrize(
