@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench sanitize clean FORCE
+.PHONY: help install test lint format demo bench sanitize aot clean FORCE
 
 help:
 	@echo "make install    create .venv and install svdrd with everything for development (the other targets do it too)"
@@ -17,6 +17,7 @@ help:
 	@echo "make demo       fine-tune the committed codec with and without the basis loss, and draw the result"
 	@echo "make bench      the CPU benchmarks, into docs/"
 	@echo "make sanitize   the C++ kernels under sanitizers            SANITIZERS=thread"
+	@echo "make aot        the Triton kernels compiled for GPUs that are not here: registers, spills, shared memory"
 	@echo "make clean      remove what the targets above left, except .venv"
 	@echo
 	@echo "PYTHON=python3.12 chooses what .venv is made with; SVDRD_BUILD=auto|none|cpu what is compiled;"
@@ -75,6 +76,9 @@ sanitize: install
 	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=$(SANITIZERS)
 	$(BIN)/cmake --build build/sanitize
 	for instruction_set in baseline avx2 avx512; do SVDRD_ISA=$$instruction_set build/sanitize/driver || exit 1; done
+
+aot: install
+	$(BIN)/python -m svdrd.triton.aot
 
 clean:
 	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_build_info.json $(VENV)/.installed

@@ -1,7 +1,8 @@
 """Which implementation computes: loads the compiled ones, records why one is missing, and selects.
 
-``torch`` is plain PyTorch on any device, ``cpp`` the compiled kernels on the CPU. An automatic choice takes the fastest
-that is there; an explicit one (:func:`use_backend`, or ``SVDRD_BACKEND`` in the environment) is taken or raises.
+``torch`` is plain PyTorch on any device, ``cpp`` the compiled kernels on the CPU, ``triton`` kernels for CUDA devices.
+An automatic choice takes the fastest that is there; an explicit one (:func:`use_backend`, or ``SVDRD_BACKEND`` in the
+environment) is taken or raises.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -18,6 +21,9 @@ from typing import NamedTuple
 import torch
 
 NAMES = ("torch", "cpp", "triton", "cuda")
+# What an automatic choice asks on a CUDA device, in this order, before plain PyTorch.
+ON_CUDA = ("triton", "cuda")
+OLDEST_TRITON = (3, 6)
 
 
 class Backend(NamedTuple):
@@ -50,6 +56,47 @@ def _load_native() -> tuple[ModuleType | None, str]:
 
 native, _native_reason = _load_native()
 
+
+def _interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on CPU tensors; Triton reads the same variable."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+
+
+@cache
+def _load_triton() -> tuple[bool, str]:
+    """Whether Triton can launch kernels here. Called when first needed, because importing Triton takes a while."""
+    interpreted = _interpreted()
+    if not interpreted and (torch.version.cuda is None or not torch.cuda.is_available()):
+        return False, "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU: slow, for tests)"
+    try:
+        triton = importlib.import_module("triton")
+        if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+            oldest = ".".join(map(str, OLDEST_TRITON))
+            return False, f"Triton {triton.__version__} is too old: {oldest} and later will do"
+        if interpreted:
+            return True, f"Triton {triton.__version__}, interpreted on the CPU"
+        # Compiles Triton's own bridge to the driver, which takes a C compiler: better to learn of its absence here.
+        triton.runtime.driver.active.get_current_target()
+    except (ImportError, RuntimeError, OSError, subprocess.CalledProcessError) as error:
+        return False, f"Triton does not start: {type(error).__name__}: {error}"
+    return True, f"Triton {triton.__version__}"
+
+
+def _refusal(name: str, device: torch.device) -> str | None:
+    """Why the backend, though it is here, cannot compute on ``device``; None if it can."""
+    if name == "torch":
+        return None
+    if name == "cpp":
+        return None if device.type == "cpu" else "computes on the CPU"
+    if name == "triton" and _interpreted():
+        return None if device.type == "cpu" else "is interpreted on the CPU (TRITON_INTERPRET)"
+    if device.type != "cuda":
+        return "computes on CUDA devices"
+    if name == "triton" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs compute capability 8.0 for its three-term TF32 products"
+    return None
+
+
 # The process's explicit choice. It is one value for all threads, because a backward pass on a GPU runs on autograd's
 # own threads and has to follow the choice of the thread that called it.
 _chosen: str | None = os.environ.get("SVDRD_BACKEND") or None
@@ -57,12 +104,11 @@ _chosen: str | None = os.environ.get("SVDRD_BACKEND") or None
 
 def describe() -> list[Backend]:
     """Every backend with whether and how it can be used on this machine."""
-    cuda = "this version of svdrd has no {} kernels yet: on CUDA tensors the torch backend computes"
     return [
         Backend("torch", True, f"plain PyTorch {torch.__version__}, any device"),
         Backend("cpp", native is not None, _native_reason),
-        Backend("triton", False, cuda.format("Triton")),
-        Backend("cuda", False, cuda.format("CUDA")),
+        Backend("triton", *_load_triton()),
+        Backend("cuda", False, "this version of svdrd has no CUDA kernels yet"),
     ]
 
 
@@ -100,14 +146,39 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
+def _usable(name: str) -> bool:
+    return next(backend.available for backend in describe() if backend.name == name)
+
+
+def _automatic(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpp" if native is not None else "torch"
+    if device.type == "cuda":
+        for name in ON_CUDA:
+            if _usable(name) and _refusal(name, device) is None:
+                return name
+    return "torch"
+
+
 def select(device: torch.device) -> str:
     """The backend that computes for tensors on ``device`` now."""
     if _chosen is None:
-        return "cpp" if device.type == "cpu" and native is not None else "torch"
+        return _automatic(device)
     _require(_chosen, f"SVDRD_BACKEND={_chosen}" if os.environ.get("SVDRD_BACKEND") == _chosen else "use_backend")
-    if _chosen == "cpp" and device.type != "cpu":
+    refusal = _refusal(_chosen, device)
+    if refusal is not None:
+        where = ".cpu()" if refusal.endswith(("the CPU", "(TRITON_INTERPRET)")) else ".cuda()"
         raise RuntimeError(
-            f"The backend 'cpp' computes on the CPU, but the tensor is on {device}. Move it with .cpu(), or use the "
+            f"The backend {_chosen!r} {refusal}, but the tensor is on {device}. Move it with {where}, or use the "
             "backend 'torch'."
         )
     return _chosen
+
+
+def saves_factors(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the SVD's factors, kept from the forward, are of use to the backward pass of the polar factor.
+
+    A hint that costs or saves time and never changes a result; it reads so little that TorchDynamo can trace it.
+    """
+    name = _chosen or ("triton" if device.type == "cuda" else "cpp")
+    return dtype == torch.float64 or name in ("torch", "cpp")

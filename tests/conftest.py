@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+# Without a GPU the Triton kernels run in Triton's interpreter, which has to be known before they are imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import svdrd
 from svdrd import backends
 
 # A further backend joins every test by its name here.
-BACKENDS = ["torch", "cpp"]
+BACKENDS = ["torch", "cpp", "triton"]
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 
