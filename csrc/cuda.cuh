@@ -116,8 +116,6 @@ void launch(const Problem& problem, void* workspace, int device, void* stream) {
   const bool in_workspace = p.shared_bytes == 0;
   if (in_workspace && workspace == nullptr) throw std::invalid_argument("workspace is a null pointer");
   switch (lanes_for<typename Problem::Element>(Problem::operation, problem.shape)) {
-    case 4:
-      return launch_as<teams::WarpTeam<4>, false>(problem, p, workspace, stream);
     case 8:
       return launch_as<teams::WarpTeam<8>, false>(problem, p, workspace, stream);
     case 32:

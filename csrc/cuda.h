@@ -35,9 +35,7 @@ template <typename T>
 SVDRD_BOTH int lanes_for(Operation operation, const Shape& shape) {
   const int rows = shape.rows(), columns = shape.columns();
   int lanes = block_lanes;
-  if (columns <= 4 && rows <= 16) {
-    lanes = 4;
-  } else if (columns <= 8 && rows <= 32) {
+  if (columns <= 8 && rows <= 32) {
     lanes = 8;
   } else if (columns <= 16 && rows <= 64) {
     lanes = 32;

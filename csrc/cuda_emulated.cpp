@@ -31,8 +31,6 @@ template <typename Problem>
 void launch(const Problem& problem, void*, int device, void*) {
   const bool backwards = device == 1;
   switch (lanes_for<typename Problem::Element>(Problem::operation, problem.shape)) {
-    case 4:
-      return run<4>(problem, backwards);
     case 8:
       return run<8>(problem, backwards);
     case 32:

@@ -1,6 +1,7 @@
 """Which implementation computes: loads the compiled ones, records why one is missing, and selects.
 
-``torch`` is plain PyTorch on any device, ``cpp`` the compiled kernels on the CPU, ``triton`` kernels for CUDA devices.
+``torch`` is plain PyTorch on any device, ``cpp`` the compiled kernels on the CPU, ``triton`` and ``cuda`` kernels for CUDA
+devices.
 An automatic choice takes the fastest that is there; an explicit one (:func:`use_backend`, or ``SVDRD_BACKEND`` in the
 environment) is taken or raises.
 """
@@ -8,6 +9,7 @@ environment) is taken or raises.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -82,6 +84,56 @@ def _load_triton() -> tuple[bool, str]:
     return True, f"Triton {triton.__version__}"
 
 
+def _emulation() -> str:
+    """The path of ``_cuda_emulated`` (``make emulation``): the CUDA kernels' algorithms on CPU tensors, for tests."""
+    return os.environ.get("SVDRD_CUDA_EMULATION", "")
+
+
+@cache
+def _load_cuda() -> tuple[ModuleType | None, str]:
+    """The module with the CUDA kernels, and how or why not. Touches no device."""
+    if _emulation():
+        spec = importlib.util.spec_from_file_location("_cuda_emulated", _emulation())
+        if spec is None or spec.loader is None:
+            return None, f"SVDRD_CUDA_EMULATION is {_emulation()!r}, which is no compiled module"
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except ImportError as error:
+            return None, f"SVDRD_CUDA_EMULATION does not load: {error}"
+        return module, "CUDA kernels, emulated on the CPU (SVDRD_CUDA_EMULATION)"
+    try:
+        module = importlib.import_module("svdrd._cuda")
+    except ImportError as error:
+        record = build_record()
+        if record.get("cuda"):
+            return None, f"the compiled CUDA module does not load: {error}"
+        return None, f"no CUDA kernels were built: {record.get('cuda_reason') or record.get('reason')}"
+    info = module.build_info()
+    return module, f"CUDA kernels, {info['compiler']}, for {info['architectures'].replace(';', ', ')}"
+
+
+def cuda_module() -> ModuleType | None:
+    """``svdrd._cuda``, or its emulation; None where neither is."""
+    return _load_cuda()[0]
+
+
+@cache
+def _cuda_refusal(index: int) -> str:
+    """Why the CUDA kernels cannot run on that device, in the words of the CUDA runtime; empty if they can."""
+    module = cuda_module()
+    return "is not here" if module is None else module.refusal(index)
+
+
+def _describe_cuda() -> tuple[bool, str]:
+    module, reason = _load_cuda()
+    if module is None or _emulation():
+        return module is not None, reason
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return False, f"no CUDA device ({reason})"
+    return True, reason
+
+
 def _refusal(name: str, device: torch.device) -> str | None:
     """Why the backend, though it is here, cannot compute on ``device``; None if it can."""
     if name == "torch":
@@ -90,8 +142,13 @@ def _refusal(name: str, device: torch.device) -> str | None:
         return None if device.type == "cpu" else "computes on the CPU"
     if name == "triton" and _interpreted():
         return None if device.type == "cpu" else "is interpreted on the CPU (TRITON_INTERPRET)"
+    if name == "cuda" and _emulation():
+        return None if device.type == "cpu" else "is emulated on the CPU (SVDRD_CUDA_EMULATION)"
     if device.type != "cuda":
         return "computes on CUDA devices"
+    if name == "cuda":
+        refusal = _cuda_refusal(torch.cuda.current_device() if device.index is None else device.index)
+        return f"cannot run there: {refusal}" if refusal else None
     if name == "triton" and torch.cuda.get_device_capability(device) < (8, 0):
         return "needs compute capability 8.0 for its three-term TF32 products"
     return None
@@ -108,7 +165,7 @@ def describe() -> list[Backend]:
         Backend("torch", True, f"plain PyTorch {torch.__version__}, any device"),
         Backend("cpp", native is not None, _native_reason),
         Backend("triton", *_load_triton()),
-        Backend("cuda", False, "this version of svdrd has no CUDA kernels yet"),
+        Backend("cuda", *_describe_cuda()),
     ]
 
 
@@ -167,7 +224,7 @@ def select(device: torch.device) -> str:
     _require(_chosen, f"SVDRD_BACKEND={_chosen}" if os.environ.get("SVDRD_BACKEND") == _chosen else "use_backend")
     refusal = _refusal(_chosen, device)
     if refusal is not None:
-        where = ".cpu()" if refusal.endswith(("the CPU", "(TRITON_INTERPRET)")) else ".cuda()"
+        where = ".cpu()" if "on the CPU" in refusal else ".cuda()"
         raise RuntimeError(
             f"The backend {_chosen!r} {refusal}, but the tensor is on {device}. Move it with {where}, or use the "
             "backend 'torch'."
@@ -181,4 +238,4 @@ def saves_factors(device: torch.device, dtype: torch.dtype) -> bool:
     A hint that costs or saves time and never changes a result; it reads so little that TorchDynamo can trace it.
     """
     name = _chosen or ("triton" if device.type == "cuda" else "cpp")
-    return dtype == torch.float64 or name in ("torch", "cpp")
+    return dtype == torch.float64 or name in ("torch", "cpp", "cuda")

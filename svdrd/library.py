@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd import backends, cpp, gradients, reference
+from svdrd import backends, cpp, cuda, gradients, reference
 
 _library = torch.library.Library("svdrd", "DEF")
 
@@ -101,6 +101,13 @@ _CPP: dict[str, Callable[..., Any]] = {
     "basis_loss": cpp.basis_loss,
 }
 
+# In the order in which they are asked, as below. svd's backward is the default's: a few batched products.
+_CUDA: dict[str, tuple[Callable[..., Any], ...]] = {
+    "svd": (cuda.svd,),
+    "polar_factor": (cuda.polar_factor,),
+    "polar_factor_backward": (cuda.polar_factor_backward,),
+    "basis_loss": (cuda.basis_loss,),
+}
 
 # Launchers below svdrd.triton, in the order in which they are asked: one that does not take a case (its docstring says
 # which it takes) returns NotImplemented, and in the end the default computes. Only their names are here, because Triton
@@ -120,6 +127,8 @@ def _kernels(backend: str, name: str) -> list[Callable[..., Any]]:
         return [_CPP[name]] if name in _CPP else []
     if backend == "triton":
         return [_triton_launcher(launcher) for launcher in _TRITON.get(name, ())]
+    if backend == "cuda":
+        return list(_CUDA.get(name, ()))
     return []
 
 
