@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench sanitize aot clean FORCE
+.PHONY: help install test lint format demo bench sanitize aot emulation cuda-resources clean FORCE
 
 help:
 	@echo "make install    create .venv and install svdrd with everything for development (the other targets do it too)"
@@ -18,6 +18,8 @@ help:
 	@echo "make bench      the CPU benchmarks, into docs/"
 	@echo "make sanitize   the C++ kernels under sanitizers            SANITIZERS=thread"
 	@echo "make aot        the Triton kernels compiled for GPUs that are not here: registers, spills, shared memory"
+	@echo "make emulation  the CUDA kernels' algorithms on the CPU, for the tests of the cuda backend (make test does it too)"
+	@echo "make cuda-resources   the CUDA kernels compiled afresh: registers, spills, shared memory"
 	@echo "make clean      remove what the targets above left, except .venv"
 	@echo
 	@echo "PYTHON=python3.12 chooses what .venv is made with; SVDRD_BUILD=auto|none|cpu what is compiled;"
@@ -52,7 +54,7 @@ $(VENV)/.installed: $(VENV)/.requirements $(VENV)/.build-mode setup.py $(wildcar
 
 install: $(VENV)/.installed
 
-test: install
+test: install emulation
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: install
@@ -70,17 +72,33 @@ demo: install
 bench: install
 	$(BIN)/python -m benchmarks
 
-# SVDRD_ISA can only lower the instruction set, so every one that this machine has is run.
+# SVDRD_ISA can only lower the instruction set, so every one that this machine has is run. Then the lanes of the CUDA
+# kernels' teams as threads: are they synchronised where they share memory?
 sanitize: install
 	$(BIN)/cmake -S csrc -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=$(SANITIZERS)
 	$(BIN)/cmake --build build/sanitize
 	for instruction_set in baseline avx2 avx512; do SVDRD_ISA=$$instruction_set build/sanitize/driver || exit 1; done
+	$(BIN)/cmake -S csrc -B build/races -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=thread
+	$(BIN)/cmake --build build/races --target races
+	build/races/races
 
 aot: install
 	$(BIN)/python -m svdrd.triton.aot
 
+# Without a compiler the tests of the cuda backend are skipped with the reason, as those of cpp are.
+emulation: install
+	$(BIN)/cmake -S csrc -B build/emulation -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DSVDRD_PYTHON_MODULE=OFF \
+	  -DSVDRD_EMULATION=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > build/emulation.log \
+	  && $(BIN)/cmake --build build/emulation --target _cuda_emulated >> build/emulation.log \
+	  || echo "the emulated CUDA kernels were not built: build/emulation.log"
+
+cuda-resources: install
+	$(BIN)/python csrc/cuda_resources.py
+
 clean:
-	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_build_info.json $(VENV)/.installed
+	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_cuda*.so svdrd/_build_info.json $(VENV)/.installed
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo/run demo/rd.png demo/side_by_side.png
 	find svdrd tests demo benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

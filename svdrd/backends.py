@@ -1,9 +1,8 @@
 """Which implementation computes: loads the compiled ones, records why one is missing, and selects.
 
-``torch`` is plain PyTorch on any device, ``cpp`` the compiled kernels on the CPU, ``triton`` and ``cuda`` kernels for CUDA
-devices.
-An automatic choice takes the fastest that is there; an explicit one (:func:`use_backend`, or ``SVDRD_BACKEND`` in the
-environment) is taken or raises.
+``torch`` is plain PyTorch on any device, ``cpp`` the compiled kernels on the CPU, ``triton`` and ``cuda`` kernels for
+CUDA devices. An automatic choice takes the fastest that is there; an explicit one (:func:`use_backend`, or
+``SVDRD_BACKEND`` in the environment) is taken or raises.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Launchers of the CUDA kernels: contiguous tensors in, raw pointers to ``svdrd._cuda``, new tensors out.
 
-The kernels run on torch's current stream of the tensors' device, whatever the current device is, and take matrices whose
-smaller side is at most 64. A launcher returns NotImplemented for others. Nothing here waits for the device, so that a CUDA
-graph can capture all of it; the module has to have run once before, as with torch's own kernels.
+The kernels run on torch's current stream of the tensors' device, whatever the current device is, and take matrices
+whose smaller side is at most 64; a launcher returns NotImplemented for others. Nothing here waits for the device, so
+that a CUDA graph can capture all of it; the operation has to have run once before, as with torch's own kernels.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def basis_loss(
 ) -> Any:
     """As :func:`svdrd.reference.basis_loss`.
 
-    One launch computes the loss and the derivative by ``x_hat``. The derivative by ``x``, which a training step does not
-    ask for, is that of a second one with the sides exchanged.
+    One launch computes the loss and the derivative by ``x_hat``. The derivative by ``x``, which a training step does
+    not ask for, is that of a second one with the sides exchanged.
     """
     if not _takes(block_height, block_width):
         return NotImplemented
