@@ -212,7 +212,7 @@ def compile_cuda(version: str, target: Path) -> str:
         compile_module(version, target, "_cuda", settings, [compiler, nvcc, release, architectures])
     except BuildError as error:
         raise BuildError(f"found {found}, but {error}") from error
-    return f"{found}, for {architectures}"
+    return f"{found}, for {architectures.replace(';', ' ')}"
 
 
 def record(package: Path, *, native: bool, reason: str, compiler: str, cuda: bool, cuda_reason: str) -> None:

@@ -1,7 +1,9 @@
 // cuda.h on the host, for tests without a GPU: the same algorithms, teams and order of sums, in host memory, one lane
 // after the other. Device 0 plays the lanes of a team forwards, device 1 backwards.
+#include <atomic>
 #include <memory>
-#include <stdexcept>
+#include <thread>
+#include <vector>
 
 #include "cuda.h"
 #include "team_host.h"
@@ -15,9 +17,17 @@ void run(const Problem& problem, bool backwards) {
   using T = typename Problem::Element;
   const teams::HostTeam<lanes> team(backwards);
   const int64_t bytes = teams::carve<T>(nullptr, Problem::operation, problem.shape, lanes).bytes;
-  const std::unique_ptr<T[]> memory(new T[static_cast<size_t>(bytes) / sizeof(T)]);
-  const auto parts = teams::carve<T>(reinterpret_cast<char*>(memory.get()), Problem::operation, problem.shape, lanes);
-  for (int64_t item = 0; item < problem.batch; ++item) teams::compute(team, parts, problem, item, true);
+  std::atomic<int64_t> next{0};
+  const auto work = [&] {
+    const std::unique_ptr<T[]> memory(new T[static_cast<size_t>(bytes) / sizeof(T)]);
+    const auto parts = teams::carve<T>(reinterpret_cast<char*>(memory.get()), Problem::operation, problem.shape, lanes);
+    for (int64_t item; (item = next++) < problem.batch;) teams::compute(team, parts, problem, item, true);
+  };
+  std::vector<std::thread> others;
+  if (problem.batch > 1 && problem.shape.columns() >= 16)
+    for (unsigned i = 1; i < std::thread::hardware_concurrency(); ++i) others.emplace_back(work);
+  work();
+  for (std::thread& other : others) other.join();
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels afresh and checks what ptxas says that they take: ``make cuda-resources``.
 
-Prints a table of registers and spills for each kernel and GPU generation, and of threads and shared memory for each size
-of matrix. Fails on a spill, and if the module does not load on this machine, with or without a GPU.
+Prints a table of registers and spills for each kernel and GPU generation, and of threads and shared memory for each
+size of matrix. Fails on a spill, and if the module does not load on this machine, with or without a GPU.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ def _load_cuda() -> tuple[ModuleType | None, str]:
         spec = importlib.util.spec_from_file_location("_cuda_emulated", _emulation())
         if spec is None or spec.loader is None:
             return None, f"SVDRD_CUDA_EMULATION is {_emulation()!r}, which is no compiled module"
-        module = importlib.util.module_from_spec(spec)
         try:
+            module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         except ImportError as error:
             return None, f"SVDRD_CUDA_EMULATION does not load: {error}"
@@ -109,7 +109,7 @@ def _load_cuda() -> tuple[ModuleType | None, str]:
             return None, f"the compiled CUDA module does not load: {error}"
         return None, f"no CUDA kernels were built: {record.get('cuda_reason') or record.get('reason')}"
     info = module.build_info()
-    return module, f"CUDA kernels, {info['compiler']}, for {info['architectures'].replace(';', ', ')}"
+    return module, f"CUDA kernels, {info['compiler']}, for {info['architectures']}"
 
 
 def cuda_module() -> ModuleType | None:

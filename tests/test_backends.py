@@ -58,7 +58,7 @@ def test_the_backend_really_computes(backend: str, monkeypatch: pytest.MonkeyPat
 
     from svdrd import library
 
-    replaced = {"cpp": library._CPP, "triton": library._TRITON}.get(backend)
+    replaced = {"cpp": library._CPP, "triton": library._TRITON, "cuda": library._CUDA}.get(backend)
     for name in library._DEFAULTS:
         if replaced is None:
             monkeypatch.setitem(library._CPP, name, refuse)
@@ -106,6 +106,8 @@ def test_automatic_order_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> No
     capability = [(9, 0)]
     monkeypatch.setattr(backends, "_chosen", None)
     monkeypatch.setattr(backends, "_interpreted", lambda: False)
+    monkeypatch.setattr(backends, "_emulation", lambda: "")
+    monkeypatch.setattr(backends, "_cuda_refusal", lambda index: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
     monkeypatch.setattr(
         backends, "describe", lambda: [backends.Backend(name, name in present, "") for name in backends.NAMES]
@@ -124,10 +126,10 @@ def test_automatic_order_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> No
 def test_environment_variable() -> None:
     code = "import torch, svdrd; from svdrd import backends; print(backends.select(torch.device('cpu')))"
     assert python(code, SVDRD_BACKEND="torch").stdout.strip() == "torch"
-    absent = python(code, SVDRD_BACKEND="cuda")
+    absent = python(code, SVDRD_BACKEND="cuda", SVDRD_CUDA_EMULATION="", CUDA_VISIBLE_DEVICES="")
     assert absent.returncode != 0
     assert "SVDRD_BACKEND=cuda" in absent.stderr
-    assert "no CUDA kernels" in absent.stderr
+    assert "'cuda', which is not here: no CUDA " in absent.stderr  # device, or kernels
     assert "names no backend: 'fast'" in python(code, SVDRD_BACKEND="fast").stderr
 
 

@@ -218,7 +218,7 @@ def test_a_compile_error_is_recorded_by_auto_and_stops_cpu(tmp_path: Path) -> No
     broken = copy_sources(tmp_path / "broken")
     for name in ("svdrd.cpp", "kernels.cpp", "module.cpp"):
         (broken / "csrc" / name).write_text("#error this compiler is too old\n")
-    wheel, info, _ = build(broken, tmp_path / "auto")
+    wheel, info, _ = build(broken, tmp_path / "auto", CUDA_HOME=str(tmp_path / "no_cuda"))
     assert info["native"] is False
     assert "error: #error this compiler is too old" in str(info["reason"])
     assert native_modules(wheel) == []
