@@ -90,6 +90,7 @@ aot: install
 
 # Without a compiler the tests of the cuda backend are skipped with the reason, as those of cpp are.
 emulation: install
+	@mkdir -p build
 	$(BIN)/cmake -S csrc -B build/emulation -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DSVDRD_PYTHON_MODULE=OFF \
 	  -DSVDRD_EMULATION=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > build/emulation.log \
