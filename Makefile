@@ -73,13 +73,14 @@ demo: install
 bench: install
 	$(BIN)/python -m benchmarks
 
-# SVDRD_ISA can only lower the instruction set, so every one that this machine has is run. Then the lanes of the CUDA
-# kernels' teams as threads: are they synchronised where they share memory?
+# SVDRD_ISA can only lower the instruction set, so every one that this machine has is run. Then the CUDA kernels on emulated
+# lanes, and with these lanes as threads: are they synchronised where they share memory?
 sanitize: install
 	$(BIN)/cmake -S csrc -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=$(SANITIZERS)
 	$(BIN)/cmake --build build/sanitize
 	for instruction_set in baseline avx2 avx512; do SVDRD_ISA=$$instruction_set build/sanitize/driver || exit 1; done
+	build/sanitize/driver cuda
 	$(BIN)/cmake -S csrc -B build/races -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=thread
 	$(BIN)/cmake --build build/races --target races

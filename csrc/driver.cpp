@@ -232,7 +232,6 @@ struct Worst {
 
 // What is checked: the kernels of the CPU, and those of the GPU with their lanes played on the host.
 struct CpuKernels {
-  static constexpr const char* name = "cpu";
   static constexpr double equal_within = 0;  // in eps: what counts as no difference between polar factors
   static constexpr bool svd_has_backward = true;
 
@@ -261,7 +260,6 @@ struct CpuKernels {
 
 // Where the CPU's check takes one thread and two, the lanes are played forwards and backwards.
 struct EmulatedKernels {
-  static constexpr const char* name = "cuda";
   static constexpr double equal_within = 4;
   static constexpr bool svd_has_backward = false;
 
@@ -330,8 +328,8 @@ class Check {
     report("backward", backward_);
     report("loss", loss_);
     if (!(floor_.value < largest_floor)) fail("noise floor / (eps s_1)", floor_.matrix, m_, n_, floor_.value);
-    std::printf("%-4s %-7s %4lldx%-4lld svd %6.2f  its backward %6.2f  polar %6.2f  backward %6.2f  loss %6.2f  floor %5.2f\n",
-                Kernels::name, sizeof(T) == 4 ? "float32" : "float64", static_cast<long long>(m_), static_cast<long long>(n_),
+    std::printf("%-7s %4lldx%-4lld svd %6.2f  its backward %6.2f  polar %6.2f  backward %6.2f  loss %6.2f  floor %5.2f\n",
+                sizeof(T) == 4 ? "float32" : "float64", static_cast<long long>(m_), static_cast<long long>(n_),
                 svd_.value, svd_backward_.value, polar_.value, backward_.value, loss_.value, floor_.value);
   }
 
@@ -671,21 +669,30 @@ void check_empty() {
   if (unused != T(1)) fail("empty batches", "empty", 0, 0, static_cast<double>(unused));
 }
 
-}  // namespace
-
-int main() {
-  std::printf("instruction set: %s; worst ratios over the zoo, bars %g and %g\n", svdrd::instruction_set(),
-              largest_ratio, largest_floor);
+template <typename Kernels>
+void check_shapes() {
   const int64_t shapes[][2] = {{1, 1},  {1, 7},   {7, 1},   {2, 2},   {3, 3},   {4, 4},   {5, 7},   {8, 8},  {8, 32},
                                {63, 8}, {16, 16}, {17, 15}, {31, 32}, {32, 32}, {33, 35}, {70, 40}, {64, 64}};
   for (const auto& shape : shapes) {
-    Check<float, CpuKernels>(shape[0], shape[1]).run();
-    Check<double, CpuKernels>(shape[0], shape[1]).run();
-    Check<float, EmulatedKernels>(shape[0], shape[1]).run();
-    Check<double, EmulatedKernels>(shape[0], shape[1]).run();
+    Check<float, Kernels>(shape[0], shape[1]).run();
+    Check<double, Kernels>(shape[0], shape[1]).run();
   }
-  check_empty<float>();
-  check_empty<double>();
+}
+
+}  // namespace
+
+// Without an argument the kernels of the CPU; with "cuda" those of the GPU on emulated lanes.
+int main(int count, char** arguments) {
+  const bool emulated = count > 1 && std::strcmp(arguments[1], "cuda") == 0;
+  std::printf("%s; worst ratios over the zoo, bars %g and %g\n",
+              emulated ? "CUDA kernels, emulated" : svdrd::instruction_set(), largest_ratio, largest_floor);
+  if (emulated) {
+    check_shapes<EmulatedKernels>();
+  } else {
+    check_shapes<CpuKernels>();
+    check_empty<float>();
+    check_empty<double>();
+  }
   std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }
