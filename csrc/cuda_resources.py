@@ -56,7 +56,7 @@ def parse(log: str) -> list[Kernel]:
         re.DOTALL,
     )
     for name, generation, stack, stores, loads, registers in pattern.findall(log):
-        parsed = re.search(r"(Warp|Block)TeamILi(\d+)EEELb([01])ENS\w*?\d+(\w+?Problem)I([fd])E", name)
+        parsed = re.search(r"(Warp|Block)TeamILi(\d+)EEELb([01])ENS\w*?_\d+([A-Za-z]+Problem)I([fd])E", name)
         if parsed is None:
             raise SystemExit(f"cuda_resources: the kernel {name} has an unknown name")
         kind, threads, in_workspace, problem, element = parsed.groups()

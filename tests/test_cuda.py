@@ -208,3 +208,32 @@ def test_more_matrices_than_blocks_of_a_grid(gpu: torch.device) -> None:
         p = polar_factor(a)
     assert torch.equal(p[-1], torch.eye(8, device=gpu))
     assert not p[:-1].any()
+
+
+def test_the_report_of_ptxas_is_read() -> None:
+    """``make cuda-resources`` compiles for minutes; what it makes of the output is checked here."""
+    pytest.importorskip("pybind11")
+    path = ROOT / "csrc" / "cuda_resources.py"
+    if not path.is_file():
+        pytest.skip("no sources beside the tests")
+    spec = importlib.util.spec_from_file_location("cuda_resources", path)
+    assert spec is not None
+    assert spec.loader is not None
+    resources = importlib.util.module_from_spec(spec)
+    sys.modules["cuda_resources"] = resources
+    spec.loader.exec_module(resources)
+    name = "_ZN5svdrd4cuda3runINS_5teams{}EEELb{}ENS2_{}E1_lPc"
+    log = "".join(
+        f"ptxas info    : Compiling entry function '{name.format(team, workspace, problem)}' for 'sm_90'\n"
+        f"ptxas info    : Function properties for {name.format(team, workspace, problem)}\n"
+        f"    16 bytes stack frame, {spill} bytes spill stores, {spill} bytes spill loads\n"
+        f"ptxas info    : Used {registers} registers, used 1 barriers\n"
+        for team, workspace, problem, spill, registers in [
+            ("9BlockTeamILi256", 1, "11LossProblemIfEE", 0, 148),
+            ("8WarpTeamILi8", 0, "20PolarBackwardProblemIdEE", 12, 94),
+        ]
+    )
+    assert [tuple(kernel) for kernel in resources.parse(log)] == [
+        ("basis_loss", "float32", "block 256, workspace", "90", 148, 16, 0),
+        ("polar_factor_backward", "float64", "warp 8", "90", 94, 16, 24),
+    ]
