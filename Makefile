@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench sanitize clean FORCE
+.PHONY: help install test lint format demo bench sanitize aot emulation cuda-resources cuda-check clean FORCE
 
 help:
 	@echo "make install    create .venv and install svdrd with everything for development (the other targets do it too)"
@@ -17,6 +17,10 @@ help:
 	@echo "make demo       fine-tune the committed codec with and without the basis loss, and draw the result"
 	@echo "make bench      the CPU benchmarks, into docs/"
 	@echo "make sanitize   the C++ kernels under sanitizers            SANITIZERS=thread"
+	@echo "make aot        the Triton kernels compiled for GPUs that are not here: registers, spills, shared memory"
+	@echo "make emulation  the CUDA kernels' algorithms on the CPU, for the tests of the cuda backend (make test does it too)"
+	@echo "make cuda-resources   the CUDA kernels compiled afresh: registers, spills, shared memory"
+	@echo "make cuda-check on a GPU: the tests of the cuda backend, compute-sanitizer, cross-checks"
 	@echo "make clean      remove what the targets above left, except .venv"
 	@echo
 	@echo "PYTHON=python3.12 chooses what .venv is made with; SVDRD_BUILD=auto|none|cpu what is compiled;"
@@ -51,7 +55,7 @@ $(VENV)/.installed: $(VENV)/.requirements $(VENV)/.build-mode setup.py $(wildcar
 
 install: $(VENV)/.installed
 
-test: install
+test: install emulation
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: install
@@ -69,14 +73,45 @@ demo: install
 bench: install
 	$(BIN)/python -m benchmarks
 
-# SVDRD_ISA can only lower the instruction set, so every one that this machine has is run.
+# SVDRD_ISA can only lower the instruction set, so every one that this machine has is run. Then the CUDA kernels on emulated
+# lanes, and with these lanes as threads: are they synchronised where they share memory?
 sanitize: install
 	$(BIN)/cmake -S csrc -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=$(SANITIZERS)
 	$(BIN)/cmake --build build/sanitize
 	for instruction_set in baseline avx2 avx512; do SVDRD_ISA=$$instruction_set build/sanitize/driver || exit 1; done
+	build/sanitize/driver cuda
+	$(BIN)/cmake -S csrc -B build/races -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=thread
+	$(BIN)/cmake --build build/races --target races
+	build/races/races
+
+aot: install
+	$(BIN)/python -m svdrd.triton.aot
+
+# Without a compiler the tests of the cuda backend are skipped with the reason, as those of cpp are.
+emulation: install
+	@mkdir -p build
+	$(BIN)/cmake -S csrc -B build/emulation -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DSVDRD_PYTHON_MODULE=OFF \
+	  -DSVDRD_EMULATION=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > build/emulation.log \
+	  && $(BIN)/cmake --build build/emulation --target _cuda_emulated >> build/emulation.log \
+	  || echo "the emulated CUDA kernels were not built: build/emulation.log"
+
+cuda-resources: install
+	$(BIN)/python csrc/cuda_resources.py
+
+# initcheck sees what a kernel reads unwritten only if torch's allocator does not hand out memory that was written before.
+cuda-check: export SVDRD_BUILD := cuda
+cuda-check: install emulation
+	$(BIN)/python -m pytest -q tests/test_cuda.py
+	$(BIN)/python -m pytest -q -k "cuda and not triton" $(PYTEST_ARGS)
+	$(BIN)/python -m tests.short_run_on_gpu
+	for tool in memcheck racecheck synccheck initcheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --kernel-regex kns=svdrd --error-exitcode 9 \
+	    $(BIN)/python -m tests.short_run_on_gpu || exit 1; done
 
 clean:
-	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_build_info.json $(VENV)/.installed
+	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_cuda*.so svdrd/_build_info.json $(VENV)/.installed
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo/run demo/rd.png demo/side_by_side.png
 	find svdrd tests demo benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

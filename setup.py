@@ -1,11 +1,16 @@
 """Decides what to compile, nothing else: the metadata is in pyproject.toml, the build in csrc/CMakeLists.txt.
 
+``svdrd._native`` holds the C++ kernels, ``svdrd._cuda`` those for NVIDIA's GPUs: two modules, so that either can be
+missing.
 ``SVDRD_BUILD`` in the environment chooses:
 
 - ``auto`` (default): compile what this machine can; where it cannot, say why and install the pure-Python package.
 - ``none``: compile nothing.
 - ``cpu``: compile the C++ kernels, or stop with the reason.
 - ``cuda``: compile the C++ and the CUDA kernels, or stop with the reason.
+
+``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for, as for torch's own extensions: ``"8.0;9.0+PTX"``. The default is
+every generation that the compiler knows, the newest also as PTX, which the driver compiles for later ones.
 
 What was built, and why the rest was not, is written to ``svdrd/_build_info.json``, which ``python -m svdrd`` shows.
 """
@@ -33,7 +38,7 @@ EXTENSION_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 class BuildError(Exception):
-    """Why the native module cannot be built, in one line."""
+    """Why a module cannot be built, in one line."""
 
 
 def build_mode() -> str:
@@ -70,8 +75,8 @@ def decisive_line(output: str) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
 
 
-def cuda_toolkit() -> str:
-    """The CUDA toolkit found, as "nvcc <version> in <folder>"; BuildError where there is none.
+def cuda_compiler() -> tuple[str, str, Path]:
+    """nvcc, its release and the folder of its toolkit; BuildError where there is none.
 
     CUDA_HOME, then CUDA_PATH, then the PATH. The nvcc on the PATH is often a script or a link in another folder than
     the toolkit's, so the folder is asked of nvcc itself.
@@ -90,16 +95,37 @@ def cuda_toolkit() -> str:
     release = re.search(r"release (\d+\.\d+)", run([nvcc, "--version"]))
     if release is None:
         raise BuildError(f"{nvcc} --version names no release, so it is not NVIDIA's compiler")
+    if int(release.group(1).partition(".")[0]) < 12:
+        raise BuildError(f"{nvcc} is of release {release.group(1)}; the kernels need 12 or later")
     top = re.search(r"^#\$ TOP=(.+)$", run([nvcc, "--dryrun", "-x", "cu", os.devnull]), re.MULTILINE)
     folder = Path(top.group(1).strip().strip('"')) if top else Path(nvcc).resolve().parents[1]
-    return f"nvcc {release.group(1)} in {folder.resolve()}"
+    inside = folder.resolve() / "bin" / Path(nvcc).name
+    return str(inside if inside.is_file() else nvcc), release.group(1), folder.resolve()
 
 
-def why_no_cuda() -> str:
-    try:
-        return f"found {cuda_toolkit()}, but this version of svdrd has no CUDA sources (csrc/*.cu)"
-    except BuildError as error:
-        return str(error)
+def cuda_architectures(nvcc: str) -> str:
+    """The GPUs to compile for as CMake writes them, ``80-real;90``: without ``-real`` there is PTX too."""
+    known = set(re.findall(r"compute_(\d+[af]?)", run([nvcc, "--list-gpu-arch"])))
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
+    if not wanted:
+        # Code for the first GPU of a generation runs on the others of it.
+        default = [name for name in ("60", "70", "75", "80", "90", "100", "120") if name in known]
+        if "70" in default:
+            default.remove("75")
+        if not default:
+            raise BuildError(f"{nvcc} --list-gpu-arch names no architecture that the kernels are made for")
+        return ";".join([*(f"{name}-real" for name in default[:-1]), default[-1]])
+    architectures = []
+    for name in wanted:
+        parsed = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+        if parsed is None or parsed.group(1) + parsed.group(2) not in known:
+            listed = ", ".join(sorted(f"{entry[:-1]}.{entry[-1]}" for entry in known if entry.isdigit()))
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST names {name!r}; this nvcc knows {listed}, each also with +PTX, "
+                "e.g. TORCH_CUDA_ARCH_LIST='8.0;9.0+PTX'"
+            )
+        architectures.append(parsed.group(1) + parsed.group(2) + ("" if parsed.group(3) else "-real"))
+    return ";".join(architectures)
 
 
 def tool(package: str, folder_attribute: str) -> str:
@@ -126,20 +152,21 @@ def compiler_command() -> str:
     raise BuildError("there is no C++ compiler: CXX is not set, and none of c++, g++, clang++, cl is on the PATH")
 
 
-def compile_native(version: str, target: Path) -> str:
-    """Builds the native module into ``target``; returns the compiler's name and version."""
-    compiler = compiler_command()
+def compile_module(version: str, target: Path, name: str, settings: dict[str, str], made_with: list[str]) -> Path:
+    """Builds the CMake target ``name`` and puts the module at ``target``; returns the folder of the build.
+
+    ``made_with``: what CMake would hold on to, so that the folder is thrown away when it changes.
+    """
     cmake, ninja = tool("cmake", "CMAKE_BIN_DIR"), tool("ninja", "BIN_DIR")
     if importlib.util.find_spec("pybind11") is None:
         raise BuildError("pybind11 is missing: pip install pybind11, or build with pip's isolation")
     import pybind11
 
-    # One folder per Python, kept between builds, so that only what changed is compiled again. CMake would hold on to
-    # the first compiler and flags it saw, so the folder is thrown away when they change.
-    folder = ROOT / "build" / f"native{EXTENSION_SUFFIX.removesuffix('.so').removesuffix('.pyd')}"
+    # One folder per module and Python, kept between builds, so that only what changed is compiled again.
+    folder = ROOT / "build" / f"{name.strip('_')}{EXTENSION_SUFFIX.removesuffix('.so').removesuffix('.pyd')}"
     stamp = folder / "built_with.txt"
-    flags = [os.environ.get(name, "") for name in ("CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE")]
-    built_with = "\n".join([sys.executable, compiler, str(shutil.which(shlex.split(compiler)[0])), *flags])
+    flags = [os.environ.get(variable, "") for variable in ("CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE", "CUDAFLAGS")]
+    built_with = "\n".join([sys.executable, *made_with, *flags])
     if folder.exists() and (not stamp.exists() or stamp.read_text() != built_with):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,54 +177,97 @@ def compile_native(version: str, target: Path) -> str:
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11.get_cmake_dir(),
         "SVDRD_VERSION": version,
+        **settings,
     }
-    definitions = [f"-D{name}={value}" for name, value in settings.items()]
+    definitions = [f"-D{key}={value}" for key, value in settings.items()]
     run([cmake, "-S", str(ROOT / "csrc"), "-B", str(folder), "-G", "Ninja", *definitions])
-    print(run([cmake, "--build", str(folder), "--parallel", str(os.cpu_count() or 1)]))
+    print(run([cmake, "--build", str(folder), "--target", name, "--parallel", str(os.cpu_count() or 1)]))
     # Replaced, not overwritten: a process that has the earlier module open would crash.
     new = target.with_suffix(".new")
     shutil.copy2(folder / target.name, new)
     new.replace(target)
-    return (folder / "compiler.txt").read_text()
+    return folder
 
 
-def record(package: Path, native: bool, reason: str, compiler: str) -> None:
+def compile_native(version: str, target: Path) -> str:
+    """Builds ``_native`` into ``target``; returns the compiler's name and version."""
+    compiler = compiler_command()
+    path = str(shutil.which(shlex.split(compiler)[0]))
+    return (compile_module(version, target, "_native", {}, [compiler, path]) / "compiler.txt").read_text()
+
+
+def compile_cuda(version: str, target: Path) -> str:
+    """Builds ``_cuda`` into ``target``; returns what with and for which GPUs."""
+    nvcc, release, folder = cuda_compiler()
+    found = f"nvcc {release} in {folder}"
+    try:
+        architectures = cuda_architectures(nvcc)
+        compiler = compiler_command()
+        settings = {
+            "SVDRD_PYTHON_MODULE": "OFF",
+            "SVDRD_CUDA": "ON",
+            "SVDRD_CUDA_ARCHITECTURES": architectures,
+            "CMAKE_CUDA_COMPILER": nvcc,
+        }
+        compile_module(version, target, "_cuda", settings, [compiler, nvcc, release, architectures])
+    except BuildError as error:
+        raise BuildError(f"found {found}, but {error}") from error
+    return f"{found}, for {architectures.replace(';', ' ')}"
+
+
+def record(package: Path, *, native: bool, reason: str, compiler: str, cuda: bool, cuda_reason: str) -> None:
     """Writes ``_build_info.json`` into the package; a module of an earlier build is removed where there is none now."""
     package.mkdir(parents=True, exist_ok=True)
-    if not native:
-        (package / f"_native{EXTENSION_SUFFIX}").unlink(missing_ok=True)
+    for built, name in ((native, "_native"), (cuda, "_cuda")):
+        if not built:
+            (package / f"{name}{EXTENSION_SUFFIX}").unlink(missing_ok=True)
     build_info = {
         "mode": MODE,
         "native": native,
         "reason": reason,
         "compiler": compiler,
-        "cuda": False,
-        "cuda_reason": "SVDRD_BUILD=none" if MODE == "none" else why_no_cuda(),
+        "cuda": cuda,
+        "cuda_reason": cuda_reason,
     }
     (package / "_build_info.json").write_text(json.dumps(build_info, indent=2) + "\n")
 
 
-class BuildNative(build_ext):
+class BuildModules(build_ext):
     """Compiles through CMake. Where `auto` compiles nothing the wheel keeps its platform tag, which is fixed before."""
 
     def run(self) -> None:
         package = ROOT / "svdrd" if self.inplace else Path(self.build_lib, "svdrd")
-        target = package / f"_native{EXTENSION_SUFFIX}"
         package.mkdir(parents=True, exist_ok=True)
+        version = self.distribution.get_version()
+        # CUDA first: where it is asked for and cannot be, that is known before minutes of compiling.
+        cuda, cuda_reason = False, f"SVDRD_BUILD={MODE}"
+        if MODE in ("auto", "cuda"):
+            try:
+                cuda_reason = compile_cuda(version, package / f"_cuda{EXTENSION_SUFFIX}")
+                cuda = True
+            except BuildError as error:
+                if MODE == "cuda":
+                    raise SystemExit(
+                        f"svdrd: SVDRD_BUILD=cuda, but the CUDA kernels cannot be built: {error}"
+                    ) from error
+                cuda_reason = str(error)
+                print(f"svdrd: without CUDA kernels: {error}", file=sys.stderr)
+        native, reason, compiler = True, "", ""
         try:
-            compiler = compile_native(self.distribution.get_version(), target)
+            compiler = compile_native(version, package / f"_native{EXTENSION_SUFFIX}")
         except BuildError as error:
-            if MODE == "cpu":
-                raise SystemExit(f"svdrd: SVDRD_BUILD=cpu, but the native module cannot be built: {error}") from error
+            if MODE in ("cpu", "cuda"):
+                raise SystemExit(
+                    f"svdrd: SVDRD_BUILD={MODE}, but the native module cannot be built: {error}"
+                ) from error
+            native, reason = False, str(error)
             print(
                 f"svdrd: THE NATIVE MODULE WAS NOT BUILT: {error}\n"
-                "svdrd: this installation computes with the torch backend only. "
+                "svdrd: on the CPU this installation computes with the torch backend only. "
                 "SVDRD_BUILD=cpu turns this into an error, SVDRD_BUILD=none into a choice.",
                 file=sys.stderr,
             )
-            record(package, native=False, reason=str(error), compiler="")
-        else:
-            record(package, native=True, reason="", compiler=compiler)
+        record(package, native=native, reason=reason, compiler=compiler, cuda=cuda, cuda_reason=cuda_reason)
 
 
 class BuildPure(build_py):
@@ -206,13 +276,13 @@ class BuildPure(build_py):
     def run(self) -> None:
         super().run()
         package = ROOT / "svdrd" if self.editable_mode else Path(self.build_lib, "svdrd")
-        record(package, native=False, reason="SVDRD_BUILD=none", compiler="")
+        reason = "SVDRD_BUILD=none"
+        record(package, native=False, reason=reason, compiler="", cuda=False, cuda_reason=reason)
 
 
 MODE = build_mode()
-if MODE == "cuda":
-    raise SystemExit(f"svdrd: SVDRD_BUILD=cuda, but the CUDA kernels cannot be built: {why_no_cuda()}")
 if MODE == "none":
     setup(cmdclass={"build_py": BuildPure})
 else:
-    setup(ext_modules=[Extension("svdrd._native", sources=[])], cmdclass={"build_ext": BuildNative})
+    # One extension stands for both modules: it makes the wheel one for a platform.
+    setup(ext_modules=[Extension("svdrd._native", sources=[])], cmdclass={"build_ext": BuildModules})

@@ -1,4 +1,4 @@
-// Runs every function of svdrd.h over a zoo of matrices and checks the results against their definitions in long
+// Runs every function of svdrd.h, and of cuda.h on emulated lanes, over a zoo of matrices and checks the results against their definitions in long
 // double. No Python, no torch: this is what the sanitizers run. Prints one line for each type and shape with the worst
 // ratios (in units of n * eps, LAPACK style) and exits 1 if one reaches 30, if a deficient matrix's noise floor reaches
 // 4 eps * s_1, or if one of the exact rules (bits, zeros, NaN) is broken.
@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda.h"
 #include "svdrd.h"
 
 namespace {
@@ -229,7 +230,71 @@ struct Worst {
   }
 };
 
-template <typename T>
+// What is checked: the kernels of the CPU, and those of the GPU with their lanes played on the host.
+struct CpuKernels {
+  static constexpr double equal_within = 0;  // in eps: what counts as no difference between polar factors
+  static constexpr bool svd_has_backward = true;
+
+  template <typename T>
+  static void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
+    svdrd::svd(a, batch, m, n, u, s, vh, threads);
+  }
+  template <typename T>
+  static void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u,
+                           T* s, T* vh, int threads) {
+    svdrd::polar_factor(a, batch, m, n, rcond, smooth, p, u, s, vh, threads);
+  }
+  template <typename T>
+  static void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, int64_t batch, int64_t m,
+                                    int64_t n, double smooth, T* grad_a, int threads) {
+    svdrd::polar_factor_backward(grad, u, s, vh, batch, m, n, smooth, grad_a, threads);
+  }
+  template <typename T>
+  static void basis_loss(const T* x_hat, const T* x, int64_t batch, int64_t height, int64_t width, int64_t block_height,
+                         int64_t block_width, double rcond, double smooth, T* loss, T* grad_x_hat, T* grad_x,
+                         int threads) {
+    svdrd::basis_loss(x_hat, x, batch, height, width, block_height, block_width, rcond, smooth, loss, grad_x_hat,
+                      grad_x, threads);
+  }
+};
+
+// Where the CPU's check takes one thread and two, the lanes are played forwards and backwards.
+struct EmulatedKernels {
+  static constexpr double equal_within = 4;
+  static constexpr bool svd_has_backward = false;
+
+  static svdrd::cuda::Shape shape(int64_t m, int64_t n) { return {static_cast<int>(m), static_cast<int>(n)}; }
+
+  template <typename Problem>
+  static void launch(const Problem& problem, int threads) {
+    svdrd::cuda::launch(problem, nullptr, threads - 1, nullptr);
+  }
+  template <typename T>
+  static void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
+    launch(svdrd::cuda::SvdProblem<T>{batch, shape(m, n), a, u, s, vh}, threads);
+  }
+  template <typename T>
+  static void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u,
+                           T* s, T* vh, int threads) {
+    launch(svdrd::cuda::PolarProblem<T>{batch, shape(m, n), a, rcond, smooth, p, u, s, vh}, threads);
+  }
+  template <typename T>
+  static void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, int64_t batch, int64_t m,
+                                    int64_t n, double smooth, T* grad_a, int threads) {
+    launch(svdrd::cuda::PolarBackwardProblem<T>{batch, shape(m, n), grad, u, s, vh, smooth, grad_a}, threads);
+  }
+  template <typename T>
+  static void basis_loss(const T* x_hat, const T* x, int64_t batch, int64_t height, int64_t width, int64_t block_height,
+                         int64_t block_width, double rcond, double smooth, T* loss, T* grad_x_hat, T* grad_x,
+                         int threads) {
+    const int64_t blocks = batch * (height / block_height) * (width / block_width);
+    const auto block = shape(block_height, block_width);
+    launch(svdrd::cuda::LossProblem<T>{blocks, block, x_hat, x, height, width, rcond, smooth, loss, grad_x_hat}, threads);
+    launch(svdrd::cuda::LossProblem<T>{blocks, block, x, x_hat, height, width, rcond, smooth, nullptr, grad_x}, threads);
+  }
+};
+
+template <typename T, typename Kernels>
 class Check {
  public:
   Check(int64_t m, int64_t n)
@@ -252,7 +317,7 @@ class Check {
 
   void run() {
     check_svd();
-    check_svd_backward();
+    if (Kernels::svd_has_backward) check_svd_backward();
     check_polar(0);
     check_polar(0.05);
     check_loss();
@@ -292,7 +357,7 @@ class Check {
 
   void check_svd() {
     Factors f(count_, m_, n_, k_);
-    svdrd::svd(a_.data(), count_, m_, n_, f.u.data(), f.s.data(), f.vh.data(), 2);
+    Kernels::svd(a_.data(), count_, m_, n_, f.u.data(), f.s.data(), f.vh.data(), 2);
     for (int64_t i = 0; i < count_; ++i) {
       const auto a = slice(a_, i, size_), u = slice(f.u, i, m_ * k_), s = slice(f.s, i, k_),
                  vh = slice(f.vh, i, k_ * n_);
@@ -315,7 +380,7 @@ class Check {
 
   void check_svd_backward() {
     Factors f(count_, m_, n_, k_), g(count_, m_, n_, k_);
-    svdrd::svd(a_.data(), count_, m_, n_, f.u.data(), f.s.data(), f.vh.data(), 2);
+    Kernels::svd(a_.data(), count_, m_, n_, f.u.data(), f.s.data(), f.vh.data(), 2);
     Generator random;
     for (std::vector<T>* gradient : {&g.u, &g.s, &g.vh})
       for (T& entry : *gradient) entry = static_cast<T>(random.normal());
@@ -429,10 +494,10 @@ class Check {
   void check_polar(double smooth) {
     std::vector<T> p = empty(count_), alone = empty(count_), grad = empty(count_), other_grad = empty(count_);
     Factors f(count_, m_, n_, k_);
-    svdrd::polar_factor(a_.data(), count_, m_, n_, rcond, smooth, p.data(), f.u.data(), f.s.data(), f.vh.data(), 2);
-    svdrd::polar_factor<T>(a_.data(), count_, m_, n_, rcond, smooth, alone.data(), nullptr, nullptr, nullptr, 1);
+    Kernels::polar_factor(a_.data(), count_, m_, n_, rcond, smooth, p.data(), f.u.data(), f.s.data(), f.vh.data(), 2);
+    Kernels::template polar_factor<T>(a_.data(), count_, m_, n_, rcond, smooth, alone.data(), nullptr, nullptr, nullptr, 1);
     const auto backward = [&](const std::vector<T>& direction, std::vector<T>& to) {
-      svdrd::polar_factor_backward(direction.data(), f.u.data(), f.s.data(), f.vh.data(), count_, m_, n_, smooth,
+      Kernels::polar_factor_backward(direction.data(), f.u.data(), f.s.data(), f.vh.data(), count_, m_, n_, smooth,
                                    to.data(), 2);
     };
     backward(direction_, grad);
@@ -496,12 +561,12 @@ class Check {
         }
     const int64_t blocks = 2 * ((count_ + 1) / 2);
     std::vector<T> loss(static_cast<size_t>(blocks), T(NAN)), grad_x_hat(x.size(), T(NAN)), grad_x(x.size(), T(NAN));
-    svdrd::basis_loss(x_hat.data(), x.data(), 1, height, width, m_, n_, rcond, 0.0, loss.data(), grad_x_hat.data(),
+    Kernels::basis_loss(x_hat.data(), x.data(), 1, height, width, m_, n_, rcond, 0.0, loss.data(), grad_x_hat.data(),
                       grad_x.data(), 2);
 
     std::vector<T> p = empty(count_), sign = empty(count_), grad = empty(count_);
     Factors f(count_, m_, n_, k_);
-    svdrd::polar_factor(a_.data(), count_, m_, n_, rcond, 0.0, p.data(), f.u.data(), f.s.data(), f.vh.data(), 2);
+    Kernels::polar_factor(a_.data(), count_, m_, n_, rcond, 0.0, p.data(), f.u.data(), f.s.data(), f.vh.data(), 2);
     std::vector<Real> expected;
     for (int64_t b = 0; b < count_; ++b) {
       Real sum = 0;
@@ -509,12 +574,13 @@ class Check {
         const T difference =
             p[static_cast<size_t>(b * size_ + i)] - p[static_cast<size_t>((b + 1) % count_ * size_ + i)];
         sum += std::fabs(static_cast<Real>(difference));
+        const T rounding = static_cast<T>(Kernels::equal_within * eps);
         sign[static_cast<size_t>(b * size_ + i)] =
-            static_cast<T>((difference > 0) - (difference < 0)) / static_cast<T>(size_);
+            static_cast<T>((difference > rounding) - (difference < -rounding)) / static_cast<T>(size_);
       }
       expected.push_back(sum / static_cast<Real>(size_));
     }
-    svdrd::polar_factor_backward(sign.data(), f.u.data(), f.s.data(), f.vh.data(), count_, m_, n_, 0.0, grad.data(), 2);
+    Kernels::polar_factor_backward(sign.data(), f.u.data(), f.s.data(), f.vh.data(), count_, m_, n_, 0.0, grad.data(), 2);
     for (int64_t b = 0; b < count_; ++b) {
       loss_.see(static_cast<double>(
                     std::fabs(static_cast<Real>(loss[static_cast<size_t>(b)]) - expected[static_cast<size_t>(b)])) /
@@ -542,7 +608,7 @@ class Check {
       if (!clamped) loss_.see(static_cast<double>(distance(own, fused) / size), name(b));
     }
 
-    svdrd::basis_loss(x.data(), x.data(), 1, height, width, m_, n_, rcond, 0.0, loss.data(), grad_x_hat.data(),
+    Kernels::basis_loss(x.data(), x.data(), 1, height, width, m_, n_, rcond, 0.0, loss.data(), grad_x_hat.data(),
                       grad_x.data(), 2);
     for (const T value : loss)
       if (value != 0) fail("loss of equal blocks", "all", m_, n_, static_cast<double>(value));
@@ -559,10 +625,10 @@ class Check {
     for (int64_t i = 0; i < count_; ++i)
       std::copy_n(a_.begin() + i * size_, size_, reversed.begin() + (count_ - 1 - i) * size_);
     reversed[static_cast<size_t>(poisoned * size_ + size_ / 2)] = std::numeric_limits<T>::infinity();
-    svdrd::svd(a_.data(), count_, m_, n_, together.u.data(), together.s.data(), together.vh.data(), 1);
-    svdrd::svd(reversed.data(), count_, m_, n_, moved.u.data(), moved.s.data(), moved.vh.data(), 2);
-    svdrd::polar_factor<T>(a_.data(), count_, m_, n_, rcond, 0.0, p.data(), nullptr, nullptr, nullptr, 1);
-    svdrd::polar_factor<T>(reversed.data(), count_, m_, n_, rcond, 0.0, moved_p.data(), nullptr, nullptr, nullptr, 2);
+    Kernels::svd(a_.data(), count_, m_, n_, together.u.data(), together.s.data(), together.vh.data(), 1);
+    Kernels::svd(reversed.data(), count_, m_, n_, moved.u.data(), moved.s.data(), moved.vh.data(), 2);
+    Kernels::template polar_factor<T>(a_.data(), count_, m_, n_, rcond, 0.0, p.data(), nullptr, nullptr, nullptr, 1);
+    Kernels::template polar_factor<T>(reversed.data(), count_, m_, n_, rcond, 0.0, moved_p.data(), nullptr, nullptr, nullptr, 2);
     for (int64_t i = 0; i < count_; ++i) {
       const int64_t r = count_ - 1 - i;
       if (r == poisoned) {
@@ -574,8 +640,8 @@ class Check {
       if (!same_bits(together.u, i, moved.u, r, m_ * k_) || !same_bits(together.s, i, moved.s, r, k_) ||
           !same_bits(together.vh, i, moved.vh, r, k_ * n_) || !same_bits(p, i, moved_p, r, size_))
         fail("bits in another place", name(i), m_, n_, 0);
-      svdrd::svd(a_.data() + i * size_, 1, m_, n_, single.u.data(), single.s.data(), single.vh.data(), 1);
-      svdrd::polar_factor<T>(a_.data() + i * size_, 1, m_, n_, rcond, 0.0, single_p.data(), nullptr, nullptr, nullptr,
+      Kernels::svd(a_.data() + i * size_, 1, m_, n_, single.u.data(), single.s.data(), single.vh.data(), 1);
+      Kernels::template polar_factor<T>(a_.data() + i * size_, 1, m_, n_, rcond, 0.0, single_p.data(), nullptr, nullptr, nullptr,
                              1);
       if (!same_bits(together.u, i, single.u, 0, m_ * k_) || !same_bits(together.s, i, single.s, 0, k_) ||
           !same_bits(together.vh, i, single.vh, 0, k_ * n_) || !same_bits(p, i, single_p, 0, size_))
@@ -603,19 +669,30 @@ void check_empty() {
   if (unused != T(1)) fail("empty batches", "empty", 0, 0, static_cast<double>(unused));
 }
 
-}  // namespace
-
-int main() {
-  std::printf("instruction set: %s; worst ratios over the zoo, bars %g and %g\n", svdrd::instruction_set(),
-              largest_ratio, largest_floor);
+template <typename Kernels>
+void check_shapes() {
   const int64_t shapes[][2] = {{1, 1},  {1, 7},   {7, 1},   {2, 2},   {3, 3},   {4, 4},   {5, 7},   {8, 8},  {8, 32},
                                {63, 8}, {16, 16}, {17, 15}, {31, 32}, {32, 32}, {33, 35}, {70, 40}, {64, 64}};
   for (const auto& shape : shapes) {
-    Check<float>(shape[0], shape[1]).run();
-    Check<double>(shape[0], shape[1]).run();
+    Check<float, Kernels>(shape[0], shape[1]).run();
+    Check<double, Kernels>(shape[0], shape[1]).run();
   }
-  check_empty<float>();
-  check_empty<double>();
+}
+
+}  // namespace
+
+// Without an argument the kernels of the CPU; with "cuda" those of the GPU on emulated lanes.
+int main(int count, char** arguments) {
+  const bool emulated = count > 1 && std::strcmp(arguments[1], "cuda") == 0;
+  std::printf("%s; worst ratios over the zoo, bars %g and %g\n",
+              emulated ? "CUDA kernels, emulated" : svdrd::instruction_set(), largest_ratio, largest_floor);
+  if (emulated) {
+    check_shapes<EmulatedKernels>();
+  } else {
+    check_shapes<CpuKernels>();
+    check_empty<float>();
+    check_empty<double>();
+  }
   std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

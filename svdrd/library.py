@@ -1,31 +1,33 @@
 """The operators' registration with PyTorch's dispatcher: schemas, implementations, fakes, autograd, autocast.
 
 The only file that knows ``torch.library``. Operators take flat batches, ``(b, m, n)`` or ``(b, h, w)``, of float32 or
-float64; ``svdrd.ops`` has the public functions. Each operator's default is the plain-torch reference; on the CPU the
-kernels of ``svdrd.cpp`` take its place where ``svdrd.backends`` selects them.
+float64; ``svdrd.ops`` has the public functions. Each operator's default is the plain-torch reference; the kernels of
+the backend that ``svdrd.backends`` selects take its place in the cases that they take.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from svdrd import backends, cpp, gradients, reference
+from svdrd import backends, cpp, cuda, gradients, reference
 
 _library = torch.library.Library("svdrd", "DEF")
 
 _SCHEMAS = {
     "svd": "(Tensor a) -> (Tensor u, Tensor s, Tensor vh)",
     "svd_backward": "(Tensor u, Tensor s, Tensor vh, Tensor? grad_u, Tensor? grad_s, Tensor? grad_vh) -> Tensor",
-    # u, s, vh are for the backward: empty unless save_factors.
+    # u, s, vh are for the backward: empty unless save_factors, and the backward then starts again from a.
     "polar_factor": "(Tensor a, float rcond, float smooth, bool save_factors)"
     " -> (Tensor p, Tensor u, Tensor s, Tensor vh)",
-    # a and rcond are for the double backward.
-    "polar_factor_backward": "(Tensor grad, Tensor a, Tensor u, Tensor s, Tensor vh, float rcond, float smooth)"
-    " -> Tensor",
+    # p = P(a).
+    "polar_factor_backward": "(Tensor grad, Tensor a, Tensor p, Tensor u, Tensor s, Tensor vh, float rcond,"
+    " float smooth) -> Tensor",
     "polar_factor_second_derivative": "(Tensor a, Tensor g, Tensor h, float rcond, float smooth) -> Tensor",
     # The derivatives come with the value, because both factors are at hand there: empty where not needed.
     "basis_loss": "(Tensor x_hat, Tensor x, SymInt block_height, SymInt block_width, float rcond, float smooth,"
@@ -57,14 +59,18 @@ def _polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) ->
 
 
 def _polar_factor_backward(
-    grad: Tensor, a: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
+    grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
+    if a.numel() and not u.numel():
+        _, u, s, vh = reference.polar_factor(a, rcond, smooth)
     return gradients.polar_factor_vjp(grad, u, s, vh, smooth).contiguous()
 
 
 def _polar_factor_backward_cpp(
-    grad: Tensor, a: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
+    grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
+    if a.numel() and not u.numel():
+        _, u, s, vh = cpp.polar_factor(a, rcond, smooth, save_factors=True)
     return cpp.polar_factor_backward(grad, u, s, vh, smooth)
 
 
@@ -97,27 +103,50 @@ _CPP: dict[str, Callable[..., Any]] = {
     "basis_loss": cpp.basis_loss,
 }
 
+# In the order in which they are asked, as below. svd's backward is the default's: a few batched products.
+_CUDA: dict[str, tuple[Callable[..., Any], ...]] = {
+    "svd": (cuda.svd,),
+    "polar_factor": (cuda.polar_factor,),
+    "polar_factor_backward": (cuda.polar_factor_backward,),
+    "basis_loss": (cuda.basis_loss,),
+}
 
-def _on_cpu(name: str) -> Callable[..., Any]:
+# Launchers below svdrd.triton, in the order in which they are asked: one that does not take a case (its docstring says
+# which it takes) returns NotImplemented, and in the end the default computes. Only their names are here, because Triton
+# is imported with them.
+_TRITON: dict[str, tuple[str, ...]] = {}
+
+
+@cache
+def _triton_launcher(name: str) -> Callable[..., Any]:
+    module, _, function = name.partition(".")
+    return getattr(importlib.import_module(f"svdrd.triton.{module}"), function)
+
+
+def _kernels(backend: str, name: str) -> list[Callable[..., Any]]:
+    """What ``backend`` has for the operator ``name``, in the order in which it is to be asked."""
+    if backend == "cpp":
+        return [_CPP[name]] if name in _CPP else []
+    if backend == "triton":
+        return [_triton_launcher(launcher) for launcher in _TRITON.get(name, ())]
+    if backend == "cuda":
+        return list(_CUDA.get(name, ()))
+    return []
+
+
+def _implementation(name: str) -> Callable[..., Any]:
     def compute(first: Tensor, *rest: Any) -> Any:
-        kernels = _CPP if backends.select(first.device) == "cpp" else _DEFAULTS
-        return kernels[name](first, *rest)
-
-    return compute
-
-
-def _anywhere(name: str) -> Callable[..., Any]:
-    def compute(first: Tensor, *rest: Any) -> Any:
-        backends.select(first.device)  # an explicit choice that this device cannot have raises
+        for kernel in _kernels(backends.select(first.device), name):
+            result = kernel(first, *rest)
+            if result is not NotImplemented:
+                return result
         return _DEFAULTS[name](first, *rest)
 
     return compute
 
 
 for _name in _SCHEMAS:
-    _library.impl(_name, _anywhere(_name), "CompositeExplicitAutograd")
-    if _name in _CPP:
-        _library.impl(_name, _on_cpu(_name), "CPU")
+    _library.impl(_name, _implementation(_name), "CompositeExplicitAutograd")
 
 
 # Fakes
@@ -146,7 +175,7 @@ def _(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tenso
 
 
 @torch.library.register_fake("svdrd::polar_factor_backward", lib=_library)
-def _(grad: Tensor, a: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float) -> Tensor:
+def _(grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float) -> Tensor:
     return grad.new_empty(grad.shape)
 
 
@@ -205,33 +234,30 @@ def _svd_grad(ctx: Any, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: T
 
 
 def _polar_factor_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a, ctx.rcond, ctx.smooth, save_factors = inputs
-    if not save_factors:
-        raise RuntimeError(
-            "torch.ops.svdrd.polar_factor was called with save_factors=False on a tensor that requires grad; "
-            "call svdrd.ops.polar_factor, which passes save_factors=True there."
-        )
+    a, ctx.rcond, ctx.smooth, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(a, *output[1:])
+    ctx.save_for_backward(a, *output)
 
 
 def _polar_factor_grad(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
     if grad is None:
         return None, None, None, None
-    return ops.polar_factor_backward(grad, *ctx.saved_tensors, ctx.rcond, ctx.smooth), None, None, None
+    a, p, *factors = ctx.saved_tensors
+    # Detached: the second derivative is that of the whole operation by a, and p must not add its own.
+    return ops.polar_factor_backward(grad, a, p.detach(), *factors, ctx.rcond, ctx.smooth), None, None, None
 
 
 def _polar_factor_backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    grad, a, u, s, vh, ctx.rcond, ctx.smooth = inputs
-    ctx.save_for_backward(grad, a, u, s, vh)
+    *tensors, ctx.rcond, ctx.smooth = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _polar_factor_double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
-    grad, a, u, s, vh = ctx.saved_tensors
-    rest = (None,) * 5
+    grad, a, p, *factors = ctx.saved_tensors
+    rest = (None,) * 6
     # The Jacobian is symmetric: the derivative by grad is the same map again.
-    by_grad = ops.polar_factor_backward(direction, a, u, s, vh, ctx.rcond, ctx.smooth)
+    by_grad = ops.polar_factor_backward(direction, a, p, *factors, ctx.rcond, ctx.smooth)
     if not ctx.needs_input_grad[1]:
         return by_grad, None, *rest
     return by_grad, ops.polar_factor_second_derivative(a, grad, direction, ctx.rcond, ctx.smooth), *rest

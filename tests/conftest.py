@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+# Without a GPU the Triton kernels run in Triton's interpreter, which has to be known before they are imported.
+# Those of the cuda backend run as make emulation has built them, their threads played by the CPU.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    for _emulated in (Path(__file__).resolve().parents[1] / "build" / "emulation").glob("_cuda_emulated*"):
+        os.environ.setdefault("SVDRD_CUDA_EMULATION", str(_emulated))
+
 import svdrd
 from svdrd import backends
 
 # A further backend joins every test by its name here.
-BACKENDS = ["torch", "cpp"]
+BACKENDS = ["torch", "cpp", "triton", "cuda"]
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data"
 

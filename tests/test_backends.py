@@ -58,8 +58,12 @@ def test_the_backend_really_computes(backend: str, monkeypatch: pytest.MonkeyPat
 
     from svdrd import library
 
-    for name in library._CPP:
-        monkeypatch.setitem(library._DEFAULTS if backend == "cpp" else library._CPP, name, refuse)
+    replaced = {"cpp": library._CPP, "triton": library._TRITON, "cuda": library._CUDA}.get(backend)
+    for name in library._DEFAULTS:
+        if replaced is None:
+            monkeypatch.setitem(library._CPP, name, refuse)
+        elif name in replaced:
+            monkeypatch.setitem(library._DEFAULTS, name, refuse)
     a = torch.rand(3, 4, 4, requires_grad=True)
     polar_factor(a).sum().backward()
     svdrd.ops.svd(a)
@@ -69,17 +73,63 @@ def test_the_backend_really_computes(backend: str, monkeypatch: pytest.MonkeyPat
 def test_cpp_refuses_another_device() -> None:
     if backends.native is None:
         pytest.skip("no compiled module")
-    with svdrd.use_backend("cpp"), pytest.raises(RuntimeError, match=r"'cpp' computes on the CPU.*meta"):
+    with svdrd.use_backend("cpp"), pytest.raises(RuntimeError, match=r"'cpp' computes on the CPU.*meta.*\.cpu\(\)"):
         backends.select(torch.device("meta"))
+
+
+def test_triton_without_a_cuda_device_and_without_the_interpreter() -> None:
+    code = "import svdrd; svdrd.use_backend('triton').__enter__()"
+    result = python(code, TRITON_INTERPRET="", CUDA_VISIBLE_DEVICES="")
+    assert result.returncode != 0
+    assert "'triton', which is not here: no CUDA device" in result.stderr
+
+
+def test_interpreted_triton_refuses_another_device() -> None:
+    code = """
+import torch, svdrd
+from svdrd import backends
+with svdrd.use_backend("triton"):
+    print(backends.select(torch.device("cpu")))
+    backends.select(torch.device("cuda"))
+"""
+    result = python(code, TRITON_INTERPRET="1")
+    assert result.stdout.strip() == "triton"
+    assert (
+        "is interpreted on the CPU (TRITON_INTERPRET), but the tensor is on cuda. Move it with .cpu()" in result.stderr
+    )
+
+
+def test_automatic_order_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """triton, cuda, torch: each where those before it are missing or refuse the device."""
+    present = {"torch", "cpp", "triton", "cuda"}
+    device = torch.device("cuda", 0)
+    capability = [(9, 0)]
+    monkeypatch.setattr(backends, "_chosen", None)
+    monkeypatch.setattr(backends, "_interpreted", lambda: False)
+    monkeypatch.setattr(backends, "_emulation", lambda: "")
+    monkeypatch.setattr(backends, "_cuda_refusal", lambda index: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    monkeypatch.setattr(
+        backends, "describe", lambda: [backends.Backend(name, name in present, "") for name in backends.NAMES]
+    )
+    assert backends.select(device) == "triton"
+    capability[0] = (7, 5)
+    assert backends.select(device) == "cuda"
+    present.discard("cuda")
+    assert backends.select(device) == "torch"
+    capability[0] = (8, 0)
+    assert backends.select(device) == "triton"
+    present.discard("triton")
+    assert backends.select(device) == "torch"
 
 
 def test_environment_variable() -> None:
     code = "import torch, svdrd; from svdrd import backends; print(backends.select(torch.device('cpu')))"
     assert python(code, SVDRD_BACKEND="torch").stdout.strip() == "torch"
-    absent = python(code, SVDRD_BACKEND="cuda")
+    absent = python(code, SVDRD_BACKEND="cuda", SVDRD_CUDA_EMULATION="", CUDA_VISIBLE_DEVICES="")
     assert absent.returncode != 0
     assert "SVDRD_BACKEND=cuda" in absent.stderr
-    assert "no CUDA kernels" in absent.stderr
+    assert "'cuda', which is not here: no CUDA " in absent.stderr  # device, or kernels
     assert "names no backend: 'fast'" in python(code, SVDRD_BACKEND="fast").stderr
 
 

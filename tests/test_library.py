@@ -21,7 +21,7 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "polar_factor": lambda: (torch.randn(3, 5, 4, requires_grad=True), 1e-6, 0.0, True),
     "polar_factor_backward": lambda: (
         torch.randn(2, 5, 4, requires_grad=True),
-        torch.randn(2, 5, 4),
+        *(torch.randn(2, 5, 4) for _ in range(2)),
         *torch.linalg.svd(torch.randn(2, 5, 4), full_matrices=False),
         1e-6,
         0.0,
@@ -109,7 +109,11 @@ def test_forward_mode_is_refused(name: str) -> None:
         torch.func.jvp(FUNCTIONS[name], (a,), (a,))
 
 
-def test_operator_without_factors_refuses_a_gradient() -> None:
-    a = torch.rand(2, 4, 4, requires_grad=True)
-    with pytest.raises(RuntimeError, match="save_factors"):
-        ops.polar_factor(a, 1e-6, 0.0, False)
+def test_backward_without_factors_starts_again_from_the_matrix(backend: str) -> None:
+    a = torch.rand(2, 8, 4, dtype=torch.float64, requires_grad=True)
+    g = torch.rand_like(a)
+    without, with_factors = (ops.polar_factor(a, 1e-6, 0.0, save_factors) for save_factors in (False, True))
+    assert without[1].numel() == 0
+    assert with_factors[1].shape == a.shape
+    gradients = [torch.autograd.grad(outputs[0], a, g)[0] for outputs in (without, with_factors)]
+    torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-12)

@@ -1,0 +1,3 @@
+#include "cuda.cuh"
+
+SVDRD_INSTANTIATE(double)

@@ -1,0 +1,143 @@
+"""Launchers of the CUDA kernels: contiguous tensors in, raw pointers to ``svdrd._cuda``, new tensors out.
+
+The kernels run on torch's current stream of the tensors' device, whatever the current device is, and take matrices
+whose smaller side is at most 64; a launcher returns NotImplemented for others. Nothing here waits for the device, so
+that a CUDA graph can capture all of it; the operation has to have run once before, as with torch's own kernels.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdrd import backends
+
+
+def _module() -> ModuleType:
+    module = backends.cuda_module()
+    assert module is not None
+    return module
+
+
+def _takes(m: int, n: int) -> bool:
+    module = _module()
+    return 0 < min(m, n) <= module.most_columns and max(m, n) <= module.most_rows
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes ``device`` current, for the allocations too; the emulated kernels have none."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _where(x: Tensor, operation: str, batch: int, m: int, n: int) -> tuple[Tensor, tuple[int, int, int]]:
+    """The workspace, to be kept until the launch, and the arguments workspace, device and stream of every launch."""
+    index, stream = 0, 0
+    if x.is_cuda:
+        index, stream = x.get_device(), torch.cuda.current_stream(x.device).cuda_stream
+    size = _module().workspace_bytes(operation, _name(x.dtype), batch, m, n, index)
+    # Allocated on the stream that the kernel runs on: the allocator gives it to nobody else before the kernel is done.
+    workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
+    return workspace, (workspace.data_ptr() if size else 0, index, stream)
+
+
+def svd(a: Tensor) -> Any:
+    """As :func:`svdrd.reference.svd`."""
+    b, m, n = a.shape
+    if not _takes(m, n):
+        return NotImplemented
+    k = min(m, n)
+    with _on(a.device):
+        a = a.contiguous()
+        u, s, vh = a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+        workspace, where = _where(a, "svd", b, m, n)
+        _module().svd(_name(a.dtype), a.data_ptr(), b, m, n, u.data_ptr(), s.data_ptr(), vh.data_ptr(), *where)
+        del workspace
+    return u, s, vh
+
+
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> Any:
+    """As :func:`svdrd.reference.polar_factor`; the factors are empty unless ``save_factors``."""
+    b, m, n = a.shape
+    if not _takes(m, n):
+        return NotImplemented
+    k = min(m, n)
+    with _on(a.device):
+        a = a.contiguous()
+        p = torch.empty_like(a)
+        shapes = ((b, m, k), (b, k), (b, k, n)) if save_factors else ((0,), (0,), (0,))
+        u, s, vh = (a.new_empty(shape) for shape in shapes)
+        factors = (u.data_ptr(), s.data_ptr(), vh.data_ptr()) if save_factors else (0, 0, 0)
+        workspace, where = _where(a, "polar_factor", b, m, n)
+        _module().polar_factor(
+            _name(a.dtype), a.data_ptr(), b, m, n, rcond, smooth, p.data_ptr(), *factors, *where
+        )  # fmt: skip
+        del workspace
+    return p, u, s, vh
+
+
+def polar_factor_backward(
+    grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
+) -> Any:
+    """As :func:`svdrd.gradients.polar_factor_vjp`; empty factors are formed again from ``a``."""
+    b, m, n = grad.shape
+    if not _takes(m, n):
+        return NotImplemented
+    if a.numel() and not u.numel():
+        _, u, s, vh = polar_factor(a, rcond, smooth, save_factors=True)
+    with _on(grad.device):
+        grad, u, s, vh = grad.contiguous(), u.contiguous(), s.contiguous(), vh.contiguous()
+        derivative = torch.empty_like(grad)
+        workspace, where = _where(grad, "polar_factor_backward", b, m, n)
+        _module().polar_factor_backward(
+            _name(grad.dtype), grad.data_ptr(), u.data_ptr(), s.data_ptr(), vh.data_ptr(), b, m, n, smooth,
+            derivative.data_ptr(), *where,
+        )  # fmt: skip
+        del workspace
+    return derivative
+
+
+def basis_loss(
+    x_hat: Tensor,
+    x: Tensor,
+    block_height: int,
+    block_width: int,
+    rcond: float,
+    smooth: float,
+    need_grad_x_hat: bool,
+    need_grad_x: bool,
+) -> Any:
+    """As :func:`svdrd.reference.basis_loss`.
+
+    One launch computes the loss and the derivative by ``x_hat``. The derivative by ``x``, which a training step does
+    not ask for, is that of a second one with the sides exchanged.
+    """
+    if not _takes(block_height, block_width):
+        return NotImplemented
+    b, h, w = x_hat.shape
+    rows, columns = h // block_height, w // block_width
+    with _on(x_hat.device):
+        x_hat, x = x_hat.contiguous(), x.contiguous()
+        loss = x_hat.new_empty(b, rows, columns)
+        derivative_x_hat = torch.empty_like(x_hat) if need_grad_x_hat else x_hat.new_empty(0)
+        derivative_x = torch.empty_like(x) if need_grad_x else x.new_empty(0)
+        workspace, where = _where(x_hat, "basis_loss", b * rows * columns, block_height, block_width)
+
+        def launch(one: Tensor, other: Tensor, loss_address: int, derivative: Tensor) -> None:
+            _module().basis_loss(
+                _name(one.dtype), one.data_ptr(), other.data_ptr(), b, h, w, block_height, block_width, rcond, smooth,
+                loss_address, derivative.data_ptr() if derivative.numel() else 0, *where,
+            )  # fmt: skip
+
+        launch(x_hat, x, loss.data_ptr(), derivative_x_hat)
+        if need_grad_x:
+            launch(x, x_hat, 0, derivative_x)
+        del workspace
+    return loss, derivative_x_hat, derivative_x

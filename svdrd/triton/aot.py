@@ -1,0 +1,146 @@
+"""``make aot``: compiles every kernel configuration that a launcher can choose for GPUs that are not here.
+
+Prints registers, spilled bytes and shared memory of each, and fails where one spills or exceeds the device's limit.
+A module with kernels belongs in ``MODULES`` and lists its configurations in a function ``configurations()``.
+
+    python -m svdrd.triton.aot [--target sm_90] [--only WORD]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+from svdrd.triton.configuration import Configuration
+
+MODULES: tuple[str, ...] = ()
+# Shared memory that one block may have, in bytes: CUDA C++ Programming Guide, "Technical Specifications per Compute
+# Capability".
+SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+
+
+class Resources(NamedTuple):
+    """What one configuration takes on one target."""
+
+    name: str
+    target: int
+    registers: int
+    spilled: int
+    shared: int
+
+    def problem(self) -> str | None:
+        """Why a device would refuse it or run it slowly; None if all is well."""
+        if self.spilled:
+            return f"{self.spilled} bytes of stack"
+        if self.shared > SHARED_MEMORY[self.target]:
+            return f"{self.shared} bytes of shared memory, the device has {SHARED_MEMORY[self.target]}"
+        return None
+
+
+def configurations() -> Iterator[Configuration]:
+    """Every configuration of every module."""
+    for module in MODULES:
+        yield from importlib.import_module(f"svdrd.triton.{module}").configurations()
+
+
+def signature(configuration: Configuration) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[object]]]]:
+    """The argument types, and which pointers are known to be aligned, as Triton's launcher would find them."""
+    types: dict[str, str] = {}
+    attributes: dict[tuple[int, ...], list[list[object]]] = {}
+    for index, parameter in enumerate(configuration.kernel.params):
+        if parameter.is_constexpr:
+            types[parameter.name] = "constexpr"
+            continue
+        types[parameter.name] = parameter.annotation_type or f"*{configuration.dtype}"
+        if types[parameter.name].startswith("*"):
+            if not parameter.do_not_specialize_on_alignment:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+        elif not parameter.do_not_specialize:
+            raise TypeError(
+                f"{configuration.kernel.__name__}: {parameter.name} has to be in do_not_specialize, or what is "
+                "compiled at run time depends on its value."
+            )
+    return types, attributes
+
+
+def compile_ahead(configuration: Configuration, target: int) -> Resources:
+    """Compiles for compute capability ``target`` and reads what the machine code needs."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    types, attributes = signature(configuration)
+    source = triton.compiler.ASTSource(
+        configuration.kernel, types, constexprs=dict(configuration.constants), attrs=attributes
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", target, 32),
+        options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
+    )
+    registers, spilled = resource_usage(compiled.asm["cubin"])
+    return Resources(configuration.name, target, registers, spilled, compiled.metadata.shared)
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and bytes of stack, as ``cuobjdump`` reads them from the machine code."""
+    import triton
+
+    cuobjdump = Path(triton.__file__).with_name("backends") / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        output = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return parse_resource_usage(output)
+
+
+def parse_resource_usage(output: str) -> tuple[int, int]:
+    """The numbers in ``REG:96 STACK:0 SHARED:0 LOCAL:0 ...``: registers; stack and local memory together."""
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", output)
+    if found is None:
+        raise ValueError(f"cuobjdump printed no resource usage: {output!r}")
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
+
+
+def _compile_numbered(index: int, target: int) -> Resources:
+    return compile_ahead(list(configurations())[index], target)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compiles, prints the table, and returns 1 where a configuration is not fit for its target."""
+    parser = argparse.ArgumentParser(prog="python -m svdrd.triton.aot", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--target", action="append", choices=[f"sm_{target}" for target in SHARED_MEMORY])
+    parser.add_argument("--only", default="", help="configurations with this word in their name")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args(argv)
+    os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
+    targets = [int(target.removeprefix("sm_")) for target in arguments.target or [f"sm_{t}" for t in SHARED_MEMORY]]
+    chosen = [index for index, one in enumerate(configurations()) if arguments.only in one.name]
+    work = [(index, target) for target in targets for index in chosen]
+    failures = 0
+    # Fresh processes: MLIR's threads do not survive a fork.
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        for resources in pool.map(_compile_numbered, *zip(*work, strict=True)) if work else ():
+            problem = resources.problem()
+            failures += problem is not None
+            print(
+                f"sm_{resources.target:<4} {resources.registers:4} registers {resources.spilled:5} spilled "
+                f"{resources.shared:7} shared  {resources.name}{f'  FAILS: {problem}' if problem else ''}",
+                flush=True,
+            )
+    print(f"{len(work)} compiled, {failures} unfit")
+    return 1 if failures or not work else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

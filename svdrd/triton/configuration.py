@@ -1,0 +1,47 @@
+"""One compiled form of a kernel: the same object launches it and, without a GPU, compiles it ahead of time.
+
+Kernels annotate every scalar argument (``tl.int64``, ``tl.float32``) and let Triton specialise on none of their values,
+so that what ``svdrd.triton.aot`` compiles is what a GPU will run. Pointers are annotated ``tl.tensor`` and are all of
+one type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A kernel with its constants.
+
+    Args:
+        kernel: the function that ``triton.jit`` made.
+        constants: its constexpr arguments, sorted pairs of name and value.
+        num_warps, num_stages: Triton's launch options.
+        dtype: what its pointers point to, as Triton names it: ``"fp32"`` or ``"fp64"``.
+    """
+
+    kernel: Any
+    constants: tuple[tuple[str, Any], ...]
+    num_warps: int
+    num_stages: int = 1
+    dtype: str = "fp32"
+
+    @classmethod
+    def of(
+        cls, kernel: Any, constants: Mapping[str, Any], num_warps: int, num_stages: int = 1, dtype: str = "fp32"
+    ) -> Configuration:
+        """As the constructor, from a mapping of constants."""
+        return cls(kernel, tuple(sorted(constants.items())), num_warps, num_stages, dtype)
+
+    @property
+    def name(self) -> str:
+        """The kernel's name, constants and options, for tables and errors."""
+        constants = " ".join(f"{name}={value}" for name, value in self.constants)
+        return f"{self.kernel.__name__} {self.dtype} {constants} warps={self.num_warps} stages={self.num_stages}"
+
+    def launch(self, grid: tuple[int, ...], *arguments: Any) -> None:
+        """Runs ``grid`` programs on the current stream of the current device."""
+        self.kernel[grid](*arguments, **dict(self.constants), num_warps=self.num_warps, num_stages=self.num_stages)
