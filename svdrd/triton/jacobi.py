@@ -15,6 +15,8 @@ from svdrd.triton import jacobi_kernels as kernels
 from svdrd.triton.configuration import Configuration
 
 LARGEST = 64
+# Of float64 matrices the polar factor and the loss do not fit on the chip with more columns than these.
+LARGEST_DOUBLE_POLAR = 32
 # Matrices of fewer columns share the kernels of this many.
 SMALLEST = 4
 # Rows of a program's tile: one for each thread of a warp, or one matrix of more columns.
@@ -29,8 +31,9 @@ TILES = {
     kernels.polar_backward_kernel: 4,
     kernels.loss_kernel: 5,
 }
-# 32-bit registers of a thread that may go to tiles; beyond, another warp takes half of the columns.
-REGISTERS = 160
+# 32-bit registers of a thread that may go to tiles; beyond, another warp takes half of the columns. Pairs of registers,
+# for float64, leave gaps.
+REGISTERS = {torch.float32: 160, torch.float64: 144}
 
 
 class Shape(NamedTuple):
@@ -57,15 +60,20 @@ class Shape(NamedTuple):
 
 
 def takes(m: int, n: int) -> bool:
-    """Whether these kernels are for ``m x n`` matrices."""
+    """Whether :func:`svd` is for ``m x n`` matrices."""
     return 0 < min(m, n) and max(m, n) <= LARGEST
+
+
+def takes_polar(m: int, n: int, dtype: torch.dtype) -> bool:
+    """Whether the other operators are."""
+    return takes(m, n) and (dtype == torch.float32 or min(m, n) <= LARGEST_DOUBLE_POLAR)
 
 
 @cache
 def configuration(kernel: Any, dtype: torch.dtype, long: int, narrow: int, rows: int) -> Configuration:
     """The form of ``kernel`` for matrices padded to ``long x narrow``."""
     registers = rows * (TILES[kernel] * long + 2 * narrow) * dtype.itemsize // (4 * 32)
-    num_warps = triton.next_power_of_2(-(-registers // REGISTERS))
+    num_warps = triton.next_power_of_2(-(-registers // REGISTERS[dtype]))
     constants = {"R": rows, "M": long, "N": narrow}
     return Configuration.of(kernel, constants, num_warps, dtype=DTYPES[dtype], maxnreg=min(255, 65536 // (32 * num_warps)))
 
@@ -77,6 +85,8 @@ def configurations() -> Iterator[Configuration]:
         if long < narrow:
             continue
         for kernel in TILES:
+            if kernel is not kernels.svd_kernel and not takes_polar(long, narrow, dtype):
+                continue
             yield configuration(kernel, dtype, long, narrow, max(ROWS, narrow))
 
 
@@ -105,12 +115,12 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.polar_factor`; takes matrices of up to 64 rows and columns.
+    """As :func:`svdrd.reference.polar_factor`; takes what :func:`takes_polar` says.
 
     Rows of the longer factor that have no singular value, or one that was dropped, are zero.
     """
     b, m, n = a.shape
-    if not takes(m, n):
+    if not takes_polar(m, n, a.dtype):
         return NotImplemented
     a, k, shape = a.contiguous(), min(m, n), Shape.of(m, n)
     p = torch.empty_like(a)
@@ -129,7 +139,7 @@ def polar_factor_backward(
 ) -> Tensor:
     """As :func:`svdrd.gradients.polar_factor_vjp`; takes what :func:`polar_factor` takes, with its factors or none."""
     b, m, n = grad.shape
-    if not takes(m, n):
+    if not takes_polar(m, n, grad.dtype):
         return NotImplemented
     if b and not u.numel():
         _, u, s, vh = polar_factor(a, rcond, smooth, save_factors=True)
@@ -153,8 +163,8 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.basis_loss`; takes blocks of up to 64 rows and columns."""
-    if not takes(block_height, block_width):
+    """As :func:`svdrd.reference.basis_loss`; takes what :func:`takes_polar` says."""
+    if not takes_polar(block_height, block_width, x_hat.dtype):
         return NotImplemented
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape
