@@ -61,7 +61,7 @@ class Shape(NamedTuple):
 
 def takes(m: int, n: int) -> bool:
     """Whether :func:`svd` is for ``m x n`` matrices."""
-    return 0 < min(m, n) and max(m, n) <= LARGEST
+    return min(m, n) > 0 and max(m, n) <= LARGEST
 
 
 def takes_polar(m: int, n: int, dtype: torch.dtype) -> bool:
@@ -75,12 +75,13 @@ def configuration(kernel: Any, dtype: torch.dtype, long: int, narrow: int, rows:
     registers = rows * (TILES[kernel] * long + 2 * narrow) * dtype.itemsize // (4 * 32)
     num_warps = triton.next_power_of_2(-(-registers // REGISTERS[dtype]))
     constants = {"R": rows, "M": long, "N": narrow}
-    return Configuration.of(kernel, constants, num_warps, dtype=DTYPES[dtype], maxnreg=min(255, 65536 // (32 * num_warps)))
+    maxnreg = min(255, 65536 // (32 * num_warps))
+    return Configuration.of(kernel, constants, num_warps, dtype=DTYPES[dtype], maxnreg=maxnreg)
 
 
 def configurations() -> Iterator[Configuration]:
     """Every form that the launchers below can choose."""
-    sizes = [size for size in (4, 8, 16, 32, 64) if size >= SMALLEST]
+    sizes = [size for size in (4, 8, 16, 32, 64) if SMALLEST <= size <= LARGEST]
     for dtype, long, narrow in product(DTYPES, sizes, sizes):
         if long < narrow:
             continue

@@ -1,11 +1,13 @@
-"""One-sided Jacobi on a tile of small matrices, and what follows from it: SVD, polar factor, its derivative, the loss.
+"""One-sided Jacobi on a tile of small matrices, and what follows: SVD, polar factor with derivative, basis loss.
 
-A tile ``(R, M)`` holds ``R / N`` matrices of up to N columns; row r is column ``r % N`` of matrix ``r // N`` (of its
-transpose, if the matrix is wide), padded with zeros. Round k of a sweep rotates row r with row ``r ^ k``: every row at
-once, every pair once in ``N - 1`` rounds, and because N is a power of two nothing leaves its matrix. With ``R = 32`` and
-one warp a row is a thread's registers, the partner's row comes by shuffles, and a dot product needs no communication.
+A tile ``(R, M)`` holds ``R / N`` matrices of up to N columns; row r is column ``r % N`` of matrix ``r // N`` (of
+its transpose, if the matrix is wide), padded with zeros. Round k of a sweep rotates row r with row ``r ^ k``: every
+row at once, every pair once in ``N - 1`` rounds, and as N is a power of two nothing leaves its matrix. With ``R = 32``
+and one warp a row is a thread's registers, the partner's row comes by shuffles, and a dot product needs no
+communication. Tiles are loaded and stored as ``(M, R)``, so that the lanes of a warp lie along R from the start.
 
-``_across`` is the only exchange between rows; sums over a matrix are butterflies of it and give every row the same bits.
+``_across`` is the only exchange between rows; sums over a matrix are butterflies of it and give every row the same
+bits.
 
 Source: J. Demmel and K. Veselic, "Jacobi's method is more accurate than QR", SIAM J. Matrix Anal. Appl. 13, 1992.
 """
@@ -57,7 +59,7 @@ def _power_of_two(exponent: tl.tensor, like: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _exponent(x: tl.tensor) -> tl.tensor:
-    """e with ``x 2^-e`` in [1/2, 1), 0 for 0; x is finite and not negative."""
+    """The e with ``x 2^-e`` in [1/2, 1), 0 for 0; x is finite and not negative."""
     if x.dtype == tl.float64:
         denormal = x < 2.0**-1000
         bits = tl.where(denormal, x * 2.0**128, x).to(tl.int64, bitcast=True)
@@ -174,7 +176,6 @@ def _completed(u: tl.tensor, missing: tl.tensor, length: tl.tensor, rows: tl.ten
 
     One row of every matrix a step: the unit vector that the rows leave most of, less its projection onto them, twice.
     """
-    R: tl.constexpr = u.shape[0]
     M: tl.constexpr = u.shape[1]
     columns = tl.arange(0, M)[None, :]
     while tl.max(missing.to(tl.int32), 0) > 0:
@@ -306,7 +307,8 @@ def svd_kernel(
     real = live & (j < width)
     size = width.to(tl.int64) * length
     mask = real[None, :] & (i < length)
-    tile = tl.trans(tl.load((a + item * size)[None, :] + (j[None, :] * row_stride + i * column_stride), mask=mask, other=0.0))
+    a_at = (a + item * size)[None, :] + (j[None, :] * row_stride + i * column_stride)
+    tile = tl.trans(tl.load(a_at, mask=mask, other=0.0))
     tile, exponent, bad = _normalised(tile, 0.0, rows, N)
     u, v, values = _diagonalise(tile, rows, N)
     u = _completed(u, real & (values == 0), length, rows, N)
@@ -345,7 +347,7 @@ def polar_kernel(
     tile = tl.trans(tl.load((a + item * size)[None, :] + at, mask=mask, other=0.0))
     smooth_row = tl.full([R], smooth, tile.dtype)
     tile, exponent, bad = _normalised(tile, smooth_row, rows, N)
-    result, u, v, values, e = _polar_parts(tile, exponent, tl.full([R], rcond, tile.dtype), smooth_row, rows, N)
+    result, u, v, values, _ = _polar_parts(tile, exponent, tl.full([R], rcond, tile.dtype), smooth_row, rows, N)
     nan = float("nan")
     tl.store((p + item * size)[None, :] + at, tl.trans(tl.where(bad[:, None], nan, result + 0.0)), mask=mask)
     if save_factors > 0:
@@ -376,7 +378,8 @@ def polar_backward_kernel(
     size = width.to(tl.int64) * length
     at = j[None, :] * row_stride + i * column_stride
     upstream = tl.trans(tl.load((g + item * size)[None, :] + at, mask=mask, other=0.0))
-    u = tl.trans(tl.load((left + item * size)[None, :] + (j[None, :] * left_vector + i * left_entry), mask=mask, other=0.0))
+    u_at = (left + item * size)[None, :] + (j[None, :] * left_vector + i * left_entry)
+    u = tl.trans(tl.load(u_at, mask=mask, other=0.0))
     v_at = (right + item * width * width)[None, :] + (j[None, :] * right_vector + c * right_entry)
     v = tl.trans(tl.load(v_at, mask=real[None, :] & (c < width), other=0.0))
     values = tl.load(s + item * width + j, mask=real, other=0.0)
@@ -386,12 +389,13 @@ def polar_backward_kernel(
     values = _scaled(values, -exponent)
     e = _smoothing(smooth_row, exponent)
     result = _polar_derivative(upstream, u, v, values, smooth_row, e, exponent, width, length, rows, N)
-    tl.store((derivative + item * size)[None, :] + at, tl.trans(tl.where(bad[:, None], float("nan"), result)), mask=mask)
+    result = tl.where(bad[:, None], float("nan"), result)
+    tl.store((derivative + item * size)[None, :] + at, tl.trans(result), mask=mask)
 
 
 @triton.jit(
-    do_not_specialize=["rcond", "smooth", "batch", "image_height", "image_width", "block_height", "block_width", "sides",
-                       "need_grad"]
+    do_not_specialize=["rcond", "smooth", "batch", "image_height", "image_width", "block_height", "block_width",
+                       "sides", "need_grad"]
 )  # fmt: skip
 def loss_kernel(
     x_hat: tl.tensor, x: tl.tensor, loss: tl.tensor, derivative: tl.tensor, rcond: tl.float64, smooth: tl.float64,
