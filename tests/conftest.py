@@ -53,7 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         sizes = [value for value in parameters.values() if type(value) is int]
         if parameters.get("backend") == "triton" and (
-            max(sizes, default=0) > INTERPRETED_LARGEST or item.originalname in SLOW_INTERPRETED
+            max(sizes, default=0) > INTERPRETED_LARGEST
+            or item.originalname in SLOW_INTERPRETED
+            or item.module.__name__ == "tests.test_fuzz"
         ):
             item.add_marker(pytest.mark.skip(reason="too slow in Triton's interpreter; it runs on a GPU"))
 
