@@ -114,7 +114,12 @@ _CUDA: dict[str, tuple[Callable[..., Any], ...]] = {
 # Launchers below svdrd.triton, in the order in which they are asked: one that does not take a case (its docstring says
 # which it takes) returns NotImplemented, and in the end the default computes. Only their names are here, because Triton
 # is imported with them.
-_TRITON: dict[str, tuple[str, ...]] = {}
+_TRITON: dict[str, tuple[str, ...]] = {
+    "svd": ("jacobi.svd",),
+    "polar_factor": ("jacobi.polar_factor",),
+    "polar_factor_backward": ("jacobi.polar_factor_backward",),
+    "basis_loss": ("jacobi.basis_loss",),
+}
 
 
 @cache

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from svdrd.triton.configuration import Configuration
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("jacobi",)
 # Shared memory that one block may have, in bytes: CUDA C++ Programming Guide, "Technical Specifications per Compute
 # Capability".
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -85,7 +85,7 @@ def compile_ahead(configuration: Configuration, target: int) -> Resources:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", target, 32),
-        options={"num_warps": configuration.num_warps, "num_stages": configuration.num_stages},
+        options=configuration.options,
     )
     registers, spilled = resource_usage(compiled.asm["cubin"])
     return Resources(configuration.name, target, registers, spilled, compiled.metadata.shared)

@@ -20,6 +20,8 @@ class Configuration:
         kernel: the function that ``triton.jit`` made.
         constants: its constexpr arguments, sorted pairs of name and value.
         num_warps, num_stages: Triton's launch options.
+        maxnreg: registers that a thread may have at most; None leaves the number to the compiler, which for the sake of
+            more warps may spill.
         dtype: what its pointers point to, as Triton names it: ``"fp32"`` or ``"fp64"``.
     """
 
@@ -28,13 +30,25 @@ class Configuration:
     num_warps: int
     num_stages: int = 1
     dtype: str = "fp32"
+    maxnreg: int | None = None
 
     @classmethod
     def of(
-        cls, kernel: Any, constants: Mapping[str, Any], num_warps: int, num_stages: int = 1, dtype: str = "fp32"
+        cls,
+        kernel: Any,
+        constants: Mapping[str, Any],
+        num_warps: int,
+        num_stages: int = 1,
+        dtype: str = "fp32",
+        maxnreg: int | None = None,
     ) -> Configuration:
         """As the constructor, from a mapping of constants."""
-        return cls(kernel, tuple(sorted(constants.items())), num_warps, num_stages, dtype)
+        return cls(kernel, tuple(sorted(constants.items())), num_warps, num_stages, dtype, maxnreg)
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """What Triton calls options, for a launch and for a compilation."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.maxnreg}
 
     @property
     def name(self) -> str:
@@ -44,4 +58,4 @@ class Configuration:
 
     def launch(self, grid: tuple[int, ...], *arguments: Any) -> None:
         """Runs ``grid`` programs on the current stream of the current device."""
-        self.kernel[grid](*arguments, **dict(self.constants), num_warps=self.num_warps, num_stages=self.num_stages)
+        self.kernel[grid](*arguments, **dict(self.constants), **self.options)

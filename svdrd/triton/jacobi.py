@@ -1,0 +1,191 @@
+"""Launchers of the Jacobi kernels: matrices of up to 64 rows and columns, float32 and float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from svdrd.triton import jacobi_kernels as kernels
+from svdrd.triton.configuration import Configuration
+
+LARGEST = 64
+# Of float64 matrices the polar factor and the loss do not fit on the chip with more columns than these.
+LARGEST_DOUBLE_POLAR = 32
+# Matrices of fewer columns share the kernels of this many.
+SMALLEST = 4
+# Rows of a program's tile: one for each thread of a warp, or one matrix of more columns.
+ROWS = 32
+# Triton's interpreter pays for each operation of each program, so there a program is given many matrices.
+INTERPRETED_ROWS = 8192
+DTYPES = {torch.float32: "fp32", torch.float64: "fp64"}
+# How many tiles of M columns a kernel keeps in registers at its fullest.
+TILES = {
+    kernels.svd_kernel: 2,
+    kernels.polar_kernel: 3,
+    kernels.polar_backward_kernel: 4,
+    kernels.loss_kernel: 5,
+}
+# 32-bit registers of a thread that may go to tiles; beyond, another warp takes half of the columns. Pairs of registers,
+# for float64, leave gaps.
+REGISTERS = {torch.float32: 160, torch.float64: 144}
+
+
+class Shape(NamedTuple):
+    """What the kernels know of an ``m x n`` matrix: the transpose of a wide one."""
+
+    width: int
+    length: int
+    row_stride: int
+    column_stride: int
+
+    @classmethod
+    def of(cls, m: int, n: int) -> Shape:
+        return cls(n, m, 1, n) if m >= n else cls(m, n, n, 1)
+
+    def factor_strides(self) -> tuple[int, int, int, int]:
+        """From vector to vector and from entry to entry, of the longer vectors and of the shorter."""
+        k = self.width
+        return (1, k, k, 1) if self.row_stride == 1 else (self.length, 1, 1, k)
+
+    def padded(self) -> tuple[int, int]:
+        """M and N of the tile."""
+        narrow = max(SMALLEST, triton.next_power_of_2(self.width))
+        return max(narrow, triton.next_power_of_2(self.length)), narrow
+
+
+def takes(m: int, n: int) -> bool:
+    """Whether :func:`svd` is for ``m x n`` matrices."""
+    return min(m, n) > 0 and max(m, n) <= LARGEST
+
+
+def takes_polar(m: int, n: int, dtype: torch.dtype) -> bool:
+    """Whether the other operators are."""
+    return takes(m, n) and (dtype == torch.float32 or min(m, n) <= LARGEST_DOUBLE_POLAR)
+
+
+@cache
+def configuration(kernel: Any, dtype: torch.dtype, long: int, narrow: int, rows: int) -> Configuration:
+    """The form of ``kernel`` for matrices padded to ``long x narrow``."""
+    registers = rows * (TILES[kernel] * long + 2 * narrow) * dtype.itemsize // (4 * 32)
+    num_warps = triton.next_power_of_2(-(-registers // REGISTERS[dtype]))
+    constants = {"R": rows, "M": long, "N": narrow}
+    maxnreg = min(255, 65536 // (32 * num_warps))
+    return Configuration.of(kernel, constants, num_warps, dtype=DTYPES[dtype], maxnreg=maxnreg)
+
+
+def configurations() -> Iterator[Configuration]:
+    """Every form that the launchers below can choose."""
+    sizes = [size for size in (4, 8, 16, 32, 64) if SMALLEST <= size <= LARGEST]
+    for dtype, long, narrow in product(DTYPES, sizes, sizes):
+        if long < narrow:
+            continue
+        for kernel in TILES:
+            if kernel is not kernels.svd_kernel and not takes_polar(long, narrow, dtype):
+                continue
+            yield configuration(kernel, dtype, long, narrow, max(ROWS, narrow))
+
+
+def _launch(kernel: Any, first: Tensor, shape: Shape, batch: int, *arguments: Any) -> None:
+    if batch == 0:
+        return
+    long, narrow = shape.padded()
+    rows = max(ROWS, narrow)
+    if first.device.type == "cpu":
+        rows = max(rows, min(INTERPRETED_ROWS, triton.next_power_of_2(batch) * narrow))
+    with torch.cuda.device_of(first):
+        grid = (triton.cdiv(batch, rows // narrow),)
+        configuration(kernel, first.dtype, long, narrow, rows).launch(grid, *arguments)
+
+
+def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`svdrd.reference.svd`; takes matrices of up to 64 rows and columns."""
+    b, m, n = a.shape
+    if not takes(m, n):
+        return NotImplemented
+    a, k, shape = a.contiguous(), min(m, n), Shape.of(m, n)
+    u, s, vh = a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+    left, right = (u, vh) if m >= n else (vh, u)
+    _launch(kernels.svd_kernel, a, shape, b, a, left, s, right, b, *shape, *shape.factor_strides())
+    return u, s, vh
+
+
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`svdrd.reference.polar_factor`; takes what :func:`takes_polar` says.
+
+    Rows of the longer factor that have no singular value, or one that was dropped, are zero.
+    """
+    b, m, n = a.shape
+    if not takes_polar(m, n, a.dtype):
+        return NotImplemented
+    a, k, shape = a.contiguous(), min(m, n), Shape.of(m, n)
+    p = torch.empty_like(a)
+    shapes = ((b, m, k), (b, k), (b, k, n)) if save_factors else ((0,), (0,), (0,))
+    u, s, vh = (a.new_empty(factor) for factor in shapes)
+    left, right = (u, vh) if m >= n else (vh, u)
+    _launch(
+        kernels.polar_kernel, a, shape, b, a, p, left, s, right, rcond, smooth, b, *shape, *shape.factor_strides(),
+        int(save_factors),
+    )  # fmt: skip
+    return p, u, s, vh
+
+
+def polar_factor_backward(
+    grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
+) -> Tensor:
+    """As :func:`svdrd.gradients.polar_factor_vjp`; takes what :func:`polar_factor` takes, with its factors or none."""
+    b, m, n = grad.shape
+    if not takes_polar(m, n, grad.dtype):
+        return NotImplemented
+    if b and not u.numel():
+        _, u, s, vh = polar_factor(a, rcond, smooth, save_factors=True)
+    grad, u, s, vh = (x.contiguous() for x in (grad, u, s, vh))
+    derivative, shape = torch.empty_like(grad), Shape.of(m, n)
+    left, right = (u, vh) if m >= n else (vh, u)
+    _launch(
+        kernels.polar_backward_kernel, grad, shape, b, grad, left, s, right, derivative, smooth, b, *shape,
+        *shape.factor_strides(),
+    )  # fmt: skip
+    return derivative
+
+
+def basis_loss(
+    x_hat: Tensor,
+    x: Tensor,
+    block_height: int,
+    block_width: int,
+    rcond: float,
+    smooth: float,
+    need_grad_x_hat: bool,
+    need_grad_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`svdrd.reference.basis_loss`; takes what :func:`takes_polar` says."""
+    if not takes_polar(block_height, block_width, x_hat.dtype):
+        return NotImplemented
+    x_hat, x = x_hat.contiguous(), x.contiguous()
+    b, h, w = x_hat.shape
+    loss = x_hat.new_empty(b, h // block_height, w // block_width)
+    nothing = x_hat.new_empty(0)
+    shape = Shape.of(block_height, block_width)
+
+    def launch(first: Tensor, second: Tensor, value: Tensor, derivative: Tensor, gradient: bool) -> None:
+        _launch(
+            kernels.loss_kernel, first, shape, loss.numel(), first, second, value, derivative, rcond, smooth,
+            loss.numel(), h, w, block_height, block_width, 2, int(gradient),
+        )  # fmt: skip
+
+    # |P1 - P2| is symmetric: the derivative by x is that by x_hat with the sides exchanged. To keep the factors of both
+    # sides for it would take the registers that make the usual case fast.
+    derivative_x_hat, derivative_x = (
+        torch.empty_like(x_hat) if needed else nothing for needed in (need_grad_x_hat, need_grad_x)
+    )
+    if need_grad_x_hat or not need_grad_x:
+        launch(x_hat, x, loss, derivative_x_hat, need_grad_x_hat)
+    if need_grad_x:
+        launch(x, x_hat, loss, derivative_x, True)
+    return loss, derivative_x_hat, derivative_x
