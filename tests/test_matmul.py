@@ -122,12 +122,13 @@ def test_operators_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a CUDA device: value and derivative through autograd, beside the reference."""
     generator = torch.Generator().manual_seed(1)
     x_hat, x = (torch.rand(2, 80, 120, generator=generator).requires_grad_() for _ in range(2))
+    weight = torch.randn(2, 80, 120, generator=generator)
 
     def computed() -> list[Tensor]:
         loss = basis_loss(x_hat, x, block_size=40, reduction="none")
         p = polar_factor(x_hat)
         return [
-            loss, p, *torch.autograd.grad(loss.sum(), (x_hat, x)), *torch.autograd.grad(p.square()[0].sum(), x_hat)
+            loss, p, *torch.autograd.grad(loss.sum(), (x_hat, x)), *torch.autograd.grad((p * weight).sum(), x_hat)
         ]  # fmt: skip
 
     with svdrd.use_backend("torch"):
