@@ -231,10 +231,12 @@ def select(device: torch.device) -> str:
     return _chosen
 
 
-def saves_factors(device: torch.device, dtype: torch.dtype) -> bool:
+def saves_factors(device: torch.device, dtype: torch.dtype, m: int, n: int) -> bool:
     """Whether the SVD's factors, kept from the forward, are of use to the backward pass of the polar factor.
 
-    A hint that costs or saves time and never changes a result; it reads so little that TorchDynamo can trace it.
+    A hint that costs or saves time and never a result; it reads so little that TorchDynamo can trace it.
     """
-    name = _chosen or ("triton" if device.type == "cuda" else "cpp")
-    return dtype == torch.float64 or name in ("torch", "cpp", "cuda")
+    # Larger float32 matrices on a CUDA device go through svdrd.matmul, which forms no factors: from 33 columns on where
+    # there are no kernels, from 65 on after theirs.
+    factored = 32 if _chosen == "torch" else 64
+    return device.type != "cuda" or dtype == torch.float64 or min(m, n) <= factored

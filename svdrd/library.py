@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd import backends, cpp, cuda, gradients, reference
+from svdrd import backends, cpp, cuda, gradients, matmul, reference
 
 _library = torch.library.Library("svdrd", "DEF")
 
@@ -128,20 +128,54 @@ def _triton_launcher(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"svdrd.triton.{module}"), function)
 
 
-def _kernels(backend: str, name: str) -> list[Callable[..., Any]]:
+def _polar_factor_by_matmul(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> Any:
+    if save_factors or not matmul.takes(a.dtype, a.shape[1], a.shape[2], rcond, smooth):
+        return NotImplemented
+    return matmul.polar_factor(a, rcond), *(a.new_empty(0) for _ in range(3))
+
+
+def _polar_factor_backward_by_matmul(
+    grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
+) -> Any:
+    if u.numel() or not matmul.takes(a.dtype, a.shape[1], a.shape[2], rcond, smooth):
+        return NotImplemented
+    return matmul.polar_factor_vjp(grad, a, p, rcond)
+
+
+def _basis_loss_by_matmul(
+    x_hat: Tensor, x: Tensor, block_height: int, block_width: int, rcond: float, smooth: float,
+    need_grad_x_hat: bool, need_grad_x: bool,
+) -> Any:  # fmt: skip
+    if not matmul.takes(x_hat.dtype, block_height, block_width, rcond, smooth):
+        return NotImplemented
+    return matmul.basis_loss(x_hat, x, block_height, block_width, rcond, need_grad_x_hat, need_grad_x)
+
+
+# On a CUDA device, for the torch backend and after the kernels of any other; on a CPU LAPACK is the faster.
+_MATMUL: dict[str, Callable[..., Any]] = {
+    "polar_factor": _polar_factor_by_matmul,
+    "polar_factor_backward": _polar_factor_backward_by_matmul,
+    "basis_loss": _basis_loss_by_matmul,
+}
+
+
+def _kernels(backend: str, name: str, device: str) -> list[Callable[..., Any]]:
     """What ``backend`` has for the operator ``name``, in the order in which it is to be asked."""
     if backend == "cpp":
         return [_CPP[name]] if name in _CPP else []
+    kernels: list[Callable[..., Any]] = []
     if backend == "triton":
-        return [_triton_launcher(launcher) for launcher in _TRITON.get(name, ())]
+        kernels += [_triton_launcher(launcher) for launcher in _TRITON.get(name, ())]
     if backend == "cuda":
-        return list(_CUDA.get(name, ()))
-    return []
+        kernels += _CUDA.get(name, ())
+    if device == "cuda" and name in _MATMUL:
+        kernels.append(_MATMUL[name])
+    return kernels
 
 
 def _implementation(name: str) -> Callable[..., Any]:
     def compute(first: Tensor, *rest: Any) -> Any:
-        for kernel in _kernels(backends.select(first.device), name):
+        for kernel in _kernels(backends.select(first.device), name, first.device.type):
             result = kernel(first, *rest)
             if result is not NotImplemented:
                 return result

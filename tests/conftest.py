@@ -35,10 +35,12 @@ INTERPRETED_LARGEST = 8
 SLOW_INTERPRETED = {
     "test_a_non_finite_item_is_nan_alone",
     "test_agrees_with_the_definition",
+    "test_blocks",
     "test_float32_derivative_against_float64",
     "test_same_bits_whatever_else_is_in_the_batch",
     "test_smoothed",
     "test_gradcheck",
+    "test_gradients_are_finite_on_flat_saturated_and_duplicated_blocks",
     "test_gradcheck_at_full_rank",
     "test_gradcheck_at_zero_and_deficient_matrices_when_smoothed",
     "test_gradcheck_of_a_product_of_low_rank",

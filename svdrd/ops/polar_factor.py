@@ -45,6 +45,8 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
     dtype = arguments.compute_dtype("polar_factor", a=a)
     rcond = arguments.check_rcond("polar_factor", rcond, dtype)
     smooth = arguments.check_smooth("polar_factor", smooth)
-    save_factors = a.requires_grad and torch.is_grad_enabled() and backends.saves_factors(a.device, dtype)
+    save_factors = (
+        a.requires_grad and torch.is_grad_enabled() and backends.saves_factors(a.device, dtype, *a.shape[-2:])
+    )
     p = ops.polar_factor(arguments.flattened(a, dtype), rcond, smooth, save_factors)[0]
     return arguments.restored(p, a.shape[:-2], a.dtype)
