@@ -128,38 +128,46 @@ def _triton_launcher(name: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"svdrd.triton.{module}"), function)
 
 
-def _polar_factor_by_matmul(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> Any:
-    if save_factors or not matmul.takes(a.dtype, a.shape[1], a.shape[2], rcond, smooth):
+# By matrix products alone, for CUDA tensors that no kernel takes. The choice looks at device, dtype, shape and rcond.
+
+
+def _products_serve(a: Tensor, m: int, n: int, rcond: float) -> bool:
+    """Whether products replace the float64 SVD, which torch batches on CUDA only up to 32 x 32."""
+    return a.device.type == "cuda" and a.dtype == torch.float32 and min(m, n) > 32 and rcond <= matmul.LARGEST_RCOND
+
+
+def _polar_factor_matmul(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, ...]:
+    if save_factors or not _products_serve(a, a.shape[-2], a.shape[-1], rcond):
         return NotImplemented
-    return matmul.polar_factor(a, rcond), *(a.new_empty(0) for _ in range(3))
+    return matmul.polar_factor(a, rcond, smooth).contiguous(), *(a.new_empty(0) for _ in range(3))
 
 
-def _polar_factor_backward_by_matmul(
+def _polar_factor_backward_matmul(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
-) -> Any:
-    if u.numel() or not matmul.takes(a.dtype, a.shape[1], a.shape[2], rcond, smooth):
+) -> Tensor:
+    if u.numel() or not _products_serve(a, a.shape[-2], a.shape[-1], rcond):
         return NotImplemented
-    return matmul.polar_factor_vjp(grad, a, p, rcond)
+    return matmul.polar_factor_vjp(grad, a, p, rcond, smooth).contiguous()
 
 
-def _basis_loss_by_matmul(
+def _basis_loss_matmul(
     x_hat: Tensor, x: Tensor, block_height: int, block_width: int, rcond: float, smooth: float,
     need_grad_x_hat: bool, need_grad_x: bool,
-) -> Any:  # fmt: skip
-    if not matmul.takes(x_hat.dtype, block_height, block_width, rcond, smooth):
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if not _products_serve(x_hat, block_height, block_width, rcond):
         return NotImplemented
-    return matmul.basis_loss(x_hat, x, block_height, block_width, rcond, need_grad_x_hat, need_grad_x)
+    return matmul.basis_loss(x_hat, x, block_height, block_width, rcond, smooth, need_grad_x_hat, need_grad_x)
 
 
 # On a CUDA device, for the torch backend and after the kernels of any other; on a CPU LAPACK is the faster.
 _MATMUL: dict[str, Callable[..., Any]] = {
-    "polar_factor": _polar_factor_by_matmul,
-    "polar_factor_backward": _polar_factor_backward_by_matmul,
-    "basis_loss": _basis_loss_by_matmul,
+    "polar_factor": _polar_factor_matmul,
+    "polar_factor_backward": _polar_factor_backward_matmul,
+    "basis_loss": _basis_loss_matmul,
 }
 
 
-def _kernels(backend: str, name: str, device: str) -> list[Callable[..., Any]]:
+def _kernels(backend: str, name: str) -> list[Callable[..., Any]]:
     """What ``backend`` has for the operator ``name``, in the order in which it is to be asked."""
     if backend == "cpp":
         return [_CPP[name]] if name in _CPP else []
@@ -168,14 +176,14 @@ def _kernels(backend: str, name: str, device: str) -> list[Callable[..., Any]]:
         kernels += [_triton_launcher(launcher) for launcher in _TRITON.get(name, ())]
     if backend == "cuda":
         kernels += _CUDA.get(name, ())
-    if device == "cuda" and name in _MATMUL:
+    if name in _MATMUL:
         kernels.append(_MATMUL[name])
     return kernels
 
 
 def _implementation(name: str) -> Callable[..., Any]:
     def compute(first: Tensor, *rest: Any) -> Any:
-        for kernel in _kernels(backends.select(first.device), name, first.device.type):
+        for kernel in _kernels(backends.select(first.device), name):
             result = kernel(first, *rest)
             if result is not NotImplemented:
                 return result

@@ -1,223 +1,375 @@
-r"""The polar factor and its derivative by matrix products alone: no SVD, no host synchronisation; float32.
+"""The polar factor and the basis loss by matrix products alone: no SVD, no host synchronisation, no branch on data.
 
-An odd polynomial applied to the singular values is three products, ``p(X) = X (a + b G + c G^2)`` with ``G = X^T X``.
-A composition of minimax quintics (Amsel, Persson, Musco, Gower, "The Polar Express", arXiv 2505.16932) lifts every
-singular value above the threshold to within 10 % of 1; then ``x -> (5 x^3 - 3 x^5) / 2``, of which 0 and 1 are both
-super-attracting fixed points, takes those to 1 and everything below the threshold to 0: the rank is decided by it.
+``P(A) = U f(S) V^T`` with a step ``f``, which a composition of odd polynomials realises: minimax quintics bring every
+singular value above ``rcond s_1`` near 1, then ``x -> (5 x^3 - 3 x^5) / 2``, for which 0 and 1 are both
+super-attracting, brings those to 1 and the others to 0. Which kernels PyTorch uses is the only thing that depends on
+the batch. ``docs/performance.md`` has the error analysis and the measurements, ``docs/gradients.md`` the derivative.
 
-The threshold is ``rcond`` times a bound of s_1 that is at most ``n^(1/16)`` above it (1.41 at n = 256, when all values
-are equal). The bits of an item are as independent of its batch as those of PyTorch's batched products.
+Functions take ``(b, m, n)`` in float32 or float64, on any device, as those of ``svdrd.reference`` do.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 
 from svdrd import reference
 
-Quintic = tuple[float, float, float]
+LARGEST_RCOND = 0.25
+# Each minimax quintic is made for [l, 1] with l no smaller than this: then no singular value, once above it, is sent
+# back to near 0, where rounding would swallow it.
+_CUSHION = 0.04
+# Room above 1 for rounding: every quintic leaves the largest singular value below 1 / (1 + _MARGIN).
+_MARGIN = 2e-3
+# Where the minimax quintics end: every value above rcond s_1 is then in [_NEAR, 2 - _NEAR].
+_NEAR = 0.95
+_TRUNCATIONS = 6
+# (5 x^3 - 3 x^5) / 2 = x: below, values go to 0, above to 1.
+_WATERSHED = (2 / 3) ** 0.5
+# G^(2^_SQUARINGS) bounds s_1 to within a factor n^(1 / 2^(_SQUARINGS + 2)).
+_SQUARINGS = 6
+# The steps whose last product is formed in float64 when the input is float32.
+_OPENING = 3
+# Entries of the matrices that are worked on at once; bounds the memory.
+_CHUNK = 1 << 21
 
-SHARPEN: Quintic = (0.0, 2.5, -1.5)
-# The fixed point of SHARPEN between 0 and 1, from which values move to either side.
-THRESHOLD = math.sqrt(2 / 3)
-# How often: enough to take what is 10 % from 1 there, and noise at three quarters of the threshold to 0.
-SHARPENINGS = 6
-# The lifting polynomials are tuned from here on at least. From lower they would sink values near 1 to the lower end of
-# their interval on the way, and rounding, relative to the largest value, would ruin them.
-CUSHION = 0.1
-# Each polynomial serves values up to 1 % above its interval, as the next ones diverge there and rounding goes there.
-MARGIN = 0.01
-# Below this the rounding of float32 products would be taken for singular values.
-SMALLEST_RCOND = 2 * torch.finfo(torch.float32).eps
 
-
-def evaluate(p: Quintic, x: float) -> float:
+class Quintic(NamedTuple):
     """``a x + b x^3 + c x^5``."""
-    a, b, c = p
-    return x * (a + x * x * (b + x * x * c))
+
+    a: float
+    b: float
+    c: float
+
+    def __call__(self, x: float) -> float:
+        y = x * x
+        return x * (self.a + y * (self.b + y * self.c))
 
 
-def _extrema(p: Quintic) -> tuple[float, float]:
-    a, b, c = p
-    root = math.sqrt(9 * b * b - 20 * a * c)
-    first, second = sorted(((-3 * b - root) / (10 * c), (-3 * b + root) / (10 * c)))
-    return math.sqrt(first), math.sqrt(second)
+_TRUNCATE = Quintic(0.0, 2.5, -1.5)
 
 
-def minimax_quintic(lower: float, upper: float) -> Quintic:
-    """The odd quintic that is closest to 1 on ``[lower, upper]``, by Remez' exchange of its four extremal points."""
-    q, r = (3 * lower + upper) / 4, (lower + 3 * upper) / 4
-    for _ in range(200):
-        x = numpy.array([lower, q, r, upper])
-        system = numpy.stack([x, x**3, x**5, numpy.array([1.0, -1.0, 1.0, -1.0])], 1)
-        a, b, c, _ = (float(value) for value in numpy.linalg.solve(system, numpy.ones(4)))
-        before, (q, r) = (q, r), _extrema((a, b, c))
-        if abs(before[0] - q) + abs(before[1] - r) < 1e-13 * upper:
-            return a, b, c
-    raise ArithmeticError(f"minimax_quintic({lower}, {upper}) does not converge")
+def _solve(matrix: list[list[float]]) -> list[float]:
+    """Gaussian elimination with pivoting of a square system, its right-hand side in the last column."""
+    size = len(matrix)
+    for k in range(size):
+        pivot = max(range(k, size), key=lambda i: abs(matrix[i][k]))
+        matrix[k], matrix[pivot] = matrix[pivot], matrix[k]
+        for i in range(size):
+            if i != k:
+                factor = matrix[i][k] / matrix[k][k]
+                matrix[i] = [x - factor * y for x, y in zip(matrix[i], matrix[k], strict=True)]
+    return [row[-1] / row[k] for k, row in enumerate(matrix)]
 
 
-def _image(p: Quintic, lower: float, upper: float) -> tuple[float, float]:
-    values = [evaluate(p, x) for x in (lower, upper, *_extrema(p)) if lower <= x <= upper]
-    return min(values), max(values)
+@lru_cache(maxsize=4096)
+def minimax_quintic(lower: float) -> tuple[Quintic, float]:
+    """The odd quintic nearest to 1 on ``[lower, 1]``, and its largest distance from 1, by Remez's exchange.
 
-
-@cache
-def step(rcond: float) -> tuple[Quintic, ...]:
-    """Quintics whose composition takes ``[0, rcond)`` to 0 and ``(rcond, 1]`` to 1, apart from a transition at rcond.
-
-    The width of the transition is tested: at ``rcond = 4 eps`` values below 0.8 or above 1.2 times the threshold have
-    arrived to float32's rounding.
+    Source: N. Amsel, D. Persson, C. Musco, R. Gower, "The Polar Express", arXiv 2505.16932, 2025.
     """
-    lower, upper = rcond, 1.0
-    quintics: list[Quintic] = []
-    while not quintics or lower < 0.9:
-        quintics.append(minimax_quintic(max(lower, CUSHION), upper * (1 + MARGIN)))
-        lower, upper = _image(quintics[-1], lower, upper)
-    for _ in range(SHARPENINGS):
-        values = (evaluate(SHARPEN, lower), evaluate(SHARPEN, upper), 1.0)
-        lower, upper = min(values), max(values)
-        quintics.append(SHARPEN)
+    q, r = (3 * lower + 1) / 4, (lower + 3) / 4
+    for _ in range(50):
+        rows = [[x, x**3, x**5, sign, 1.0] for x, sign in ((lower, 1.0), (q, -1.0), (r, 1.0), (1.0, -1.0))]
+        a, b, c, error = _solve(rows)
+        root = (9 * b * b - 20 * a * c) ** 0.5  # of the derivative a + 3 b y + 5 c y^2, y = x^2
+        exchanged = ((-3 * b - root) / (10 * c)) ** 0.5, ((-3 * b + root) / (10 * c)) ** 0.5
+        settled = abs(exchanged[0] - q) + abs(exchanged[1] - r) < 1e-14
+        q, r = exchanged
+        if settled:
+            break
+    return Quintic(a, b, c), error
 
-    def lifted(x: float) -> float:
-        for p in quintics:
-            if p is not SHARPEN:
-                x = evaluate(p, x)
-        return x
 
-    low, high = 0.0, rcond
+def _quintics(lower: float, count: int) -> tuple[list[Quintic], float]:
+    """``count`` minimax quintics for ``[lower, 1]``, one after another, and the least value they leave there."""
+    steps: list[Quintic] = []
+    for k in range(count):
+        quintic, error = minimax_quintic(max(lower, _CUSHION))
+        top = (1 + error) * (1 + _MARGIN) if k < count - 1 else 1.0  # the last one is left centred on 1
+        steps.append(Quintic(*(x / top for x in quintic)))
+        lower = steps[-1](lower)
+    return steps, lower
+
+
+def watershed(steps: Sequence[Quintic]) -> float:
+    """The value that ``steps`` map to ``sqrt(2/3)``: in the end what is larger goes to 1, what is smaller to 0."""
+
+    def beyond(x: float) -> bool:
+        for step in steps:
+            x = step(x)
+        return x > _WATERSHED
+
+    low, high = 0.0, 1.0
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if lifted(middle) < THRESHOLD else (low, middle)
-    # With the input scaled by this, rcond itself is what arrives at the threshold.
-    a, b, c = quintics[0]
-    scale = high / rcond
-    return ((a * scale, b * scale**3, c * scale**5), *quintics[1:])
+        low, high = (low, middle) if beyond(middle) else (middle, high)
+    return high
 
 
-def takes(dtype: torch.dtype, m: int, n: int, rcond: float, smooth: float) -> bool:
-    """Whether this path computes: float32, the exact polar factor, a threshold above the noise of float32 products, and
-    matrices above 32, where PyTorch's SVD on a GPU is a loop over the batch.
+@lru_cache(maxsize=64)
+def schedule(rcond: float) -> tuple[Quintic, ...]:
+    """The quintics with their watershed at ``rcond / (1 + _MARGIN)``, for matrices of norm ``1 / (1 + _MARGIN)``."""
+    target = rcond / (1 + _MARGIN)
+    count = 1
+    while _quintics(1.2 * target, count)[1] < _NEAR:
+        count += 1
+    low, high = target, min(1.0, 4 * target)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if watershed(_quintics(middle, count)[0]) > target else (middle, high)
+    return (*_quintics(high, count)[0], *[_TRUNCATE] * _TRUNCATIONS)
+
+
+def _reduced_precision(device: torch.device) -> bool:
+    """Whether PyTorch may round float32 operands of products to fewer digits now; a host-side setting."""
+    backend: Any = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
+    # Not torch.get_float32_matmul_precision(), which raises where the newer settings are in use.
+    return backend.matmul.fp32_precision in ("tf32", "bf16")
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    """``x @ y`` in at least the precision of its dtype. TF32 would destroy the small singular values, and the setting
+    is the process's own, so it is not touched: where it permits TF32, the product is formed in float64.
     """
-    return dtype == torch.float32 and min(m, n) > 32 and smooth == 0 and rcond >= SMALLEST_RCOND
+    if x.dtype == torch.float32 and _reduced_precision(x.device):
+        return (x.double() @ y.double()).float()
+    return x @ y
 
 
-@contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
-    """TF32 products, which a user may have switched on for their network, would leave three digits."""
-    if device.type != "cuda" or not torch.backends.cuda.matmul.allow_tf32:
-        yield
-        return
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = True
+def _per_item(x: Tensor) -> Tensor:
+    return x[:, None, None]
 
 
-def _scaled(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``a`` with all singular values in [0, 1] and the largest near 1, its two scales (a power of two's exponent, and a
-    bound of the rest), and which items are finite.
-
-    ``sqrt(|A|_1 |A|_inf)`` and then ``|(A^T A)^4|_F^(1/8)`` bound s_1; the second is at most ``n^(1/16)`` above it.
-    """
-    finite = torch.isfinite(a).all(-1).all(-1)
-    a = torch.where(finite[:, None, None], a, 0.0)
-    exponent = torch.frexp(a.abs().amax((-2, -1), keepdim=True)).exponent.to(a.dtype)
+def _times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
+    """``2^exponent x``, in two halves because ``2^exponent`` alone may overflow."""
+    exponent = exponent.to(x.dtype).clamp(-2000, 2000)
     half = torch.trunc(exponent / 2)
-    x = a * torch.exp2(-half) * torch.exp2(half - exponent)
-    magnitude = x.abs()
-    bound = (magnitude.sum(-1).amax(-1) * magnitude.sum(-2).amax(-1)).sqrt()[:, None, None]
-    bound = torch.where(bound > 0, bound, 1.0)
-    x = x / bound
-    gram = x.mT @ x
-    gram = gram @ gram
-    gram = gram @ gram
-    tighter = torch.linalg.matrix_norm(gram)[:, None, None] ** 0.125 * (1 + 1e-4)
-    tighter = torch.where(tighter > 0, tighter, 1.0)
-    return x / tighter, exponent, bound * tighter, finite
+    return x * _per_item(torch.exp2(half)) * _per_item(torch.exp2(exponent - half))
 
 
-def _polynomial(p: Quintic, gram: Tensor) -> Tensor:
-    a, b, c = p
-    result = b * gram + c * (gram @ gram)
-    result.diagonal(dim1=-2, dim2=-1).add_(a)
-    return result
+def _exponent(x: Tensor, at_least: float = 0.0) -> Tensor:
+    """``e`` with the largest entry of each item, or ``at_least`` if that is larger, in ``[2^(e-1), 2^e)``."""
+    return torch.frexp(x.abs().amax((-2, -1)).clamp(min=at_least)).exponent
 
 
-def polar_factor(a: Tensor, rcond: float) -> Tensor:
-    """``P(a)`` as :func:`svdrd.reference.polar_factor` defines it, ``(b, m, n)`` float32."""
+def _norm_bound(x: Tensor) -> Tensor:
+    """Upper bounds of the spectral norms, at most ``n^(1 / 2^(_SQUARINGS + 2))`` times too large.
+
+    ``s_1^2 <= ||G^p||_F^(1/p)`` with ``G = x^T x`` and ``p = 2^_SQUARINGS``.
+    """
+    g = _product(x.mT, x)
+    logarithm = x.new_zeros(x.shape[0])
+    for k in range(_SQUARINGS + 1):
+        if k:
+            g = _product(g, g)
+        norm = g.square().sum((-2, -1)).sqrt()
+        norm = torch.where(norm > 0, norm, 1.0)
+        logarithm = logarithm + norm.log() / 2**k
+        g = g / _per_item(norm)
+    return torch.exp(logarithm / 2)
+
+
+class _Scaled(NamedTuple):
+    """``matrix`` in float64, tall, of norm at most ``1 / (1 + _MARGIN)``: ``2^-exponent factor`` times the original."""
+
+    matrix: Tensor
+    exponent: Tensor
+    factor: Tensor
+
+
+def _scaled(a: Tensor, smooth: float) -> _Scaled:
+    """Items scaled by powers of two, hence exactly, before anything that could overflow; with ``smooth = e > 0``
+    ``[A; e I]``, whose polar factor has ``A (A^T A + e^2 I)^(-1/2)`` on top.
+    """
+    n = a.shape[-1]
+    x = a.double()
+    exponent = _exponent(x, smooth)
+    x = _times_power_of_two(x, -exponent)
+    if smooth > 0:
+        e = _times_power_of_two(torch.full_like(x[:, :1, :1], smooth), -exponent)
+        x = torch.cat([x, e * torch.eye(n, dtype=x.dtype, device=x.device)], -2)
+    factor = 1 / ((1 + _MARGIN) * _norm_bound(x.to(a.dtype)).double())
+    return _Scaled(x * _per_item(factor), exponent, factor)
+
+
+def _iterated(x: Tensor, steps: Sequence[Quintic], dtype: torch.dtype) -> Tensor:
+    """The composition of ``steps`` at ``x`` (float64), in ``dtype``.
+
+    Of all rounding errors only those of the product ``x Q`` reach the block of the small singular values undamped (one
+    in ``Q`` is multiplied by the small value on its left), and only while those are small. So the first few of these
+    products are formed in float64, and nothing else needs to be.
+    """
+    for k, (a, b, c) in enumerate(steps):
+        if k == _OPENING:
+            x = x.to(dtype)
+        narrow = x.to(dtype)
+        gram = _product(narrow.mT, narrow)
+        q = b * gram + c * _product(gram, gram)
+        x = a * x + _product(x, q.to(x.dtype))
+    return x.to(dtype)
+
+
+def _iterated_derivative(h: Tensor, omega: Tensor, outside: Tensor, steps: Sequence[Quintic]) -> tuple[Tensor, Tensor]:
+    """The derivative of the composition at ``x = P h`` along ``P omega + outside``, in the same two parts.
+
+    ``h`` is symmetric positive semidefinite (float64), ``omega`` skew, and ``P^T outside = 0``. Both parts then carry
+    the factors ``(f_i + f_j) / (s_i + s_j)`` and ``f_j / s_j`` alone. The symmetric part of ``P^T dX``, whose factors
+    ``(f_i - f_j) / (s_i - s_j)`` end at 0 but grow without bound on the way, is excluded exactly by keeping ``omega``
+    skew.
+    """
+    dtype = omega.dtype
+    for k, (a, b, c) in enumerate(steps):
+        if k == _OPENING:
+            h = h.to(dtype)
+        narrow = h.to(dtype)
+        gram = _product(narrow, narrow)
+        q = b * gram + c * _product(gram, gram)
+        d_gram = _product(narrow, omega)
+        d_gram = d_gram + d_gram.mT
+        product = _product(gram, d_gram)
+        d_q = b * d_gram + c * (product + product.mT)
+        omega = a * omega + _product(omega, q) + _product(narrow, d_q)
+        omega = (omega - omega.mT) / 2
+        outside = a * outside + _product(outside, q)
+        h = a * h + _product(h, q.to(h.dtype))
+        h = (h + h.mT) / 2
+    return omega, outside
+
+
+def _cleaned(a: Tensor) -> tuple[Tensor, Tensor]:
+    """``a`` with non-finite items replaced by zero, and which are finite."""
+    finite = torch.isfinite(a).all(-1).all(-1)
+    return torch.where(_per_item(finite), a, 0.0), finite
+
+
+def _step_position(a: Tensor, rcond: float, smooth: float) -> float:
+    """Where the step lies, relative to s_1. Smoothed, all of ``[A; e I]`` is kept as far as the dtype can tell."""
+    eps = torch.finfo(a.dtype).eps
+    return 4 * eps if smooth > 0 else max(rcond, eps)
+
+
+def _checked(rcond: float) -> None:
+    if not 0 <= rcond <= LARGEST_RCOND:
+        raise ValueError(
+            f"svdrd.matmul: rcond is {rcond}; its polynomials are made for 0 <= rcond <= {LARGEST_RCOND}. "
+            "svdrd.reference takes any rcond below 1."
+        )
+
+
+def _chunk(a: Tensor) -> int:
+    """How many items are worked on at once: by their shape alone."""
+    return max(1, _CHUNK // (a.shape[-2] * a.shape[-1]))
+
+
+def _polar_factor(a: Tensor, rcond: float, smooth: float) -> Tensor:
     if a.shape[-2] < a.shape[-1]:
-        return polar_factor(a.mT, rcond).mT.contiguous()
+        return _polar_factor(a.mT, rcond, smooth).mT
+    safe, finite = _cleaned(a)
+    scaled = _scaled(safe, smooth)
+    p = _iterated(scaled.matrix, schedule(_step_position(a, rcond, smooth)), a.dtype)
+    return torch.where(_per_item(finite), p[:, : a.shape[-2]], torch.nan)
+
+
+def _polar_factor_vjp(g: Tensor, a: Tensor, p: Tensor, rcond: float, smooth: float) -> Tensor:
+    m, n = a.shape[-2:]
+    if m < n:
+        return _polar_factor_vjp(g.mT, a.mT, p.mT, rcond, smooth).mT
+    safe, finite = _cleaned(a)
+    g, finite_g = _cleaned(g)
+    finite = finite & finite_g
+    x, exponent, factor = _scaled(safe, smooth)
+    exponent_g = _exponent(g)
+    g = _times_power_of_two(g.double(), -exponent_g).to(a.dtype)
+    steps = schedule(_step_position(a, rcond, smooth))
+    if smooth > 0:
+        g = torch.nn.functional.pad(g, (0, 0, 0, n))
+        p = _iterated(x, steps, a.dtype)
+    else:
+        p = torch.where(_per_item(finite), p, 0.0)
+
+    # A = P H, and the derivative is P Omega + (I - P P^T) G H^+ with H Omega + Omega H = P^T G - G^T P.
+    h = _product(p.double().mT, x)
+    h = (h + h.mT) / 2
+    w = _product(p.mT, g)
+    skew = w - w.mT
+    projection = _product(p.mT, p)
+    # The factor is 2 / (s_i + s_j) where both are kept, 1 / s_i where the other is dropped.
+    omega = skew - _product(projection, _product(skew, projection)) / 2
+    # What leads from the null space of P to that of P^T has no derivative, and would grow to 1 / rcond on the way.
+    outside = _product(g - _product(p, w), projection)
+    omega, outside = _iterated_derivative(h, (omega - omega.mT) / 2, outside, steps)
+    derivative = _product(p, omega - _product(p.mT, outside)) + outside
+
+    derivative = _times_power_of_two(derivative[:, :m].double() * _per_item(factor), exponent_g - exponent)
+    largest = torch.finfo(a.dtype).max
+    derivative = derivative.clamp(-largest, largest).to(a.dtype)
+    return torch.where(_per_item(finite), derivative, torch.nan)
+
+
+def polar_factor(a: Tensor, rcond: float, smooth: float) -> Tensor:
+    r"""``sum over s_i > rcond s_1 of u_i v_i^T``, or with ``smooth = e > 0`` ``A (A^T A + e^2 I)^(-1/2)``.
+
+    Args:
+        a: ``(b, m, n)``, float32 or float64. An item with NaN or Inf gives NaN for itself alone, a zero one 0.
+        rcond: in [0, 0.25]; below ``eps`` it acts as ``eps``. With ``t = rcond s_1 n^(1/256)`` at most and
+            ``t = rcond s_1`` at least (n the smaller side), values above ``1.13 t`` are kept and values below
+            ``0.85 t`` dropped; one between them may get any weight from 0 to 1.
+        smooth: ``e >= 0``, in the units of ``a``. What has ``s_i^2 + e^2 < (4 eps s_1)^2`` is dropped.
+
+    Raises:
+        ValueError: ``rcond`` is out of range.
+    """
+    _checked(rcond)
     if not a.numel():
-        return torch.empty_like(a)
-    with _full_float32(a.device):
-        x, _, _, finite = _scaled(a)
-        for p in step(rcond):
-            x = x @ _polynomial(p, x.mT @ x)
-    return torch.where(finite[:, None, None], x, torch.nan)
+        return a.clone()
+    return torch.cat([_polar_factor(part, rcond, smooth) for part in a.split(_chunk(a))])
 
 
-def polar_factor_vjp(grad: Tensor, a: Tensor, p: Tensor, rcond: float) -> Tensor:
-    r"""The vector-Jacobian product of ``P`` at ``a`` as :func:`svdrd.gradients.polar_factor_vjp` defines it.
+def polar_factor_vjp(grad: Tensor, a: Tensor, p: Tensor, rcond: float, smooth: float) -> Tensor:
+    """The vector-Jacobian product of :func:`polar_factor`, which is its Jacobian-vector product too.
 
-    ``H = P^T A`` is symmetric, and ``C = P^T G - G^T P`` is skew and has no null-null part. An odd polynomial f takes
-    ``K`` to ``K_ij (f(h_i) + f(h_j)) / (h_i + h_j)`` in H's eigenbasis, without any division; from ``K = C`` the
-    factors of a composition multiply to ``(1 + 1) / (h_i + h_j)`` where both values are kept and to ``1 / h`` where one
-    is. With ``Q = P^T P``, ``P K (I - Q / 2)`` is the derivative but for the part outside of P's columns,
-    ``(I - P P^T) G H^+``, which the same polynomials accumulate.
+    The derivative of the composition, iterated beside it; ``gradients.polar_factor_vjp`` has the formula that it
+    realises, for dropped singular values as well.
+
+    Args:
+        grad: ``(b, m, n)``, the derivative with respect to the polar factor.
+        a, p: ``(b, m, n)``, the matrices and what :func:`polar_factor` gave for them.
+        rcond, smooth: as there.
+
+    Returns:
+        ``(b, m, n)``; what overflows the dtype is clamped to its largest finite value.
+    """
+    _checked(rcond)
+    if not a.numel():
+        return grad.clone()
+    parts = zip(*(x.split(_chunk(a)) for x in (grad, a, p)), strict=True)
+    return torch.cat([_polar_factor_vjp(g, part, q, rcond, smooth) for g, part, q in parts])
+
+
+def certificate(a: Tensor, p: Tensor) -> Tensor:
+    """How far ``p`` is from a polar factor of ``a``: ``||P P^T P - P||_F`` and ``||P^T A - A^T P||_F / ||A||_F``.
+
+    Both are some ``n eps`` where every singular value is clearly kept or clearly dropped. A singular value with a
+    weight ``w`` between 0 and 1 shows in the first as ``w - w^3``. For ``smooth == 0``.
+
+    Returns:
+        ``(b, 2)``, on the device, without synchronisation; NaN for an item with NaN or Inf.
     """
     if a.shape[-2] < a.shape[-1]:
-        return polar_factor_vjp(grad.mT, a.mT, p.mT, rcond).mT.contiguous()
-    if not a.numel():
-        return torch.empty_like(a)
-    with _full_float32(a.device):
-        x, exponent, bound, finite = _scaled(a)
-        p = torch.where(finite[:, None, None], p, 0.0)
-        size = grad.abs().amax((-2, -1), keepdim=True)
-        size = torch.where((size > 0) & torch.isfinite(size), size, 1.0)
-        g = grad / size
-        h = p.mT @ x
-        h = (h + h.mT) / 2
-        q = p.mT @ p
-        pg = p.mT @ g
-        k = pg - pg.mT
-        outside = (g - p @ pg) @ q
-        for quintic in step(rcond):
-            _, b, c = quintic
-            gram = h @ h
-            factor = _polynomial(quintic, gram)
-            m = h @ k
-            change = m + m.mT  # H K - K H, the derivative of H^2 along K
-            n = gram @ change
-            k = k @ factor + h @ (b * change + c * (n + n.mT))
-            k = (k - k.mT) / 2
-            h = h @ factor
-            h = (h + h.mT) / 2
-            outside = outside @ factor
-        derivative = p @ (k - 0.5 * (k @ q)) + outside @ q
-    # The scales in float64: their product may overflow float32 where the derivative does not.
-    scale = size.double() / (bound.double() * torch.exp2(exponent.double()))
-    largest = torch.finfo(a.dtype).max
-    derivative = (derivative * scale).clamp(-largest, largest).to(a.dtype)
-    return torch.where(finite[:, None, None], derivative, torch.nan)
-
-
-def asymmetry(a: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """A certificate without an SVD: ``|P P^T P - P|_F`` and ``|P^T A - A^T P|_F / |A|_F`` of each item."""
-    h = p.mT @ a
-    size = torch.linalg.matrix_norm(a)
-    return (
-        torch.linalg.matrix_norm(p @ (p.mT @ p) - p),
-        torch.linalg.matrix_norm(h - h.mT) / torch.where(size > 0, size, 1.0),
-    )
+        return certificate(a.mT, p.mT)
+    safe, finite = _cleaned(a)
+    x = _times_power_of_two(safe.double(), -_exponent(safe.double())).to(a.dtype)
+    isometry = _product(p, _product(p.mT, p)) - p
+    symmetric = _product(p.mT, x)
+    norm = x.square().sum((-2, -1)).sqrt()
+    norm = torch.where(norm > 0, norm, 1.0)
+    measures = [isometry.square().sum((-2, -1)).sqrt(), (symmetric - symmetric.mT).square().sum((-2, -1)).sqrt() / norm]
+    return torch.where(finite[:, None], torch.stack(measures, -1), torch.nan)
 
 
 def basis_loss(
@@ -226,24 +378,22 @@ def basis_loss(
     block_height: int,
     block_width: int,
     rcond: float,
+    smooth: float,
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.basis_loss`."""
     b, h, w = x_hat.shape
-    blocks = [reference.to_blocks(image, block_height, block_width) for image in (x_hat, x)]
-    factors = [polar_factor(block, rcond) for block in blocks]
-    difference = factors[0] - factors[1]
+    blocks_hat, blocks = (reference.to_blocks(image, block_height, block_width) for image in (x_hat, x))
+    p_hat, p = polar_factor(blocks_hat, rcond, smooth), polar_factor(blocks, rcond, smooth)
+    difference = p_hat - p
     loss = difference.abs().mean((-2, -1)).reshape(b, h // block_height, w // block_width)
+    # torch.sign(NaN) is 0, which would make a NaN target look like a perfect one.
     sign = torch.where(difference.isnan(), torch.nan, torch.sign(difference)) / (block_height * block_width)
 
-    def derivative(needed: bool, sign: Tensor, block: Tensor, p: Tensor) -> Tensor:
+    def derivative(needed: bool, sign: Tensor, blocks: Tensor, p: Tensor) -> Tensor:
         if not needed:
             return sign.new_empty(0)
-        return reference.from_blocks(polar_factor_vjp(sign, block, p, rcond), b, h, w).contiguous()
+        return reference.from_blocks(polar_factor_vjp(sign, blocks, p, rcond, smooth), b, h, w).contiguous()
 
-    return (
-        loss,
-        derivative(need_grad_x_hat, sign, blocks[0], factors[0]),
-        derivative(need_grad_x, -sign, blocks[1], factors[1]),
-    )
+    return loss, derivative(need_grad_x_hat, sign, blocks_hat, p_hat), derivative(need_grad_x, -sign, blocks, p)
