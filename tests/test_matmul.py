@@ -410,9 +410,9 @@ def test_what_they_serve() -> None:
     assert library._MATMUL["basis_loss"] not in library._kernels("cpp", "basis_loss")
     # Factors that nobody would compute are not asked for.
     with backends.use_backend("torch"):
-        assert not backends.saves_factors(cuda, torch.float32, 33)
-        assert backends.saves_factors(cuda, torch.float32, 32)
-        assert backends.saves_factors(cpu, torch.float32, 33)
+        assert not backends.saves_factors(cuda, torch.float32, 33, 99)
+        assert backends.saves_factors(cuda, torch.float32, 32, 99)
+        assert backends.saves_factors(cpu, torch.float32, 33, 99)
 
 
 @pytest.fixture
