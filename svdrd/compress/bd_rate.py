@@ -20,7 +20,7 @@ METHODS = ("cubic", "pchip", "akima")
 PRIMARY = "pchip"
 # VCEG-M33 defines the measure on four; with fewer the cubic polynomial has no unique solution.
 FEWEST_POINTS = 4
-# Where an interpolated curve is looked at to see whether it is monotone.
+# Where a curve of a method that may turn back between monotone points is looked at to see whether it does.
 SAMPLES = 257
 
 
@@ -75,6 +75,8 @@ def bd_rate(
         value, *interpolated = bjontegaard.bd_rate(
             anchor_bpp, anchor_quality, bpp, quality, method, require_matching_points=False, interpolators=True
         )
+    if method == "pchip":
+        return float(value)
     at = np.linspace(low, high, SAMPLES)
     for name, log_rate in zip(names, interpolated, strict=True):
         falling = np.flatnonzero(np.diff(log_rate(at)) <= 0)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from svdrd.compress.bd_rate import PRIMARY, NoBDRate, common_range, rate_at
+from svdrd.compress.bd_rate import PRIMARY, NoBDRate, checked, common_range, rate_at
 from svdrd.compress.comparison import QUALITIES, BDRate
 from svdrd.compress.curve import Curve
 from svdrd.compress.evaluations import write_json
@@ -70,6 +70,7 @@ def _draw_curve(axes: Axes, curve: Curve, quality: str, index: int, label: str) 
     colour, width, size = COLOURS[style], max(2.6 - 0.7 * index, 0.8), max(8 - 1.6 * index, 3)
     axes.plot(rates, qualities, MARKERS[style], color=colour, markersize=size, label=label, zorder=2 + index)
     try:
+        checked(curve.arm, rates, qualities)
         at = np.linspace(qualities.min(), qualities.max(), SAMPLES)
         axes.plot(rate_at(rates, qualities, at), at, color=colour, linewidth=width, zorder=2 + index)
     except NoBDRate:
@@ -82,6 +83,8 @@ def _draw_difference(axes: Axes, anchor: Curve, curve: Curve, quality: str, inde
     (anchor_rates, anchor_qualities), (rates, qualities) = anchor.mean(quality), curve.mean(quality)
     low, high = common_range(anchor_qualities, qualities)
     try:
+        for one in (anchor, curve):
+            checked(one.arm, *one.mean(quality))
         if not low < high:
             raise NoBDRate("no common quality")
         at = np.linspace(low, high, SAMPLES)
