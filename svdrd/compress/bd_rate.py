@@ -97,7 +97,7 @@ def checked(name: str, bpp: Values, quality: Values) -> tuple[Array, Array]:
     rates, qualities = rates[order], qualities[order]
     falling = np.flatnonzero((np.diff(rates) <= 0) | ~(np.diff(qualities) > 0))
     if len(rates) < FEWEST_POINTS:
-        problem = f"{len(rates)} points, wanted {FEWEST_POINTS} or more"
+        problem = f"{len(rates)} point{'' if len(rates) == 1 else 's'}, wanted {FEWEST_POINTS} or more"
     elif not (np.isfinite(rates).all() and np.isfinite(qualities).all()):
         problem = "a point is not finite"
     elif rates[0] <= 0:

@@ -252,7 +252,7 @@ def test_two_codecs_and_two_data_sets(compared: Path, checkpoints: Path, folder:
     assert row["single"]
     assert row["single note"] == "of one image there is no interval"
     assert (of_tiny["codec"], of_tiny["crops"], of_tiny["single"]) == ("mbt2018-mean", "", "")
-    assert "1 points, wanted 4 or more" in of_tiny["crops note"]
+    assert "1 point, wanted 4 or more" in of_tiny["crops note"]
     assert len([row for row in rows_of(output / "rd-loss.csv") if row["codec"] == "mbt2018-mean"]) == 2
     for codec in (MODEL, "mbt2018-mean"):
         assert all((output / f"rd-{codec}-{name}.png").exists() for name in ("crops", "single"))
