@@ -58,7 +58,7 @@ def _label(curve: Curve, anchor: str, quality: str, bd_rates: Sequence[BDRate]) 
         if (row.dataset, row.codec, row.anchor, row.arm, row.quality, row.method) == wanted:
             estimate = row.of_mean
             if estimate.value is None:
-                return f"{curve.arm}: no BD-rate"
+                return f"{curve.arm}: no BD-rate, comparison.md says why"
             interval = "" if estimate.low is None else f" [{estimate.low:+.2f}, {estimate.high:+.2f}]"
             return f"{curve.arm}: BD-rate {estimate.value:+.2f} %{interval}"
     return curve.arm
@@ -90,8 +90,7 @@ def _draw_difference(axes: Axes, anchor: Curve, curve: Curve, quality: str, inde
         at = np.linspace(low, high, SAMPLES)
         percent = 100 * (rate_at(rates, qualities, at) / rate_at(anchor_rates, anchor_qualities, at) - 1)
     except NoBDRate:
-        text = f"{curve.arm}: none, comparison.md says why"
-        axes.text(0.5, 1 - 0.12 * index, text, color=COLOURS[style], ha="center", transform=axes.transAxes, fontsize=9)
+        # The legend says so.
         return
     axes.plot(at, percent, color=COLOURS[style], linewidth=1.4, zorder=2 + index)
     inside = (qualities >= low) & (qualities <= high)

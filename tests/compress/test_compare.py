@@ -197,6 +197,19 @@ def test_crops_by_name(compared: Path, checkpoints: Path, folder: Path, capsys: 
     assert "a.png: 64x80 at 10,20: chosen by hand" in out
 
 
+def test_crops_at_rates_of_different_lambda_are_refused(
+    compared: Path, checkpoints: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    output = tmp_path / "output"
+    shutil.copytree(compared / "evaluations", output / "evaluations")
+    options = ["-m", MODEL, "-d", folder, "-o", output, "--resamples", 100, "--visual"]
+    for arm, lmbda in (("base", 0.0035), ("basis", 0.013)):
+        options += ["--arm", f"{arm}={checkpoints / f'{arm}-{lmbda}' / 'checkpoint.pth.tar'}@{lmbda}"]
+    assert called(*options) == 2
+    assert "error: --point 1: has lambda 0.0035 in base, 0.013 in basis; give every arm" in capsys.readouterr().err
+    assert not (output / "decoded").exists()
+
+
 def test_a_checkpoint_that_has_changed_is_coded_again(
     compared: Path, checkpoints: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
