@@ -1,11 +1,12 @@
 """`svdrd compare` from checkpoints to figures, on one real codec whose quantisation step gives it several rates."""
 
+import argparse
 import copy
 import csv
 import json
 import re
+import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from compressai.utils.plot.__main__ import main as compressai_plot
 from compressai.utils.plot.__main__ import parse_json_file
 
 from svdrd.__main__ import main as svdrd
-from svdrd.compress import compare, evaluate, load_codec
+from svdrd.compress import compare, load_codec
+from svdrd.compress.arms import parse_arms
 from svdrd.compress.errors import Stopped
 from tests.compress.conftest import synthetic_photograph
 
@@ -412,8 +414,16 @@ def test_results_of_other_images_of_the_same_names(
     assert "b.json: of another crops than the results before it: the same 3 names with other" in capsys.readouterr().err
 
 
-def test_the_module_is_called_as_the_other_commands(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(sys, "argv", ["svdrd"])
-    with pytest.raises(SystemExit):
-        compare.main(["--help"])
-    assert evaluate.main is not compare.main
+@pytest.mark.parametrize("page", ["README.md", "docs/comparison.md"])
+def test_the_command_of_the_documentation(page: str):
+    """It is taken as it stands, but for files that are not here."""
+    text = (Path(__file__).resolve().parents[2] / page).read_text()
+    (command,) = re.findall(r"^svdrd compare (.*?[^\\])$", text, re.MULTILINE | re.DOTALL)
+    parser = argparse.ArgumentParser()
+    compare.add_arguments(parser)
+    args = parser.parse_args(shlex.split(command.replace("\\\n", " ")))
+    assert [words[0].split("=")[0] for words in args.arm] == ["base", "control", "basis"]
+    assert args.anchor == ["base", "control"]
+    assert args.visual == []
+    (base,) = parse_arms(args.arm[:1], args.model)
+    assert [source.codec for source in base.sources] == [{"quality": quality} for quality in (1, 2, 3, 4)]
