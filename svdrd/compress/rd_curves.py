@@ -40,9 +40,16 @@ def draw_curves(curves: Sequence[Curve], anchor: str, bd_rates: Sequence[BDRate]
         below.set(xlabel=AXIS_NAMES[quality], ylabel=f"rate relative to {anchor} (%)")
         below.axhline(0, color=COLOURS[0], linewidth=1, zorder=1)
         below.margins(y=0.15)
-        above.legend(fontsize=9)
+        if max(len(curve.points) for curve in curves) == 1:
+            # Points above each other leave the legend no other place.
+            above.margins(y=0.6)
         for axes in (above, below):
             axes.grid(alpha=0.3)
+            axes.ticklabel_format(useOffset=False)
+        above.legend(fontsize=9)
+        if len(below.lines) == 1:
+            below.set(xticks=[], yticks=[])
+            below.text(0.5, 0.6, "no curves to compare", ha="center", transform=below.transAxes)
     images = f"{len(first.images)} images" if len(first.images) > 1 else first.images[0]
     how = "rates estimated" if first.estimated else "coded"
     figure.suptitle(f"{first.codec} on {first.dataset}: mean of {images}, {how}; curves: {PRIMARY}", fontsize=12)
