@@ -71,6 +71,17 @@ struct Walk {
   }
 };
 
+// Fetches the matrices into the caches, for writing if `write`: the group after the present one, while that is computed.
+template <bool write, typename T>
+void prefetch(const Placement<T>& placement, int64_t rows, int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(T);
+  const Walk walk(placement, rows, columns, 0);
+  for (int l = 0; l < placement.count; ++l)
+    for (int64_t i = 0; i < walk.outer_count; ++i)
+      for (int64_t j = 0; j < walk.inner_count; j += line)
+        __builtin_prefetch(placement.base[l] + i * walk.outer_stride + j * walk.inner_stride, write);
+}
+
 // `padded` columns of Packs are written, those beyond the matrix with zeros.
 template <typename W, typename T>
 void load(const Placement<const T>& from, int64_t rows, int64_t columns, int64_t padded, Pack<W>* a) {
