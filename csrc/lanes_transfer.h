@@ -121,6 +121,18 @@ void load(const Placement<const T>& from, int64_t rows, int64_t columns, int64_t
     for (int64_t j = columns; j < padded; ++j) a[i * stride + j] = zero;
 }
 
+// Writes columns that `store` put one after the other, `columns` of `rows` entries each, as rows: both multiples of 4.
+template <typename T>
+void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+  for (int64_t i = 0; i < rows; i += 4)
+    for (int64_t j = 0; j < columns; j += 4) {
+      Four<T> four;
+      for (int r = 0; r < 4; ++r) __builtin_memcpy(&four.row[r], from + (j + r) * rows + i, sizeof(four.row[r]));
+      four.transpose();
+      for (int r = 0; r < 4; ++r) __builtin_memcpy(to + (i + r) * to_stride + j, &four.row[r], sizeof(four.row[r]));
+    }
+}
+
 // Column j of lane l's matrix goes to column rank[l * columns + j], or to column j where rank is null.
 // + 0 turns -0 into +0: which zero a lane holds may depend on how often its neighbours made it rotate by (1, 0).
 template <typename T, typename W>
@@ -131,7 +143,26 @@ void store(const Pack<W>* a, int64_t rows, int64_t columns, int64_t padded, cons
   const int64_t stride = row_stride(padded);
   const Walk walk(to, rows, columns, stride);
   int l = 0;
-  if (walk.inner_stride == 1 && (rank == nullptr || walk.by_columns))
+  // To rows with their entries in another order: as columns into a buffer first, because those need no reordering.
+  constexpr int64_t buffered = 1024;
+  if (rank != nullptr && to.column_stride == 1 && rows % 4 == 0 && columns % 4 == 0 && rows * columns <= buffered) {
+    T buffer[4][buffered];
+    for (; l + 4 <= to.count; l += 4) {
+      for (int64_t j = 0; j < columns; ++j)
+        for (int64_t i = 0; i < rows; i += 4) {
+          Four<T> four;
+          for (int r = 0; r < 4; ++r) {
+            Lanes values;
+            __builtin_memcpy(&values, entries + ((i + r) * stride + j) * lane_count + l, sizeof(values));
+            four.row[r] = __builtin_convertvector(values + W(0), typename Four<T>::Vector);
+          }
+          four.transpose();
+          for (int r = 0; r < 4; ++r)
+            __builtin_memcpy(buffer[r] + rank[(l + r) * columns + j] * rows + i, &four.row[r], sizeof(four.row[r]));
+        }
+      for (int r = 0; r < 4; ++r) transpose(buffer[r], rows, columns, to.base[l + r], to.row_stride);
+    }
+  } else if (walk.inner_stride == 1 && (rank == nullptr || walk.by_columns))
     for (; l + 4 <= to.count; l += 4)
       for (int64_t i = 0; i < walk.outer_count; ++i) {
         const W* from = entries + i * walk.outer_packs * lane_count + l;
