@@ -237,6 +237,15 @@ inline T power_of_two(int exponent) {
   return r;
 }
 
+// The e with a in [2^(e-1), 2^e), for positive finite a: as of frexp(), which is a call.
+inline int exponent_above(double a) {
+  uint64_t bits;
+  __builtin_memcpy(&bits, &a, sizeof(bits));
+  int exponent = static_cast<int>(bits >> 52) - 1022;
+  if (exponent == -1022) (void)__builtin_frexp(a, &exponent);  // a denormal
+  return exponent;
+}
+
 // a * 2^exponent in two steps, since 2^149 itself is no float. Exponents beyond what two steps reach saturate.
 template <typename T>
 struct ScaleFactors {
@@ -275,8 +284,7 @@ GroupScale normalise(Pack<W>* a, int64_t rows, int64_t columns, double floor) {
     scale.finite[l] = refused.lane(l) == W(0);
     const double lane_largest = static_cast<double>(largest.lane(l));
     const double size = lane_largest > floor ? lane_largest : floor;
-    scale.exponent[l] = 0;
-    if (scale.finite[l] && size > 0) (void)__builtin_frexp(size, &scale.exponent[l]);
+    scale.exponent[l] = scale.finite[l] && size > 0 ? exponent_above(size) : 0;
   }
   const ScaleFactors<W> factors(scale.exponent, -1);
   for (int64_t i = 0; i < rows; ++i)
