@@ -1,4 +1,4 @@
-// What kernels.cpp, compiled once for each instruction set, offers to svdrd.cpp.
+// What dense_kernels.cpp and lanes_kernels.cpp, compiled once for each instruction set, offer to svdrd.cpp.
 #pragma once
 
 #include <cstdint>
@@ -23,12 +23,12 @@ class RangeSource {
   ~RangeSource() = default;
 };
 
-// One type's kernels. Every thread that takes part calls the function once; it works on the ranges it gets until there
-// are no more, with a workspace of its own. std::bad_alloc leaves what was not yet done.
+// One type's kernels; null where one is not compiled in that form. Every thread that takes part calls the function once;
+// it works on the ranges it gets until there are no more, with a workspace of its own. std::bad_alloc leaves what was not
+// yet done.
 template <typename T>
 struct KernelTable {
-  // How many matrices of m x n are worked on at once: one, or as many as there are SIMD lanes.
-  int64_t (*group)(int64_t m, int64_t n);
+  int64_t group;  // how many matrices are worked on at once
   void (*svd)(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* vh);
   void (*svd_backward)(RangeSource& ranges, const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s,
                        const T* vh, int64_t m, int64_t n, T* grad_a);
@@ -40,17 +40,23 @@ struct KernelTable {
                      T* grad_x_hat, T* grad_x);
 };
 
-namespace avx512 {
-const KernelTable<float>& float_kernels();
-const KernelTable<double>& double_kernels();
-}  // namespace avx512
-namespace avx2 {
-const KernelTable<float>& float_kernels();
-const KernelTable<double>& double_kernels();
-}  // namespace avx2
-namespace baseline {
-const KernelTable<float>& float_kernels();
-const KernelTable<double>& double_kernels();
-}  // namespace baseline
+// `name` is the namespace of one compilation: an instruction set, with `_x` and the number of lanes for those that work
+// on more or fewer matrices at once than the set's registers hold floats.
+#define SVDRD_KERNELS(name)                     \
+  namespace name {                              \
+  const KernelTable<float>& float_kernels();    \
+  const KernelTable<double>& double_kernels();  \
+  }
+SVDRD_KERNELS(avx512)
+SVDRD_KERNELS(avx512_x4)
+SVDRD_KERNELS(avx512_x8)
+SVDRD_KERNELS(avx512_x16)
+SVDRD_KERNELS(avx512_x32)
+SVDRD_KERNELS(avx2)
+SVDRD_KERNELS(avx2_x4)
+SVDRD_KERNELS(avx2_x8)
+SVDRD_KERNELS(baseline)
+SVDRD_KERNELS(baseline_x4)
+#undef SVDRD_KERNELS
 
 }  // namespace svdrd

@@ -30,12 +30,19 @@ class Groups {
   bool next(int64_t& first, int64_t& end) {
     if (at_ >= range_end_ && !ranges_.next(at_, range_end_)) return false;
     first = at_;
-    at_ = range_end_ - at_ < lane_count ? range_end_ : at_ + lane_count;
-    end = at_;
+    end = at_ = end_of_group();
     return true;
   }
 
+  // The group after the one that next() gave, of the same range; empty where that was the last.
+  void following(int64_t& first, int64_t& end) const {
+    first = at_;
+    end = end_of_group();
+  }
+
  private:
+  int64_t end_of_group() const { return range_end_ - at_ < lane_count ? range_end_ : at_ + lane_count; }
+
   RangeSource& ranges_;
   int64_t at_ = 0;
   int64_t range_end_ = 0;
@@ -126,6 +133,11 @@ void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s
   for (int64_t first, end; groups.next(first, end);) {
     load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.columns, w.f.a);
     const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, 0.0);
+    int64_t next_first, next_end;
+    groups.following(next_first, next_end);
+    prefetch<false>(place_matrices(a, next_first, next_end, shape), w.f.rows, w.f.columns);
+    prefetch<true>(place_left(u, vh, first, end, shape), w.f.rows, w.f.columns);
+    prefetch<true>(place_right(u, vh, first, end, shape), w.f.columns, w.f.columns);
     factorise(w.f, iteration_tolerance<T, T>());
     store_factors(w.f, scale, false, w.rank, first, end, shape, u, s, vh);
   }

@@ -14,6 +14,7 @@ template <typename T>
 struct DefiniteInverse {
   using Native = typename Pack<T>::Native;
 
+  const Pack<T>* from;  // the matrix, its lower triangle
   Pack<T>* a;
   Pack<T>* y;
   int64_t n;
@@ -21,8 +22,9 @@ struct DefiniteInverse {
   int part;
 
   Native& at(Pack<T>* matrix, int64_t i, int64_t j) const { return matrix[i * stride + j].part[part]; }
+  const Native& at(const Pack<T>* matrix, int64_t i, int64_t j) const { return matrix[i * stride + j].part[part]; }
 
-  // Below the diagonal L in place of A and L D in y, on it 1 / D in place of A.
+  // Below the diagonal L in a and L D in y, on it 1 / D in a.
   void eliminate() const {
     const Operand<T> left{a, stride, 1}, right{y, 1, stride};
     for (int64_t j = 0; j < n; j += 4) {
@@ -31,7 +33,7 @@ struct DefiniteInverse {
 #pragma GCC unroll 4
       for (int p = 0; p < 4; ++p)
 #pragma GCC unroll 4
-        for (int q = 0; q <= p; ++q) s[p][q] = at(a, j + p, j + q) - s[p][q];
+        for (int q = 0; q <= p; ++q) s[p][q] = at(from, j + p, j + q) - s[p][q];
 #pragma GCC unroll 4
       for (int q = 0; q < 4; ++q) {
         inverse[q] = (Native{} + T(1)) / s[q][q];
@@ -51,7 +53,7 @@ struct DefiniteInverse {
         for (int q = 0; q < 4; ++q)
 #pragma GCC unroll 4
           for (int p = 0; p < 4; ++p) {
-            const Native value = at(a, i + p, j + q) - u[p][q];
+            const Native value = at(from, i + p, j + q) - u[p][q];
             const Native l = value * inverse[q];
             at(y, i + p, j + q) = value;
             at(a, i + p, j + q) = l;
@@ -127,12 +129,12 @@ struct DefiniteInverse {
   }
 };
 
-// a <- a^-1 for n a multiple of 4; only the lower triangle of a is read, all of it is written. y: a matrix of scratch. Of
-// a matrix that is not positive definite nothing of use comes out.
+// a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. y: a matrix of scratch.
+// Of a matrix that is not positive definite nothing of use comes out.
 template <typename T>
-[[gnu::noinline]] void invert_definite(Pack<T>* a, int64_t n, Pack<T>* y) {
+[[gnu::noinline]] void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* y, Pack<T>* a) {
   for (int part = 0; part < Pack<T>::parts; ++part) {
-    const DefiniteInverse<T> inverse{a, y, n, row_stride(n), part};
+    const DefiniteInverse<T> inverse{from, a, y, n, row_stride(n), part};
     inverse.eliminate();
     inverse.invert_factor();
     inverse.multiply();

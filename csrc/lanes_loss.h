@@ -8,6 +8,7 @@
 
 #include <optional>
 
+#include "blocks.h"
 #include "lanes.h"
 #include "lanes_newton.h"
 
@@ -21,15 +22,6 @@ struct Pairs {
 
   void add(int64_t number) { item[count++] = number; }
 };
-
-// Where block `item` of a stack of images begins.
-inline int64_t block_offset(const LossProblem& problem, int64_t item) {
-  const int64_t across = problem.width / problem.block_width;
-  const int64_t in_image = (problem.height / problem.block_height) * across;
-  const int64_t block = item % in_image;
-  return (item / in_image) * problem.height * problem.width + (block / across) * problem.block_height * problem.width +
-         (block % across) * problem.block_width;
-}
 
 template <typename T>
 Placement<T> place_blocks(T* images, const Pairs& pairs, const LossProblem& problem) {
@@ -184,20 +176,14 @@ struct NewtonLossLayout {
         grad(arena.matrix<float>(rows, newton.padded)) {}
 };
 
-// A block that holds NaN or Inf is a zero matrix here, which is not accepted.
-inline GroupScale newton_polar_of_blocks(Newton& w, const Placement<const float>& blocks, double bound,
-                                         Pack<float>* p) {
+inline void newton_polar_of_blocks(Newton& w, const Placement<const float>& blocks, double bound, Pack<float>* p) {
   load(blocks, w.rows, w.columns, w.padded, w.a);
-  const GroupScale scale = normalise(w.a, w.rows, w.padded, 0.0);
   newton_polar(w, bound, p);
-  return scale;
 }
 
-inline void store_newton_gradients(NewtonLossLayout& w, const Pack<float>* p, const GroupScale& scale,
-                                   const Placement<float>& to) {
+inline void store_newton_gradients(NewtonLossLayout& w, const Pack<float>* p, const Placement<float>& to) {
   const Newton& newton = w.newton;
   newton_backward(w.newton, p, w.sign, w.grad);
-  scale_and_clamp(w.grad, newton.rows, newton.padded, scale.exponent, -1);
   store(w.grad, newton.rows, newton.columns, newton.padded, nullptr, to);
 }
 
@@ -219,16 +205,15 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
   const Placement<const float> decoded = place_blocks(tensors.x_hat, pairs, problem);
   const Pack<double> zero(0.0), one(1.0);
   Pack<double> accepted, accepted_hat;
-  GroupScale scale_hat;
   if (2 * pairs.count <= lane_count) {
-    scale_hat = newton_polar_of_blocks(newton, side_by_side(decoded, target), bound, w.p_hat);
+    newton_polar_of_blocks(newton, side_by_side(decoded, target), bound, w.p_hat);
     accepted_hat = select(newton.accepted, one, zero);
     accepted = shift_lanes(accepted_hat, pairs.count);
     shift_matrix(w.p_hat, rows, columns, pairs.count, w.p);
   } else {
     newton_polar_of_blocks(newton, target, bound, w.p);
     accepted = select(newton.accepted, one, zero);
-    scale_hat = newton_polar_of_blocks(newton, decoded, bound, w.p_hat);
+    newton_polar_of_blocks(newton, decoded, bound, w.p_hat);
     accepted_hat = select(newton.accepted, one, zero);
   }
   bool both[lane_count], rejected[lane_count], some = false;
@@ -243,12 +228,12 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
   for (int l = 0; l < pairs.count; ++l)
     if (both[l]) tensors.loss[pairs.item[l]] = static_cast<float>(mean.lane(l));
   if (tensors.grad_x_hat != nullptr)
-    store_newton_gradients(w, w.p_hat, scale_hat, only(place_blocks(tensors.grad_x_hat, pairs, problem), both));
+    store_newton_gradients(w, w.p_hat, only(place_blocks(tensors.grad_x_hat, pairs, problem), both));
   if (tensors.grad_x != nullptr) {
     // Seldom wanted, so that computing the target's iterates once more is better than room for both.
-    const GroupScale scale = newton_polar_of_blocks(newton, target, bound, w.p);
+    newton_polar_of_blocks(newton, target, bound, w.p);
     negate(w.sign, rows, columns);
-    store_newton_gradients(w, w.p, scale, only(place_blocks(tensors.grad_x, pairs, problem), both));
+    store_newton_gradients(w, w.p, only(place_blocks(tensors.grad_x, pairs, problem), both));
   }
   return chosen(pairs, rejected);
 }
@@ -269,6 +254,13 @@ void lanes_basis_loss(RangeSource& ranges, const LossProblem& problem, const Los
   for (int64_t first, end; groups.next(first, end);) {
     Pairs pairs;
     for (int64_t item = first; item < end; ++item) pairs.add(item);
+    groups.following(first, end);
+    Pairs next;
+    for (int64_t item = first; item < end; ++item) next.add(item);
+    prefetch<false>(place_blocks(tensors.x, next, problem), shape.rows(), shape.columns());
+    prefetch<false>(place_blocks(tensors.x_hat, next, problem), shape.rows(), shape.columns());
+    if (tensors.grad_x_hat != nullptr)
+      prefetch<true>(place_blocks(tensors.grad_x_hat, pairs, problem), shape.rows(), shape.columns());
     if constexpr (sizeof(T) == 4)
       if (newton) pairs = newton_losses(**newton, pairs, problem, tensors);
     for (int l = 0; l < pairs.count; ++l) {

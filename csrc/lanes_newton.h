@@ -33,6 +33,10 @@ namespace SVDRD_ISA {
 // M_4 / c - I is at most 0.027.
 constexpr double largest_newton_condition = 0x1p18;
 
+// Its norm is within these, too: then no scaling is needed for the derivative, of entries up to 2^68, to fit a float.
+constexpr double smallest_newton_norm = 0x1p-50;
+constexpr double largest_newton_norm = 0x1p50;
+
 constexpr int newton_steps = 4;
 
 // The matrices of a group and what the backward needs of their polar factor. Rows are as many as the matrices have,
@@ -48,8 +52,10 @@ struct Newton {
   Pack<double>* inverse_h4;
   Pack<double>* deviation;  // N of M_4 = c (I + N)
   Pack<double>* unrounded;  // P
-  Pack<double> scale[newton_steps];  // g_k
-  Pack<double> root;                 // c^(-1/2)
+  Pack<double> scale[newton_steps];          // g_k
+  Pack<double> inverse_scale[newton_steps];  // 1 / g_k
+  Pack<double> root;                         // c^(-1/2)
+  Pack<double> inverse_root;
   Pack<double> linear;               // H_4^-1 = root I + linear N + quadratic N^2
   Pack<double> quadratic;
   Mask<double> accepted;
@@ -77,68 +83,75 @@ struct Newton {
   }
 };
 
-// M_0 = A^T A, twice: for its inverse and for M_1. Returns its trace without the padding.
+// M_0 = A^T A. Returns its trace without the padding.
 inline Pack<double> form_square(Newton& w) {
   const int64_t n = w.padded, stride = row_stride(n);
   for_each_lower_entry(transposed(w.a, n), plain(w.a, n), n, w.rows,
                        [&w, stride](int64_t i, int64_t j, int part, const auto& sum) {
-                         w.square[i * stride + j].part[part] = w.inverse_m[0][i * stride + j].part[part] = sum;
+                         w.square[i * stride + j].part[part] = sum;
                        });
   Pack<double> trace(0.0);
   for (int64_t i = 0; i < w.columns; ++i) trace = trace + w.square[i * stride + i];
   // The mean of the eigenvalues lies among them.
   const Pack<double> mean = trace * Pack<double>(1.0 / static_cast<double>(w.columns));
-  for (int64_t i = w.columns; i < n; ++i) w.square[i * stride + i] = w.inverse_m[0][i * stride + i] = mean;
+  for (int64_t i = w.columns; i < n; ++i) w.square[i * stride + i] = mean;
   return trace;
 }
 
-// p = P(a), rounded to float, in the accepted lanes: those where norm(a) norm(a^-1) <= bound. In the others p holds
-// nothing of use. Not inlined: equal matrices must give equal bits everywhere.
+// p = P(a), rounded to float, in the accepted lanes: those where norm(a) norm(a^-1) <= bound and norm(a) is neither very
+// small nor very large, nor NaN. In the others p holds nothing of use. Not inlined: equal matrices must give equal bits everywhere.
 [[gnu::noinline]] inline void newton_polar(Newton& w, double bound, Pack<float>* p) {
   const int64_t n = w.padded, stride = row_stride(n);
-  const Pack<double> half(0.5), one(1.0);
+  const Pack<double> quarter(0.25), half(0.5), one(1.0);
   Pack<double>* scratch = w.deviation;
   const Pack<double> trace = form_square(w);
-  invert_definite(w.inverse_m[0], n, scratch);
+  invert_definite(w.square, n, scratch, w.inverse_m[0]);
   Pack<double> inverse_trace(0.0);
   // Of a singular matrix the computed inverse may have negative entries here, which must not cancel large ones.
   for (int64_t i = 0; i < w.columns; ++i) inverse_trace = inverse_trace + abs(w.inverse_m[0][i * stride + i]);
-  w.accepted = trace * inverse_trace <= Pack<double>(bound * bound);
+  w.accepted = (trace * inverse_trace <= Pack<double>(bound * bound)) &
+               (Pack<double>(smallest_newton_norm * smallest_newton_norm) <= trace) &
+               (trace <= Pack<double>(largest_newton_norm * largest_newton_norm));
   if (!any(w.accepted)) return;
 
-  // Bounds on the singular values of H_k: first the Frobenius norms, then what Newton's step implies.
-  Pack<double> lower = one / sqrt(inverse_trace), upper = sqrt(trace);
+  // Bounds l and u on the singular values of H_k: first the Frobenius norms, then 1 and what Newton's step implies.
+  // g_k = (l u)^(-1/2), and (u/l)^(1/2) decides the next u.
+  const Pack<double> inverse_root_trace = reciprocal_sqrt(trace), root_inverse_trace = reciprocal_sqrt(inverse_trace);
+  const Pack<double> product_of_bounds = (trace * inverse_root_trace) * root_inverse_trace;
+  Pack<double> ratio_of_bounds = (trace * inverse_root_trace) * (inverse_trace * root_inverse_trace);
   for (int k = 0; k < newton_steps; ++k) {
-    if (k > 0) invert_definite(w.inverse_m[k], n, scratch);
-    const Pack<double> product = lower * upper, ratio = sqrt(upper / lower);
-    w.scale[k] = one / sqrt(product);
-    lower = one;
-    upper = half * (ratio + one / ratio);
+    if (k > 0) invert_definite(w.square, n, scratch, w.inverse_m[k]);
+    const Pack<double> inverse_root_ratio = reciprocal_sqrt(ratio_of_bounds);
+    const Pack<double> root_ratio = ratio_of_bounds * inverse_root_ratio;
+    w.scale[k] = k == 0 ? reciprocal_sqrt(product_of_bounds) : inverse_root_ratio;
+    w.inverse_scale[k] = k == 0 ? product_of_bounds * w.scale[0] : root_ratio;
+    const Pack<double> forward = quarter * w.scale[k] * w.scale[k];
+    const Pack<double> backward = quarter * w.inverse_scale[k] * w.inverse_scale[k];
+    ratio_of_bounds = half * (root_ratio + inverse_root_ratio);
     if (k + 1 == newton_steps) {
       // M_4 = c (I + N), all of N.
-      const Pack<double> inverse_centre = Pack<double>(2.0) / (one + upper * upper);
-      const Pack<double> forward = Pack<double>(0.25) * inverse_centre / product;
-      const Pack<double> backward = Pack<double>(0.25) * inverse_centre * product;
+      const Pack<double> inverse_centre = Pack<double>(2.0) / (one + ratio_of_bounds * ratio_of_bounds);
+      const Pack<double> centred_forward = inverse_centre * forward, centred_backward = inverse_centre * backward;
       const Pack<double> diagonal = half * inverse_centre - one;
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j <= i; ++j)
           w.deviation[i * stride + j] = w.deviation[j * stride + i] =
-              forward * w.square[i * stride + j] + backward * w.inverse_m[k][i * stride + j];
+              centred_forward * w.square[i * stride + j] + centred_backward * w.inverse_m[k][i * stride + j];
         w.deviation[i * stride + i] = w.deviation[i * stride + i] + diagonal;
       }
       // (1 + x)^(-1/2) = 1 - x/2 + 3/8 x^2 - 5/16 x^3 for |x| <= e, with 3/4 e^2 x, the nearest to it there, for x^3.
       const Pack<double> e = one - inverse_centre;
-      w.root = sqrt(inverse_centre);
+      w.inverse_root = reciprocal_sqrt(inverse_centre);
+      w.root = inverse_centre * w.inverse_root;
       w.linear = -w.root * (half + Pack<double>(15.0 / 64) * e * e);
       w.quadratic = Pack<double>(0.375) * w.root;
     } else {
-      const Pack<double> forward = Pack<double>(0.25) / product, backward = Pack<double>(0.25) * product;
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j <= i; ++j) {
           const int64_t at = i * stride + j;
-          w.square[at] = w.inverse_m[k + 1][at] = forward * w.square[at] + backward * w.inverse_m[k][at];
+          w.square[at] = forward * w.square[at] + backward * w.inverse_m[k][at];
         }
-        w.square[i * stride + i] = w.inverse_m[k + 1][i * stride + i] = w.square[i * stride + i] + half;
+        w.square[i * stride + i] = w.square[i * stride + i] + half;
       }
     }
   }
@@ -148,7 +161,8 @@ inline Pack<double> form_square(Newton& w) {
   for (int64_t i = 0; i < n; ++i) w.inverse_h4[i * stride + i] = w.inverse_h4[i * stride + i] + w.root;
   for (int k = newton_steps - 1; k >= 0; --k) {
     const Pack<double>* next = k + 1 == newton_steps ? w.inverse_h4 : w.inverse_h[k + 1];
-    add_symmetric_product(plain(w.inverse_m[k], n), plain(next, n), n, n, half * w.scale[k], next, half / w.scale[k],
+    add_symmetric_product(plain(w.inverse_m[k], n), plain(next, n), n, n, half * w.scale[k], next,
+                          half * w.inverse_scale[k],
                           w.inverse_h[k]);
   }
   product(plain(w.a, n), plain(w.inverse_h[0], n), w.rows, n, n, w.unrounded);
@@ -169,10 +183,12 @@ inline void skew(const Pack<T>* a, const Pack<T>& factor, int64_t n, Pack<T>* b)
 
 // Omega <- (g Omega + H^-1 Omega H^-1 / g) / 2.
 template <typename T>
-inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale, int64_t n, Pack<T>* scratch, Pack<T>* omega) {
+inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale, const Pack<T>& inverse_scale, int64_t n,
+                      Pack<T>* scratch, Pack<T>* omega) {
   const Pack<T> half(T(0.5));
   product(plain(omega, n), plain(inverse_h, n), n, n, n, scratch);
-  add_antisymmetric_product(plain(inverse_h, n), plain(scratch, n), n, n, half * scale, omega, half / scale, omega);
+  add_antisymmetric_product(plain(inverse_h, n), plain(scratch, n), n, n, half * scale, omega,
+                            half * inverse_scale, omega);
 }
 
 // grad = the vector-Jacobian product of P with `upstream`, both rows x padded; w and p as newton_polar left them.
@@ -194,7 +210,7 @@ inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale, int64_t n,
   // At H_4 = c^(1/2) (I + K) the solution is that for c^(1/2) I, call it Omega, less V, plus (K V + V K) / 2, where
   // V = (K Omega + Omega K) / 2, but for K^3. K = N/2 - N^2/8 but for N^3, and N^2 is in H_4^-1.
   skew(w.inner, half * convert<float>(w.root), n, omega);
-  const Pack<double> eighth = Pack<double>(0.125) / w.quadratic;
+  const Pack<double> eighth = Pack<double>(1.0 / 3) * w.inverse_root;
   const Pack<double> linear = Pack<double>(0.5) + w.linear * eighth, constant = w.root * eighth;
   Pack<float>* k4 = w.inverse_h_single;
   for (int64_t i = 0; i < n; ++i) {
@@ -213,12 +229,12 @@ inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale, int64_t n,
 
   for (int k = newton_steps - 1; k > 0; --k) {
     convert_matrix(w.inverse_h[k], n, n, w.inverse_h_single);
-    undo_step(w.inverse_h_single, convert<float>(w.scale[k]), n, scratch, omega);
+    undo_step(w.inverse_h_single, convert<float>(w.scale[k]), convert<float>(w.inverse_scale[k]), n, scratch, omega);
   }
   // Of this one, whose condition is that of A, float would lose too many digits.
   Pack<double>* precise = w.inverse_m[0];
   convert_matrix(omega, n, n, precise);
-  undo_step(w.inverse_h[0], w.scale[0], n, w.inverse_m[1], precise);
+  undo_step(w.inverse_h[0], w.scale[0], w.inverse_scale[0], n, w.inverse_m[1], precise);
   convert_matrix(precise, n, n, omega);
 
   product(plain(p, n), plain(omega, n), w.rows, n, n, grad);

@@ -71,6 +71,17 @@ struct Walk {
   }
 };
 
+// Fetches the matrices into the caches, for writing if `write`: the group after the present one, while that is computed.
+template <bool write, typename T>
+void prefetch(const Placement<T>& placement, int64_t rows, int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(T);
+  const Walk walk(placement, rows, columns, 0);
+  for (int l = 0; l < placement.count; ++l)
+    for (int64_t i = 0; i < walk.outer_count; ++i)
+      for (int64_t j = 0; j < walk.inner_count; j += line)
+        __builtin_prefetch(placement.base[l] + i * walk.outer_stride + j * walk.inner_stride, write);
+}
+
 // `padded` columns of Packs are written, those beyond the matrix with zeros.
 template <typename W, typename T>
 void load(const Placement<const T>& from, int64_t rows, int64_t columns, int64_t padded, Pack<W>* a) {
@@ -110,6 +121,18 @@ void load(const Placement<const T>& from, int64_t rows, int64_t columns, int64_t
     for (int64_t j = columns; j < padded; ++j) a[i * stride + j] = zero;
 }
 
+// Writes columns that `store` put one after the other, `columns` of `rows` entries each, as rows: both multiples of 4.
+template <typename T>
+void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+  for (int64_t i = 0; i < rows; i += 4)
+    for (int64_t j = 0; j < columns; j += 4) {
+      Four<T> four;
+      for (int r = 0; r < 4; ++r) __builtin_memcpy(&four.row[r], from + (j + r) * rows + i, sizeof(four.row[r]));
+      four.transpose();
+      for (int r = 0; r < 4; ++r) __builtin_memcpy(to + (i + r) * to_stride + j, &four.row[r], sizeof(four.row[r]));
+    }
+}
+
 // Column j of lane l's matrix goes to column rank[l * columns + j], or to column j where rank is null.
 // + 0 turns -0 into +0: which zero a lane holds may depend on how often its neighbours made it rotate by (1, 0).
 template <typename T, typename W>
@@ -120,7 +143,26 @@ void store(const Pack<W>* a, int64_t rows, int64_t columns, int64_t padded, cons
   const int64_t stride = row_stride(padded);
   const Walk walk(to, rows, columns, stride);
   int l = 0;
-  if (walk.inner_stride == 1 && (rank == nullptr || walk.by_columns))
+  // To rows with their entries in another order: as columns into a buffer first, because those need no reordering.
+  constexpr int64_t buffered = 1024;
+  if (rank != nullptr && to.column_stride == 1 && rows % 4 == 0 && columns % 4 == 0 && rows * columns <= buffered) {
+    T buffer[4][buffered];
+    for (; l + 4 <= to.count; l += 4) {
+      for (int64_t j = 0; j < columns; ++j)
+        for (int64_t i = 0; i < rows; i += 4) {
+          Four<T> four;
+          for (int r = 0; r < 4; ++r) {
+            Lanes values;
+            __builtin_memcpy(&values, entries + ((i + r) * stride + j) * lane_count + l, sizeof(values));
+            four.row[r] = __builtin_convertvector(values + W(0), typename Four<T>::Vector);
+          }
+          four.transpose();
+          for (int r = 0; r < 4; ++r)
+            __builtin_memcpy(buffer[r] + rank[(l + r) * columns + j] * rows + i, &four.row[r], sizeof(four.row[r]));
+        }
+      for (int r = 0; r < 4; ++r) transpose(buffer[r], rows, columns, to.base[l + r], to.row_stride);
+    }
+  } else if (walk.inner_stride == 1 && (rank == nullptr || walk.by_columns))
     for (; l + 4 <= to.count; l += 4)
       for (int64_t i = 0; i < walk.outer_count; ++i) {
         const W* from = entries + i * walk.outer_packs * lane_count + l;
@@ -195,6 +237,15 @@ inline T power_of_two(int exponent) {
   return r;
 }
 
+// The e with a in [2^(e-1), 2^e), for positive finite a: as of frexp(), which is a call.
+inline int exponent_above(double a) {
+  uint64_t bits;
+  __builtin_memcpy(&bits, &a, sizeof(bits));
+  int exponent = static_cast<int>(bits >> 52) - 1022;
+  if (exponent == -1022) (void)__builtin_frexp(a, &exponent);  // a denormal
+  return exponent;
+}
+
 // a * 2^exponent in two steps, since 2^149 itself is no float. Exponents beyond what two steps reach saturate.
 template <typename T>
 struct ScaleFactors {
@@ -233,8 +284,7 @@ GroupScale normalise(Pack<W>* a, int64_t rows, int64_t columns, double floor) {
     scale.finite[l] = refused.lane(l) == W(0);
     const double lane_largest = static_cast<double>(largest.lane(l));
     const double size = lane_largest > floor ? lane_largest : floor;
-    scale.exponent[l] = 0;
-    if (scale.finite[l] && size > 0) (void)__builtin_frexp(size, &scale.exponent[l]);
+    scale.exponent[l] = scale.finite[l] && size > 0 ? exponent_above(size) : 0;
   }
   const ScaleFactors<W> factors(scale.exponent, -1);
   for (int64_t i = 0; i < rows; ++i)

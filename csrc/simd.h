@@ -14,7 +14,7 @@
 #endif
 
 #if !defined(SVDRD_ISA)
-#error "define SVDRD_ISA as the namespace of this instruction set: avx512, avx2 or baseline"
+#error "define SVDRD_ISA as the namespace of this compilation: avx512, avx2 or baseline, and _x with SVDRD_LANES"
 #endif
 
 namespace svdrd {
@@ -27,33 +27,43 @@ constexpr int vector_bytes = 32;
 #else
 constexpr int vector_bytes = 16;
 #endif
+#if defined(SVDRD_LANES)  // a power of two, at least 4
+constexpr int lane_count = SVDRD_LANES;
+#else
 constexpr int lane_count = vector_bytes / 4;
+#endif
+
+// The register that holds the lanes of type T, or a part of them.
+template <typename T>
+constexpr int native_bytes = lane_count * static_cast<int>(sizeof(T)) < vector_bytes
+                                 ? lane_count * static_cast<int>(sizeof(T))
+                                 : vector_bytes;
 
 template <typename T>
 struct NativeTypes;
 template <>
 struct NativeTypes<float> {
-  typedef float Vector __attribute__((vector_size(vector_bytes)));
-  typedef int32_t MaskVector __attribute__((vector_size(vector_bytes)));
+  typedef float Vector __attribute__((vector_size(native_bytes<float>)));
+  typedef int32_t MaskVector __attribute__((vector_size(native_bytes<float>)));
 };
 template <>
 struct NativeTypes<double> {
-  typedef double Vector __attribute__((vector_size(vector_bytes)));
-  typedef int64_t MaskVector __attribute__((vector_size(vector_bytes)));
+  typedef double Vector __attribute__((vector_size(native_bytes<double>)));
+  typedef int64_t MaskVector __attribute__((vector_size(native_bytes<double>)));
 };
 
 // The registers are built from their lanes' truth, all bits set or none.
 template <typename T>
 struct Mask {
-  static constexpr int parts = lane_count * sizeof(T) / vector_bytes;
+  static constexpr int parts = lane_count * sizeof(T) / native_bytes<T>;
   typename NativeTypes<T>::MaskVector part[parts];
 };
 
 template <typename T>
 struct Pack {
   using Native = typename NativeTypes<T>::Vector;
-  static constexpr int parts = lane_count * sizeof(T) / vector_bytes;
-  static constexpr int lanes_per_part = vector_bytes / sizeof(T);
+  static constexpr int parts = lane_count * sizeof(T) / native_bytes<T>;
+  static constexpr int lanes_per_part = native_bytes<T> / sizeof(T);
   Native part[parts];
 
   Pack() = default;
@@ -159,11 +169,13 @@ inline bool any(const Mask<T>& mask) {
   auto joined = mask.part[0];
   for (int k = 1; k < Mask<T>::parts; ++k) joined |= mask.part[k];
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-  return _mm512_test_epi32_mask((__m512i)joined, (__m512i)joined) != 0;
-#elif defined(__AVX2__) && defined(__FMA__)
-  return _mm256_movemask_epi8((__m256i)joined) != 0;
-#elif defined(__SSE2__)
-  return _mm_movemask_epi8((__m128i)joined) != 0;
+  if constexpr (native_bytes<T> == 64) return _mm512_test_epi32_mask((__m512i)joined, (__m512i)joined) != 0;
+#endif
+#if defined(__AVX2__)
+  if constexpr (native_bytes<T> == 32) return _mm256_movemask_epi8((__m256i)joined) != 0;
+#endif
+#if defined(__SSE2__)
+  if constexpr (native_bytes<T> == 16) return _mm_movemask_epi8((__m128i)joined) != 0;
 #else
   for (int l = 0; l < Pack<T>::lanes_per_part; ++l)
     if (joined[l] != 0) return true;
@@ -173,24 +185,21 @@ inline bool any(const Mask<T>& mask) {
 
 template <typename T>
 inline typename Pack<T>::Native native_sqrt(const typename Pack<T>::Native& a) {
+  using Native = typename Pack<T>::Native;
   // The maskz forms: GCC 12's headers pass an uninitialised register to the plain ones and warn of it.
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-  if constexpr (sizeof(T) == 4)
-    return (typename Pack<T>::Native)_mm512_maskz_sqrt_ps(0xffff, (__m512)a);
-  else
-    return (typename Pack<T>::Native)_mm512_maskz_sqrt_pd(0xff, (__m512d)a);
-#elif defined(__AVX2__) && defined(__FMA__)
-  if constexpr (sizeof(T) == 4)
-    return (typename Pack<T>::Native)_mm256_sqrt_ps((__m256)a);
-  else
-    return (typename Pack<T>::Native)_mm256_sqrt_pd((__m256d)a);
-#elif defined(__SSE2__)
-  if constexpr (sizeof(T) == 4)
-    return (typename Pack<T>::Native)_mm_sqrt_ps((__m128)a);
-  else
-    return (typename Pack<T>::Native)_mm_sqrt_pd((__m128d)a);
+  if constexpr (native_bytes<T> == 64 && sizeof(T) == 4) return (Native)_mm512_maskz_sqrt_ps(0xffff, (__m512)a);
+  if constexpr (native_bytes<T> == 64 && sizeof(T) == 8) return (Native)_mm512_maskz_sqrt_pd(0xff, (__m512d)a);
+#endif
+#if defined(__AVX2__)
+  if constexpr (native_bytes<T> == 32 && sizeof(T) == 4) return (Native)_mm256_sqrt_ps((__m256)a);
+  if constexpr (native_bytes<T> == 32 && sizeof(T) == 8) return (Native)_mm256_sqrt_pd((__m256d)a);
+#endif
+#if defined(__SSE2__)
+  if constexpr (native_bytes<T> == 16 && sizeof(T) == 4) return (Native)_mm_sqrt_ps((__m128)a);
+  if constexpr (native_bytes<T> == 16 && sizeof(T) == 8) return (Native)_mm_sqrt_pd((__m128d)a);
 #else
-  typename Pack<T>::Native r;
+  Native r;
   for (int l = 0; l < Pack<T>::lanes_per_part; ++l)
     r[l] = sizeof(T) == 4 ? __builtin_sqrtf(a[l]) : __builtin_sqrt(a[l]);
   return r;
@@ -214,10 +223,17 @@ template <typename T>
   // would add that up to a shrinkage of every singular value.
   Pack<T> y;
   for (int k = 0; k < Pack<T>::parts; ++k) {
-    if constexpr (sizeof(T) == 4)
-      y.part[k] = (typename Pack<T>::Native)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)a.part[k]);
+    using Native = typename Pack<T>::Native;
+    if constexpr (native_bytes<T> == 64 && sizeof(T) == 4)
+      y.part[k] = (Native)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)a.part[k]);
+    else if constexpr (native_bytes<T> == 64)
+      y.part[k] = (Native)_mm512_maskz_rsqrt14_pd(0xff, (__m512d)a.part[k]);
+    else if constexpr (native_bytes<T> == 32 && sizeof(T) == 4)
+      y.part[k] = (Native)_mm256_rsqrt14_ps((__m256)a.part[k]);
+    else if constexpr (sizeof(T) == 4)
+      y.part[k] = (Native)_mm_rsqrt14_ps((__m128)a.part[k]);
     else
-      y.part[k] = (typename Pack<T>::Native)_mm512_maskz_rsqrt14_pd(0xff, (__m512d)a.part[k]);
+      y.part[k] = (Native)_mm256_rsqrt14_pd((__m256d)a.part[k]);
   }
   const Pack<T> r = Pack<T>(T(1)) - (a * y) * y;
   Pack<T> series = Pack<T>(T(0.5)) + Pack<T>(T(0.375)) * r;
@@ -232,18 +248,23 @@ template <typename To, typename From>
 inline Pack<To> convert(const Pack<From>& a) {
   if constexpr (sizeof(To) == sizeof(From)) {
     return a;
-  } else if constexpr (sizeof(To) < sizeof(From)) {
-    typedef To Half __attribute__((vector_size(vector_bytes / 2)));
+  } else if constexpr (Pack<To>::parts == Pack<From>::parts) {
     Pack<To> r;
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < Pack<To>::parts; ++k)
+      r.part[k] = __builtin_convertvector(a.part[k], typename Pack<To>::Native);
+    return r;
+  } else if constexpr (sizeof(To) < sizeof(From)) {
+    typedef To Half __attribute__((vector_size(native_bytes<To> / 2)));
+    Pack<To> r;
+    for (int k = 0; k < Pack<From>::parts; ++k) {
       const Half half = __builtin_convertvector(a.part[k], Half);
       __builtin_memcpy(reinterpret_cast<char*>(&r) + k * sizeof(Half), &half, sizeof(Half));
     }
     return r;
   } else {
-    typedef From Half __attribute__((vector_size(vector_bytes / 2)));
+    typedef From Half __attribute__((vector_size(native_bytes<From> / 2)));
     Pack<To> r;
-    for (int k = 0; k < 2; ++k) {
+    for (int k = 0; k < Pack<To>::parts; ++k) {
       Half half;
       __builtin_memcpy(&half, reinterpret_cast<const char*>(&a) + k * sizeof(Half), sizeof(Half));
       r.part[k] = __builtin_convertvector(half, typename Pack<To>::Native);

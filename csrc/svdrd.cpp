@@ -44,25 +44,55 @@ InstructionSet chosen_instruction_set() {
   return chosen;
 }
 
+// One instruction set's kernels. Which of them a matrix meets is no matter: a lane computes the same bits in any group.
 template <typename T>
-const KernelTable<T>& kernels();
+struct Kernels {
+  const KernelTable<T>& dense;
+  const KernelTable<T>& few;       // 4 lanes
+  const KernelTable<T>& many;      // as many lanes as a register holds floats
+  const KernelTable<T>& many_svd;  // float32 on AVX-512: twice as many, whose two chains of operations hide latency
+  const KernelTable<T>& many_loss;  // there: half as many, which Newton's iteration in double finds in nearer caches
+};
 
-template <>
-const KernelTable<float>& kernels<float>() {
+Kernels<float> kernels(float) {
 #if defined(__x86_64__)
-  if (chosen_instruction_set() == InstructionSet::avx512) return avx512::float_kernels();
-  if (chosen_instruction_set() == InstructionSet::avx2) return avx2::float_kernels();
+  if (chosen_instruction_set() == InstructionSet::avx512)
+    return {avx512::float_kernels(), avx512_x4::float_kernels(), avx512_x16::float_kernels(),
+            avx512_x32::float_kernels(), avx512_x8::float_kernels()};
+  if (chosen_instruction_set() == InstructionSet::avx2)
+    return {avx2::float_kernels(), avx2_x4::float_kernels(), avx2_x8::float_kernels(), avx2_x8::float_kernels(),
+            avx2_x8::float_kernels()};
 #endif
-  return baseline::float_kernels();
+  const KernelTable<float>& lanes = baseline_x4::float_kernels();
+  return {baseline::float_kernels(), lanes, lanes, lanes, lanes};
 }
 
-template <>
-const KernelTable<double>& kernels<double>() {
+Kernels<double> kernels(double) {
+  const auto all = [](const KernelTable<double>& dense, const KernelTable<double>& few,
+                      const KernelTable<double>& many) { return Kernels<double>{dense, few, many, many, many}; };
 #if defined(__x86_64__)
-  if (chosen_instruction_set() == InstructionSet::avx512) return avx512::double_kernels();
-  if (chosen_instruction_set() == InstructionSet::avx2) return avx2::double_kernels();
+  if (chosen_instruction_set() == InstructionSet::avx512)
+    return all(avx512::double_kernels(), avx512_x4::double_kernels(), avx512_x16::double_kernels());
+  if (chosen_instruction_set() == InstructionSet::avx2)
+    return all(avx2::double_kernels(), avx2_x4::double_kernels(), avx2_x8::double_kernels());
 #endif
-  return baseline::double_kernels();
+  return all(baseline::double_kernels(), baseline_x4::double_kernels(), baseline_x4::double_kernels());
+}
+
+// What a group of matrices in the lanes does faster than one matrix at a time, and what of it fits the second-level
+// cache (docs/performance.md). The choice must not look at the batch: the two give different bits.
+bool in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 32 && m * n <= 1024; }
+
+// The derivative of svd() is little more than products, which the lanes do faster only for the smallest matrices.
+bool svd_backward_in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 12 && m * n <= 256; }
+
+// Up to this many matrices a group of 4 lanes, which costs about half of one of 16, is filled at most once.
+constexpr int64_t few_matrices = 4;
+
+template <typename T>
+const KernelTable<T>& chosen_kernels(bool lanes, int64_t batch, const KernelTable<T>& many) {
+  const Kernels<T> all = kernels(T());
+  return !lanes ? all.dense : batch <= few_matrices ? all.few : batch < 2 * many.group ? all.many : many;
 }
 
 class SharedRanges final : public RangeSource {
@@ -140,8 +170,8 @@ double cube(int64_t m, int64_t n) {
 template <typename T>
 void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
   if (m == 0 || n == 0) return;
-  const KernelTable<T>& table = kernels<T>();
-  run(batch, table.group(m, n), 15 * cube(m, n), threads,
+  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many_svd);
+  run(batch, table.group, 15 * cube(m, n), threads,
       [&](RangeSource& ranges) { table.svd(ranges, a, m, n, u, s, vh); });
 }
 
@@ -149,8 +179,8 @@ template <typename T>
 void svd_backward(const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s, const T* vh, int64_t batch,
                   int64_t m, int64_t n, T* grad_a, int threads) {
   if (m == 0 || n == 0) return;
-  const KernelTable<T>& table = kernels<T>();
-  run(batch, table.group(m, n), 6 * cube(m, n), threads, [&](RangeSource& ranges) {
+  const KernelTable<T>& table = chosen_kernels<T>(svd_backward_in_lanes(m, n), batch, kernels(T()).many);
+  run(batch, table.group, 6 * cube(m, n), threads, [&](RangeSource& ranges) {
     table.svd_backward(ranges, grad_u, grad_s, grad_vh, u, s, vh, m, n, grad_a);
   });
 }
@@ -159,8 +189,8 @@ template <typename T>
 void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u, T* s, T* vh,
                   int threads) {
   if (m == 0 || n == 0) return;
-  const KernelTable<T>& table = kernels<T>();
-  run(batch, table.group(m, n), 30 * cube(m, n), threads,
+  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
+  run(batch, table.group, 30 * cube(m, n), threads,
       [&](RangeSource& ranges) { table.polar_factor(ranges, a, m, n, rcond, smooth, p, u, s, vh); });
 }
 
@@ -168,8 +198,8 @@ template <typename T>
 void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, int64_t batch, int64_t m, int64_t n,
                            double smooth, T* grad_a, int threads) {
   if (m == 0 || n == 0) return;
-  const KernelTable<T>& table = kernels<T>();
-  run(batch, table.group(m, n), 4 * cube(m, n), threads,
+  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
+  run(batch, table.group, 4 * cube(m, n), threads,
       [&](RangeSource& ranges) { table.polar_factor_backward(ranges, grad, u, s, vh, m, n, smooth, grad_a); });
 }
 
@@ -177,10 +207,11 @@ template <typename T>
 void basis_loss(const T* x_hat, const T* x, int64_t batch, int64_t height, int64_t width, int64_t block_height,
                 int64_t block_width, double rcond, double smooth, T* loss, T* grad_x_hat, T* grad_x, int threads) {
   if (batch == 0 || height == 0 || width == 0) return;
-  const KernelTable<T>& table = kernels<T>();
   const LossProblem problem{height, width, block_height, block_width, rcond, smooth};
   const int64_t blocks = batch * (height / block_height) * (width / block_width);
-  run(blocks, table.group(block_height, block_width), 60 * cube(block_height, block_width), threads,
+  const KernelTable<T>& table =
+      chosen_kernels<T>(in_lanes(block_height, block_width), blocks, kernels(T()).many_loss);
+  run(blocks, table.group, 60 * cube(block_height, block_width), threads,
       [&](RangeSource& ranges) { table.basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x); });
 }
 

@@ -216,7 +216,7 @@ def test_a_compiler_that_is_not_there_is_named(source: Path, tmp_path: Path) -> 
 @needs_compiler
 def test_a_compile_error_is_recorded_by_auto_and_stops_cpu(tmp_path: Path) -> None:
     broken = copy_sources(tmp_path / "broken")
-    for name in ("svdrd.cpp", "kernels.cpp", "module.cpp"):
+    for name in ("svdrd.cpp", "dense_kernels.cpp", "lanes_kernels.cpp", "module.cpp"):
         (broken / "csrc" / name).write_text("#error this compiler is too old\n")
     wheel, info, _ = build(broken, tmp_path / "auto", CUDA_HOME=str(tmp_path / "no_cuda"))
     assert info["native"] is False

@@ -122,6 +122,29 @@ def test_same_bits_whatever_else_is_in_the_batch(backend: str, name: str, size: 
     assert torch.equal(operation(a[shuffled]), together[shuffled])
 
 
+@pytest.mark.parametrize("backend", ["cpp"], indirect=True)
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("shape", [(4, 4), (8, 8), (16, 16), (5, 3), (7, 12), (32, 24)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_same_bits_in_a_batch_of_any_size(
+    backend: str, name: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """The C++ kernels work on groups of 4 to 32 matrices, whichever suits the size of the batch."""
+    if name == "basis_loss blocks" and (shape[0] % 2 or shape[1] % 2):
+        pytest.skip("cannot be cut into blocks of 2 x 2")
+    operation = OPERATIONS[name]
+    a = torch.randn(150, *shape, dtype=dtype, generator=torch.Generator().manual_seed(2))
+    a[::5, 1] = a[::5, 0]  # of lower rank: by the SVD, where others go through Newton's iteration
+    a.requires_grad_()
+    together = operation(a)
+    (gradient,) = torch.autograd.grad(together.sum(), a)
+    for size in (1, 3, 4, 5, 9, 17, 33, 70):
+        part = a[:size].detach().requires_grad_()
+        result = operation(part)
+        assert torch.equal(result, together[:size])
+        assert torch.equal(torch.autograd.grad(result.sum(), part)[0], gradient[:size])
+
+
 @EVERY
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_non_finite_item_is_nan_alone(backend: str, name: str, value: float) -> None:

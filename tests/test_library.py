@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from svdrd.library import ops
 from svdrd.ops import basis_loss, polar_factor, recompose, svd
@@ -51,6 +54,42 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "basis_loss": lambda a: basis_loss(a, a.square(), block_size=2) * 3,
     "recompose": lambda a: recompose(a, a.square()),
 }
+
+
+class Listener(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[object] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_whoever_listens_sees_the_operators(backend: str) -> None:
+    """Plain calls on the CPU go past the dispatcher, and only they."""
+    a, b = torch.randn(2, 3, 4, 4)
+
+    def both(x: Tensor) -> Tensor:
+        return svd(x).S.sum() + basis_loss(x, b)
+
+    expected = both(a)
+    with Listener() as listener:
+        assert torch.equal(both(a), expected)
+    assert {ops.svd.default, ops.basis_loss.default} <= listener.seen
+
+    graph = make_fx(both)(a).graph
+    assert {ops.svd.default, ops.basis_loss.default} <= {node.target for node in graph.nodes}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert isinstance(both(mode.from_tensor(a)), FakeTensor)
+        assert isinstance(svd(torch.empty(2, 3, 3)).U, FakeTensor)
+
+    class Subclass(Tensor):
+        pass
+
+    assert isinstance(svd(a.as_subclass(Subclass)).U, Subclass)
+    with pytest.raises(RuntimeError, match="functorch"):
+        torch.func.grad(both)(a)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

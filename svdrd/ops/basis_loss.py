@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdrd.library import ops
+from svdrd import library
 from svdrd.ops import arguments
 
 
@@ -57,7 +57,7 @@ def basis_loss(
         return _of_matrices_without_entries(x_hat, x, reduction)
 
     grad_enabled = torch.is_grad_enabled()
-    loss = ops.basis_loss(
+    loss = library.basis_loss(
         arguments.flattened(x_hat, dtype),
         arguments.flattened(x, dtype),
         block_height,
@@ -66,7 +66,7 @@ def basis_loss(
         smooth,
         grad_enabled and x_hat.requires_grad,
         grad_enabled and x.requires_grad,
-    )[0]
+    )
     if reduction == "mean":
         loss = loss.mean()
     elif reduction == "sum":

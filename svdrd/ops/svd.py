@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from svdrd.library import ops
+from svdrd import library
 from svdrd.ops import arguments
 
 
@@ -41,6 +41,8 @@ def svd(a: Tensor) -> SVD:
         ValueError: ``a`` has fewer than two dimensions.
     """
     dtype = arguments.compute_dtype("svd", a=a)
-    u, s, vh = ops.svd(arguments.flattened(a, dtype))
+    u, s, vh = library.svd(arguments.flattened(a, dtype))
+    if a.ndim == 3 and a.dtype == dtype:
+        return SVD(u, s, vh)
     batch = a.shape[:-2]
     return SVD(*(arguments.restored(x, batch, a.dtype) for x in (u, s, vh)))
