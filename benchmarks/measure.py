@@ -134,13 +134,21 @@ def commit() -> str:
 
 
 def gate(case: Case, provider: Provider, given: inputs.Inputs, truth: registry.Truth) -> tuple[bool, float]:
-    """Whether the provider's answer to the case is right, and its error: the 95 % quantile over the matrices.
+    """Whether the provider's answer to the case is right, and its error, as :func:`judge` says."""
+    with provider.context():
+        answer = registry.work(case, provider, given, truth.cotangents)()
+    return judge(case, answer, given, truth)
+
+
+def judge(
+    case: Case, outputs: Sequence[torch.Tensor], given: inputs.Inputs, truth: registry.Truth
+) -> tuple[bool, float]:
+    """Whether an answer to the case is right, and its error: the 95 % quantile over the matrices.
 
     Right: the answer is finite, and the quantile within the operation's tolerance.
     """
     operation = registry.OPERATIONS[case.op]
-    with provider.context():
-        answer = tuple(output.detach() for output in registry.work(case, provider, given, truth.cotangents)())
+    answer = tuple(output.detach() for output in outputs)
     if case.mode == "forward":
         errors, tolerance = operation.error(answer, given, truth), operation.tolerance
     else:
