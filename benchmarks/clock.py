@@ -88,20 +88,29 @@ class Clock:
         return graph.replay, outputs
 
 
-def take_turns(clock: Clock, works: Sequence[Callable[[], Any]], seconds: float) -> list[list[Times]]:
+def take_turns(
+    clock: Clock, works: Sequence[Callable[[], Any]], contexts: Sequence[Callable[[], Any]], seconds: float
+) -> list[list[Times]]:
     """Times a call of each work, over rounds in which every work has its turn: a disturbance meets all alike.
 
     Args:
+        contexts: in which each work is called; to enter and leave them does not count.
         seconds: what all rounds together may take, unless ``FEWEST_ROUNDS`` take longer.
     """
     if not works:
         return []
-    estimates = [clock.time(work).device for work in works]
+
+    def turn(work: Callable[[], Any], context: Callable[[], Any], calls: int) -> Times:
+        with context():
+            return clock.time(work, calls)
+
+    each = list(zip(works, contexts, strict=True))
+    estimates = [turn(*one, 1).device for one in each]
     calls = [max(1, math.ceil(SHORTEST_ROUND / max(estimate, 1e-9))) for estimate in estimates]
     a_round = sum(estimate * count for estimate, count in zip(estimates, calls, strict=True))
     rounds = min(max(int(seconds / max(a_round, 1e-9)), FEWEST_ROUNDS), MOST_ROUNDS)
     times: list[list[Times]] = [[] for _ in works]
     for _ in range(rounds):
-        for taken, work, count in zip(times, works, calls, strict=True):
-            taken.append(clock.time(work, count))
+        for taken, one, count in zip(times, each, calls, strict=True):
+            taken.append(turn(*one, count))
     return times

@@ -15,7 +15,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 from unittest import mock
@@ -28,7 +28,7 @@ from benchmarks import clock, floor, inputs, measure, registry
 from benchmarks.clock import Clock, Times
 from benchmarks.measure import Row, Run
 from benchmarks.registry import BASELINE, OURS, Case, Provider
-from svdrd import backends, library, matmul
+from svdrd import backends, gram, library, matmul, reference
 
 # The modules below svdrd.triton whose launchers are timed by themselves.
 LAUNCHERS = ("jacobi", "fused", "products")
@@ -95,6 +95,11 @@ def _loops_for_long(case: Case) -> str | None:
     return None
 
 
+def _large_alone(case: Case) -> str | None:
+    long = _loops_for_long(case)
+    return long or (None if min(case.m, case.n) > 64 else "for what is too large for the kernels")
+
+
 def _driver(name: str) -> Provider:
     def decompose(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u, s, vh = torch.linalg.svd(a, full_matrices=False, driver=name)
@@ -122,6 +127,10 @@ def providers(device: torch.device) -> tuple[list[Provider], list[Provider], dic
     ours.append(replace(registry.FALLBACK, declines=_loops_for_long))
     functions = {name: registry._OURS[name] for name in ("polar_factor", "basis_loss")}
     ours.append(Only("svdrd.matmul", functions, backend="torch", kernel=_PRODUCTS.get))
+    # The path beyond the kernels' sizes, and what it took the place of.
+    for name, decompose in (("svdrd.gram", gram.svd), ("svdrd.reference", reference.svd)):
+        kernel = {"svd": decompose}.get
+        ours.append(Only(name, {"svd": registry._OURS["svd"]}, _large_alone, backend="torch", kernel=kernel))
     for name in LAUNCHERS:
         full = f"svdrd.triton.{name}"
         try:
@@ -184,7 +193,7 @@ def cases() -> Iterator[GpuCase]:
         yield square("svd", mode, n, "natural")
     for n in (8, 32):
         yield square("svd", "forward", n, "natural", "peers")
-    # What is larger than the kernels take: the path beyond 64 is to be chosen by these.
+    # What is larger than the kernels take.
     for n, batch in ((96, 96), (128, 96), (256, 24)):
         yield GpuCase("svd", "forward", batch, n, n, "natural", different=24)
     yield GpuCase("svd", "forward", 3000, 8, 8, "random", torch.float64, different=300)
@@ -273,7 +282,7 @@ def _replays(watch: Clock, work: clock.Work, seconds: float) -> tuple[str, list[
     replay()
     if not all(torch.equal(output, other) for output, other in zip(outputs, expected, strict=True)):
         return "wrong: not the bits of the call", []
-    return "right", clock.take_turns(watch, [replay], seconds)[0]
+    return "right", clock.take_turns(watch, [replay], [nullcontext], seconds)[0]
 
 
 def measure_case(
@@ -302,33 +311,27 @@ def measure_case(
 
     there = [provider for provider in taking_part if provider.name in answers]
     works = {
-        provider.name: _inside(provider, registry.work(case, provider, given, truth.cotangents))
+        provider.name: registry.work(case, provider, given, truth.cotangents)
         for provider in there
         if answers[provider.name].times is not None
     }
     slow = {name for name in works if (first := answers[name].times) and first.device >= clock.SLOW}
-    fast = [name for name in works if name not in slow]
-    turns = dict(zip(fast, clock.take_turns(watch, [works[name] for name in fast], seconds), strict=True))
+    fast = [provider for provider in there if provider.name in works and provider.name not in slow]
+    times_of = clock.take_turns(watch, [works[one.name] for one in fast], [one.context for one in fast], seconds)
+    turns = {provider.name: times for provider, times in zip(fast, times_of, strict=True)}
     for provider in there:
         answer = answers[provider.name]
         times = turns.get(provider.name, [answer.times] if answer.times else [])
-        measure_memory = provider.name in fast or (provider.name in works and provider.name.startswith("svdrd"))
-        peak = watch.peak_memory(works[provider.name]) if measure_memory else None
+        peak = None
+        if provider in fast or (provider.name in works and provider.name.startswith("svdrd")):
+            with provider.context():
+                peak = watch.peak_memory(works[provider.name])
         yield row(provider, case.mode, answer.verdict, answer.error, [taken.device for taken in times], peak)
         if times and watch.is_cuda:
             yield row(provider, f"{case.mode}, host", answer.verdict, answer.error, [t.host for t in times], None)
         if provider is OURS and times and watch.is_cuda and _capturable(case):
-            bare = registry.work(case, provider, given, truth.cotangents)
-            verdict, replays = _replays(watch, bare, seconds / 4)
+            verdict, replays = _replays(watch, works[provider.name], seconds / 4)
             yield row(provider, f"{case.mode}, graph", verdict, answer.error, [t.device for t in replays], None)
-
-
-def _inside(provider: Provider, work: clock.Work) -> clock.Work:
-    def call() -> tuple[Tensor, ...]:
-        with provider.context():
-            return work()
-
-    return call
 
 
 def describe(row: Row) -> str:

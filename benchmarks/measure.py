@@ -22,6 +22,7 @@ import torch
 
 import svdrd
 from benchmarks import inputs, registry
+from benchmarks.clock import SHORTEST_ROUND
 from benchmarks.registry import Case, Provider
 
 RESULTS = Path(__file__).parent / "results"
@@ -160,10 +161,6 @@ def judge(
     error = torch.sort(errors).values[math.ceil(GATE_QUANTILE * len(errors)) - 1].item()
     finite = all(bool(output.isfinite().all()) for output in answer)
     return finite and error <= tolerance, error if finite else math.nan
-
-
-# A call shorter than this is repeated within a round, so that the clock and the call around it do not count.
-SHORTEST_ROUND = 2e-4
 
 
 def time_interleaved(benchmark: Any, works: Sequence[Work], seconds: float, min_rounds: int = 5) -> list[list[float]]:

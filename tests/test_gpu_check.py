@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,7 +219,7 @@ def test_a_graph_whose_replay_differs_from_the_call_is_wrong(monkeypatch):
 def test_turns_and_the_clock_of_a_cpu():
     order = []
     works = [lambda i=i: order.append(i) for i in range(3)]
-    times = clock.take_turns(Clock(CPU), works, 1e-3)
+    times = clock.take_turns(Clock(CPU), works, [nullcontext] * 3, 1e-3)
     assert [len(taken) for taken in times] == [len(times[0])] * 3
     assert all(taken.device == taken.host > 0 for taken in times[0])
     changes = [now for before, now in zip([None, *order[3:-1]], order[3:], strict=True) if now != before]
