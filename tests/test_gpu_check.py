@@ -19,12 +19,18 @@ from benchmarks import bars, clock, floor, gpu, gpu_check, measure, registry  # 
 from benchmarks.clock import Clock, Times  # noqa: E402
 from benchmarks.gpu import GpuCase  # noqa: E402
 from svdrd import backends, library, ops  # noqa: E402
-from tests import conftest  # noqa: E402
+from tests import conftest, short_run_on_gpu  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 RUN = measure.Run("a device", 1, "2.11.0", "0.1.0", "abc", "2026-01-02T03:04:05Z")
 CASE = GpuCase("basis_loss", "both", 8, 4, 4, "random", different=4)
+
+
+def on_the_cpu() -> set[str]:
+    """The backends that can compute there: interpreted and emulated ones where there is no GPU."""
+    usable = (record.name for record in backends.describe() if record.available)
+    return {name for name in usable if backends._refusal(name, CPU) is None}
 
 
 def test_without_a_gpu_it_says_so_and_fails(monkeypatch, capsys):
@@ -60,6 +66,12 @@ def test_a_command_that_is_not_done_in_time_is_ended():
     assert gpu_check._command([sys.executable, "-c", "print('end'); raise SystemExit(3)"], 60.0) == (3, "end")
 
 
+def test_the_short_run_of_the_emulated_kernels():
+    if "cuda" not in on_the_cpu():
+        pytest.skip("make emulation has not been run")
+    assert short_run_on_gpu.worst_of("cuda", CPU) < 1
+
+
 def test_what_wants_a_gpu_is_not_run_on_a_cpu_and_nothing_is_called_passed(tmp_path, capsys):
     argv = ["tests", "sanitizer", "report", "--device", "cpu", "--csv", str(tmp_path / "none.csv")]
     assert gpu_check.main(argv) == 1
@@ -82,11 +94,11 @@ def test_a_quick_run_on_the_cpu(tmp_path, capsys):
     assert all(row.verdict == "right" for row in rows if row.provider.startswith("svdrd"))
     for row in rows:
         assert (row.p50 is None) == (row.verdict != "right")
-    here = {record.name for record in backends.describe() if record.available}
+    here = on_the_cpu()
     there = {row.provider for row in rows}
     assert {"svdrd", "torch.linalg.svd", "svdrd, torch backend", "svdrd.matmul", "Newton-Schulz"} <= there
-    for name in {"triton", "cuda"} & here:
-        assert f"svdrd, {name} backend" in there
+    for name in ("triton", "cuda"):
+        assert (f"svdrd, {name} backend" in there) == (name in here)
     assert ("svdrd.triton.jacobi" in there) == ("triton" in here)
     output = capsys.readouterr().out
     assert "not taking part: torch.linalg.svd, gesvdj|gesvda|gesvd" in output
@@ -153,9 +165,8 @@ def test_the_truth_of_repeated_matrices_is_that_of_the_batch(op):
 
 
 def test_one_implementation_alone_takes_a_case_or_declines():
-    record = next(record for record in backends.describe() if record.name == "triton")
-    if not record.available:
-        pytest.skip(f"triton: {record.reason}")
+    if "triton" not in on_the_cpu():
+        pytest.skip("triton does not compute on the CPU here")
     ours, _, _ = gpu.providers(CPU)
     jacobi = next(provider for provider in ours if provider.name == "svdrd.triton.jacobi")
     usual = library._kernels
