@@ -83,8 +83,9 @@ def test_what_wants_a_gpu_is_not_run_on_a_cpu_and_nothing_is_called_passed(tmp_p
     ]
 
 
-def test_a_quick_run_on_the_cpu(tmp_path, capsys):
+def test_a_quick_run_on_the_cpu(tmp_path, capsys, monkeypatch):
     """The very code of a GPU's run; Triton's kernels interpreted, those of CUDA emulated, where they are."""
+    monkeypatch.setattr(measure, "commit", lambda: "abc")
     csv, figure = tmp_path / "results" / "cpu.csv", tmp_path / "speed.png"
     argv = ["bench", "report", "--device", "cpu", "--quick", "--csv", str(csv), "--figure", str(figure)]
     assert gpu_check.main(argv) == 0
