@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 SANITIZERS ?= address,undefined
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+# Of gpu-check: which pieces, and options such as --resume.
+PIECES ?=
+GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench sanitize aot emulation cuda-resources cuda-check clean FORCE
+.PHONY: help install test lint format demo bench sanitize aot emulation cuda-resources gpu-check clean FORCE
 
 help:
 	@echo "make install    create .venv and install svdrd with everything for development (the other targets do it too)"
@@ -20,7 +23,7 @@ help:
 	@echo "make aot        the Triton kernels compiled for GPUs that are not here: registers, spills, shared memory"
 	@echo "make emulation  the CUDA kernels' algorithms on the CPU, for the tests of the cuda backend (make test does it too)"
 	@echo "make cuda-resources   the CUDA kernels compiled afresh: registers, spills, shared memory"
-	@echo "make cuda-check on a GPU: the tests of the cuda backend, compute-sanitizer, cross-checks"
+	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks, a training step, the bars   PIECES='bench report'"
 	@echo "make clean      remove what the targets above left, except .venv"
 	@echo
 	@echo "PYTHON=python3.12 chooses what .venv is made with; SVDRD_BUILD=auto|none|cpu what is compiled;"
@@ -101,15 +104,11 @@ emulation: install
 cuda-resources: install
 	$(BIN)/python csrc/cuda_resources.py
 
-# initcheck sees what a kernel reads unwritten only if torch's allocator does not hand out memory that was written before.
-cuda-check: export SVDRD_BUILD := cuda
-cuda-check: install emulation
-	$(BIN)/python -m pytest -q tests/test_cuda.py
-	$(BIN)/python -m pytest -q -k "cuda and not triton" $(PYTEST_ARGS)
-	$(BIN)/python -m tests.short_run_on_gpu
-	for tool in memcheck racecheck synccheck initcheck; do \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --kernel-regex kns=svdrd --error-exitcode 9 \
-	    $(BIN)/python -m tests.short_run_on_gpu || exit 1; done
+# Asks for the GPU before it compiles for minutes.
+gpu-check: $(VENV)/.requirements
+	$(BIN)/python -m benchmarks.gpu_check --only-ask
+	$(MAKE) install emulation
+	$(BIN)/python -m benchmarks.gpu_check $(PIECES) $(GPU_CHECK_ARGS)
 
 clean:
 	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_cuda*.so svdrd/_build_info.json $(VENV)/.installed

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import registry, report
 
 QUIET = ("-q", "--no-header", "--benchmark-only", "--benchmark-disable-gc", "--benchmark-quiet")
 
 
 def main(argv: Sequence[str]) -> int:
+    for name, reason in registry.ABSENT.items():
+        print(f"not taking part: {name}, {reason}")
     # pytest-benchmark would summarise a case's rounds over all providers; the rows say it by provider.
     code = int(pytest.main([str(Path(__file__).parent), "-p", "no:cacheprovider", *QUIET, *argv]))
     if code or argv:  # a part of the suite is no reason to replace the figure and tables of a whole run

@@ -22,6 +22,7 @@ import torch
 
 import svdrd
 from benchmarks import inputs, registry
+from benchmarks.clock import SHORTEST_ROUND
 from benchmarks.registry import Case, Provider
 
 RESULTS = Path(__file__).parent / "results"
@@ -134,13 +135,21 @@ def commit() -> str:
 
 
 def gate(case: Case, provider: Provider, given: inputs.Inputs, truth: registry.Truth) -> tuple[bool, float]:
-    """Whether the provider's answer to the case is right, and its error: the 95 % quantile over the matrices.
+    """Whether the provider's answer to the case is right, and its error, as :func:`judge` says."""
+    with provider.context():
+        answer = registry.work(case, provider, given, truth.cotangents)()
+    return judge(case, answer, given, truth)
+
+
+def judge(
+    case: Case, outputs: Sequence[torch.Tensor], given: inputs.Inputs, truth: registry.Truth
+) -> tuple[bool, float]:
+    """Whether an answer to the case is right, and its error: the 95 % quantile over the matrices.
 
     Right: the answer is finite, and the quantile within the operation's tolerance.
     """
     operation = registry.OPERATIONS[case.op]
-    with provider.context():
-        answer = tuple(output.detach() for output in registry.work(case, provider, given, truth.cotangents)())
+    answer = tuple(output.detach() for output in outputs)
     if case.mode == "forward":
         errors, tolerance = operation.error(answer, given, truth), operation.tolerance
     else:
@@ -152,10 +161,6 @@ def gate(case: Case, provider: Provider, given: inputs.Inputs, truth: registry.T
     error = torch.sort(errors).values[math.ceil(GATE_QUANTILE * len(errors)) - 1].item()
     finite = all(bool(output.isfinite().all()) for output in answer)
     return finite and error <= tolerance, error if finite else math.nan
-
-
-# A call shorter than this is repeated within a round, so that the clock and the call around it do not count.
-SHORTEST_ROUND = 2e-4
 
 
 def time_interleaved(benchmark: Any, works: Sequence[Work], seconds: float, min_rounds: int = 5) -> list[list[float]]:

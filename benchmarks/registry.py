@@ -9,13 +9,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import roma
 import torch
 from torch import Tensor
 
 import svdrd
 from benchmarks import inputs
 from svdrd import gradients, ops, reference
+
+try:
+    import roma
+except ImportError:  # a lent machine may have no way to get it; ABSENT says so
+    roma = None
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -151,14 +155,21 @@ BASELINE = Provider(
 )
 FALLBACK = Provider("svdrd, torch backend", _OURS, _natural_loss_only, "torch")
 PROVIDERS = [OURS, BASELINE, FALLBACK]
-if hasattr(torch.linalg, "polar"):  # torch >= 2.15
+# Who would take part and is not here, with the reason.
+ABSENT: dict[str, str] = {}
+if hasattr(torch.linalg, "polar"):
     PROVIDERS.append(Provider("torch.linalg.polar", _with_polar(_tall(lambda a: torch.linalg.polar(a)[0]))))
-PROVIDERS += [
-    Provider("roma.procrustes", _with_polar(roma.procrustes), _roma_declines),
-    # A rotation where the polar factor is a reflection: the gate has to find that out.
-    Provider("roma.special_procrustes", _with_polar(roma.special_procrustes), _roma_declines),
-    Provider("Newton-Schulz", _with_polar(_tall(_newton_schulz))),
-]
+else:
+    ABSENT["torch.linalg.polar"] = f"torch {torch.__version__} has none yet"
+if roma is not None:
+    PROVIDERS += [
+        Provider("roma.procrustes", _with_polar(roma.procrustes), _roma_declines),
+        # A rotation where the polar factor is a reflection: the gate has to find that out.
+        Provider("roma.special_procrustes", _with_polar(roma.special_procrustes), _roma_declines),
+    ]
+else:
+    ABSENT["roma"] = "no module of that name: pip install roma"
+PROVIDERS.append(Provider("Newton-Schulz", _with_polar(_tall(_newton_schulz))))
 
 
 def taking_part(case: Case, providers: Sequence[Provider]) -> list[Provider]:

@@ -215,7 +215,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     sizes = [2**i for i in range(int(math.log2(largest)) + 1)]
     ratios = [
         value
-        for value in (0.5, 1, 2, 4, 8, 16, 32, 64, 128)
+        for value in (2.0**i for i in range(-1, 11))
         if axes[0, 0].get_ylim()[0] <= value <= axes[0, 0].get_ylim()[1]
     ]
     axes[0, 0].set_xticks(sizes, [str(size) for size in sizes], minor=False)

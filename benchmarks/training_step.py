@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,11 +28,11 @@ from svdrd.ops import basis_loss
 CODECS = ("bmshj2018-hyperprior", "mbt2018", "cheng2020-anchor")
 
 
-def photographs(folder: Path, source: Path | None, side: int) -> None:
-    """Crops of the photographs in `source`, or else smooth images with noise; ten of them, two for validation."""
+def photographs(folder: Path, source: Path | None, side: int, batch_size: int) -> None:
+    """Crops of the photographs in `source`, or else smooth images with noise: a batch, and a tenth for validation."""
     generator = np.random.default_rng(0)
-    files = sorted(source.glob("*.png"))[:10] if source is not None else []
-    for index in range(10):
+    files = sorted(source.glob("*.png"))[:batch_size] if source is not None else []
+    for index in range(batch_size * 10 // 9 + 2):
         if files:
             image = Image.open(files[index % len(files)]).convert("RGB").crop((0, 0, side, side))
         else:
@@ -40,7 +41,7 @@ def photographs(folder: Path, source: Path | None, side: int) -> None:
             image = Image.fromarray(
                 np.rint(pixels + generator.normal(0, 3, pixels.shape)).clip(0, 255).astype(np.uint8)
             )
-        image.save(folder / f"{index}.png")
+        image.save(folder / f"{index:03}.png")
 
 
 def prepare(codec: str, quality: int, mu: float, folder: Path, args: argparse.Namespace) -> Training:
@@ -71,10 +72,20 @@ def seconds(device: str) -> float:
     return time.perf_counter()
 
 
-def measure(codec: str, quality: int, folder: Path, args: argparse.Namespace) -> str:
-    """One line of the table; every number is a median over the rounds."""
+class StepTimes(NamedTuple):
+    """Seconds of each round."""
+
+    without: list[float]  # a step with mu = 0
+    with_loss: list[float]  # a step with mu = 10
+    loss: list[float]  # the basis loss by itself, forward and backward
+
+
+def measure(codec: str, quality: int, folder: Path, args: argparse.Namespace) -> StepTimes:
+    """Steps of both arms in turns; the first round, which allocates and plans, does not count."""
     arms = {mu: prepare(codec, quality, mu, folder, args) for mu in (0.0, 10.0)}
     batch: Batch = next(iter(arms[0.0].train_loader))
+    if len(batch["x"]) != args.batch_size:
+        raise RuntimeError(f"the folder gives a batch of {len(batch['x'])} images in place of {args.batch_size}")
     times: dict[float, list[float]] = {mu: [] for mu in arms}
     losses = []
     for number in range(args.rounds + 1):
@@ -94,14 +105,19 @@ def measure(codec: str, quality: int, folder: Path, args: argparse.Namespace) ->
         basis_loss(x_hat, x).backward()
         if number:
             losses.append(seconds(args.device) - start)
-    without, with_loss, loss = (statistics.median(values) for values in (times[0.0], times[10.0], losses))
+    return StepTimes(times[0.0], times[10.0], losses)
+
+
+def line(codec: str, quality: int, batch_size: int, times: StepTimes) -> str:
+    """One line of the table; every number is a median over the rounds."""
+    without, with_loss, loss = map(statistics.median, times)
     return (
-        f"| {codec}, quality {quality} | {without:.3g} | {with_loss:.3g} | {args.batch_size / without:.3g} | "
-        f"{args.batch_size / with_loss:.3g} | {loss * 1000:.3g} | {100 * loss / with_loss:.1f} % |"
+        f"| {codec}, quality {quality} | {without:.3g} | {with_loss:.3g} | {batch_size / without:.3g} | "
+        f"{batch_size / with_loss:.3g} | {loss * 1000:.3g} | {100 * loss / with_loss:.1f} % |"
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--codecs", nargs="+", default=CODECS, help="(default: %(default)s)")
@@ -112,15 +128,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--photographs", type=Path, help="folder of PNGs to crop (default: images that are made here)")
     add("--device", default="cpu", help="(default: %(default)s)")
     add("--precision", default="fp32", help="(default: %(default)s)")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
     print(f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.precision}")
     print(f"batch {args.batch_size}, {args.patch_size}x{args.patch_size}, medians of {args.rounds} steps\n")
     print("| codec | s a step, mu = 0 | mu = 10 | images/s, mu = 0 | mu = 10 | basis loss, ms | share of the step |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     with TemporaryDirectory() as folder:
-        photographs(Path(folder), args.photographs, args.patch_size)
+        photographs(Path(folder), args.photographs, args.patch_size, args.batch_size)
         for codec in args.codecs:
-            print(measure(codec, args.quality, Path(folder), args), flush=True)
+            times = measure(codec, args.quality, Path(folder), args)
+            print(line(codec, args.quality, args.batch_size, times), flush=True)
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd import backends, cpp, cuda, gradients, matmul, reference
+from svdrd import backends, cpp, cuda, gradients, gram, matmul, reference
 
 _library = torch.library.Library("svdrd", "DEF")
 
@@ -37,6 +37,7 @@ _SCHEMAS = {
     " SymInt block_width, float rcond, float smooth) -> Tensor",
     "basis_loss_second_derivative": "(Tensor x_hat, Tensor x, Tensor grad_loss, Tensor direction, SymInt block_height,"
     " SymInt block_width, float rcond, float smooth) -> Tensor",
+    "recompose": "(Tensor x_hat, Tensor x, SymInt block_height, SymInt block_width) -> Tensor",
 }
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -85,6 +86,13 @@ def _basis_loss_backward(
     return (grad_loss[:, :, None, :, None] * blocks).reshape(derivative.shape)
 
 
+def _recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
+    """By two decompositions, which the selected backend computes."""
+    _, s, _ = ops.svd(reference.to_blocks(x_hat, block_height, block_width))
+    u, _, vh = ops.svd(reference.to_blocks(x, block_height, block_width))
+    return reference.from_blocks((u * s[:, None, :]) @ vh, *x.shape).contiguous()
+
+
 _DEFAULTS: dict[str, Callable[..., Any]] = {
     "svd": reference.svd,
     "svd_backward": _svd_backward,
@@ -94,6 +102,7 @@ _DEFAULTS: dict[str, Callable[..., Any]] = {
     "basis_loss": reference.basis_loss,
     "basis_loss_backward": _basis_loss_backward,
     "basis_loss_second_derivative": reference.basis_loss_second_derivative,
+    "recompose": _recompose,
 }
 _CPP: dict[str, Callable[..., Any]] = {
     "svd": cpp.svd,
@@ -119,6 +128,7 @@ _TRITON: dict[str, tuple[str, ...]] = {
     "polar_factor": ("jacobi.polar_factor",),
     "polar_factor_backward": ("jacobi.polar_factor_backward",),
     "basis_loss": ("jacobi.basis_loss",),
+    "recompose": ("jacobi.recompose",),
 }
 
 
@@ -167,6 +177,15 @@ _MATMUL: dict[str, Callable[..., Any]] = {
 }
 
 
+def _gram_serves(a: Tensor) -> bool:
+    """Whether ``eigh`` and QR replace the float64 SVD, for the same reason."""
+    return a.device.type == "cuda" and a.dtype == torch.float32 and min(a.shape[-2:]) > 32
+
+
+def _svd_gram(a: Tensor) -> tuple[Tensor, ...]:
+    return gram.svd(a) if _gram_serves(a) else NotImplemented
+
+
 def _kernels(backend: str, name: str) -> list[Callable[..., Any]]:
     """What ``backend`` has for the operator ``name``, in the order in which it is to be asked."""
     if backend == "cpp":
@@ -178,6 +197,8 @@ def _kernels(backend: str, name: str) -> list[Callable[..., Any]]:
         kernels += _CUDA.get(name, ())
     if name in _MATMUL:
         kernels.append(_MATMUL[name])
+    if name == "svd":
+        kernels.append(_svd_gram)
     return kernels
 
 
@@ -259,6 +280,11 @@ def _(
     rcond: float, smooth: float,
 ) -> Tensor:  # fmt: skip
     return x_hat.new_empty(x_hat.shape)
+
+
+@torch.library.register_fake("svdrd::recompose", lib=_library)
+def _(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 # Autograd
@@ -350,6 +376,29 @@ def _basis_loss_double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | N
     return by_grad_loss, None, by_x_hat, *(None,) * 5
 
 
+def _recompose_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x_hat, x, *ctx.block = inputs
+    ctx.save_for_backward(x_hat, x)
+
+
+def _recompose_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    """By the derivatives of both decompositions, which are made again: the forward keeps no factors."""
+    by_x_hat = by_x = None
+    g, x_hat, x = (reference.to_blocks(image, *ctx.block) for image in (grad, *ctx.saved_tensors))
+    with torch.autocast(grad.device.type, enabled=False):
+        u, s, vh = ops.svd(x)
+        u_hat, s_hat, vh_hat = ops.svd(x_hat)
+        if ctx.needs_input_grad[0]:
+            by_values = ((u.mT @ g) * vh).sum(-1)
+            by_x_hat = gradients.svd_vjp(None, by_values, None, u_hat, s_hat, vh_hat)
+            by_x_hat = reference.from_blocks(by_x_hat, *grad.shape)
+        if ctx.needs_input_grad[1]:
+            weighted = s_hat[:, :, None]
+            by_x = gradients.svd_vjp((g @ vh.mT) * weighted.mT, None, weighted * (u.mT @ g), u, s, vh)
+            by_x = reference.from_blocks(by_x, *grad.shape)
+    return by_x_hat, by_x, None, None
+
+
 def _nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     return None
 
@@ -367,6 +416,7 @@ for _name, _backward, _setup in (
     ("polar_factor_backward", _polar_factor_double_backward, _polar_factor_backward_setup),
     ("basis_loss", _basis_loss_grad, _basis_loss_setup),
     ("basis_loss_backward", _basis_loss_double_backward, _basis_loss_backward_setup),
+    ("recompose", _recompose_grad, _recompose_setup),
     ("polar_factor_second_derivative", _no_third_derivative, _nothing_saved),
     ("basis_loss_second_derivative", _no_third_derivative, _nothing_saved),
 ):

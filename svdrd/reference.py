@@ -18,9 +18,9 @@ def _finite_items(a: Tensor) -> Tensor:
     return torch.isfinite(a).all(-1).all(-1)
 
 
-def _factors(a: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Float64 factors and which items are finite; the others are replaced by zero, or LAPACK would refuse the whole
-    batch.
+def scaled(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which items are finite, and in float64 the matrices, others replaced by zero, or LAPACK would refuse the whole
+    batch, divided by a power of two; its exponent in two halves, as :func:`unscaled` takes them.
     """
     finite = _finite_items(a)
     safe = torch.where(finite[:, None, None], a, 0.0).to(torch.float64)
@@ -30,17 +30,28 @@ def _factors(a: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Te
     exponent = torch.frexp(largest).exponent.to(torch.float64)
     half = torch.trunc(exponent / 2)
     rest = exponent - half
-    scaled = safe * torch.exp2(-half)[:, None, None] * torch.exp2(-rest)[:, None, None]
-    u, s, vh = torch.linalg.svd(scaled, full_matrices=full_matrices)
+    return finite, safe * torch.exp2(-half)[:, None, None] * torch.exp2(-rest)[:, None, None], half, rest
+
+
+def unscaled(s: Tensor, half: Tensor, rest: Tensor) -> Tensor:
+    """Singular values ``(b, k)`` of what :func:`scaled` made, in the matrices' own scale."""
+    return s * torch.exp2(half)[:, None] * torch.exp2(rest)[:, None]
+
+
+def _factors(a: Tensor, full_matrices: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Float64 factors and which items are finite."""
+    finite, matrices, *halves = scaled(a)
+    u, s, vh = torch.linalg.svd(matrices, full_matrices=full_matrices)
     # LAPACK leaves up to 27 eps s_1 in a value that is exactly zero. The error of the vectors enters |u_i^T A v_i|
     # squared, so that is below eps s_1 there; elsewhere the two agree to rounding.
     k = s.shape[-1]
-    quotient = (u[..., :k].mT @ scaled * vh[..., :k, :]).sum(-1).abs()
+    quotient = (u[..., :k].mT @ matrices * vh[..., :k, :]).sum(-1).abs()
     s = torch.minimum(s, quotient).cummin(-1).values if k else s
-    return u, s * torch.exp2(half)[:, None] * torch.exp2(rest)[:, None], vh, finite
+    return u, unscaled(s, *halves), vh, finite
 
 
-def _nan_where_not_finite(finite: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+def nan_where_not_finite(finite: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``, and NaN for the items that are not finite."""
     shape = (-1, *([1] * (x.ndim - 1)))
     return torch.where(finite.reshape(shape), x, torch.nan).to(dtype).contiguous()
 
@@ -49,9 +60,9 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD, ``a = u diag(s) vh``: ``(b, m, k)``, ``(b, k)`` descending and nonnegative, ``(b, k, n)``."""
     u, s, vh, finite = _factors(a)
     return (
-        _nan_where_not_finite(finite, u, a.dtype),
-        _nan_where_not_finite(finite, s, a.dtype),
-        _nan_where_not_finite(finite, vh, a.dtype),
+        nan_where_not_finite(finite, u, a.dtype),
+        nan_where_not_finite(finite, s, a.dtype),
+        nan_where_not_finite(finite, vh, a.dtype),
     )
 
 
@@ -70,10 +81,10 @@ def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor
         weight = kept.to(s.dtype)
     p = (u * weight[:, None, :]) @ vh
     return (
-        _nan_where_not_finite(finite, p, a.dtype),
-        _nan_where_not_finite(finite, u, a.dtype),
-        _nan_where_not_finite(finite, s, a.dtype),
-        _nan_where_not_finite(finite, vh, a.dtype),
+        nan_where_not_finite(finite, p, a.dtype),
+        nan_where_not_finite(finite, u, a.dtype),
+        nan_where_not_finite(finite, s, a.dtype),
+        nan_where_not_finite(finite, vh, a.dtype),
     )
 
 
@@ -81,7 +92,7 @@ def polar_factor_second_derivative(a: Tensor, g: Tensor, h: Tensor, rcond: float
     """``D^2 P(a)[g, h]``, the double backward of the polar factor."""
     u, s, vh, finite = _factors(a, full_matrices=True)
     second = gradients.polar_factor_second_derivative(u, s, vh, s > rcond * s[:, :1], g, h, smooth)
-    return _nan_where_not_finite(finite, second, a.dtype)
+    return nan_where_not_finite(finite, second, a.dtype)
 
 
 def to_blocks(x: Tensor, block_height: int, block_width: int) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ if not torch.cuda.is_available():
         os.environ.setdefault("SVDRD_CUDA_EMULATION", str(_emulated))
 
 import svdrd
-from svdrd import backends
+from svdrd import backends, library
 
 # A further backend joins every test by its name here.
 BACKENDS = ["torch", "cpp", "triton", "cuda"]
@@ -57,8 +58,19 @@ SLOW_INTERPRETED = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what Triton's interpreter cannot do in reasonable time."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backends", default=",".join(BACKENDS), help="which of them to run, separated by commas")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips what Triton's interpreter cannot do in reasonable time, and backends that are not asked for."""
+    wanted = config.getoption("--backends").split(",")
+    if unknown := set(wanted) - set(BACKENDS):
+        raise pytest.UsageError(f"--backends: {', '.join(sorted(unknown))}; there are {', '.join(BACKENDS)}")
+    others = [item for item in items if hasattr(item, "callspec") and item.callspec.params.get("backend") in BACKENDS]
+    others = [item for item in others if item.callspec.params["backend"] not in wanted]  # type: ignore[attr-defined]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in set(others)]
     if torch.cuda.is_available():
         return
     for item in items:
@@ -72,13 +84,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="too slow in Triton's interpreter; it runs on a GPU"))
 
 
+def on_device(kernel: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """An operator's implementation that takes and returns CPU tensors, and computes on ``device``."""
+
+    def moved(value: Any, to: torch.device) -> Any:
+        return value.to(to) if isinstance(value, torch.Tensor) else value
+
+    def compute(*arguments: Any) -> Any:
+        result = kernel(*(moved(argument, device) for argument in arguments))
+        if isinstance(result, tuple):
+            return tuple(moved(value, torch.device("cpu")) for value in result)
+        return moved(result, torch.device("cpu"))
+
+    return compute
+
+
+def compute_on(device: torch.device, patch: pytest.MonkeyPatch) -> None:
+    """Lets every operator compute CPU tensors on ``device``: tests make their matrices on the CPU.
+
+    Autograd, dtypes, shapes and strides are then the CPU's; what is special to tensors of a GPU is in
+    ``tests/test_gpu.py``.
+    """
+    usual = library._kernels
+    patch.setattr(library, "_kernels", lambda *which: [on_device(kernel, device) for kernel in usual(*which)])
+    for name, default in library._DEFAULTS.items():
+        patch.setitem(library._DEFAULTS, name, on_device(default, device))
+    refusal = backends._refusal
+    patch.setattr(backends, "_refusal", lambda name, where: refusal(name, device if where.type == "cpu" else where))
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend in turn; one that is not here is skipped with its recorded reason."""
     record = next(record for record in backends.describe() if record.name == request.param)
     if not record.available:
         pytest.skip(f"{record.name}: {record.reason}")
-    with svdrd.use_backend(record.name):
+    with svdrd.use_backend(record.name), pytest.MonkeyPatch.context() as patch:
+        if torch.cuda.is_available() and record.name in backends.ON_CUDA:
+            compute_on(torch.device("cuda", torch.cuda.current_device()), patch)
         yield record.name
 
 

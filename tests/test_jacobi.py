@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import svdrd
-from svdrd import backends, gradients, reference
+from svdrd import backends, gradients, library, reference
 from svdrd.ops import basis_loss, polar_factor, svd
 from tests.test_svd import ratios
 from tests.zoo import ZOO
@@ -184,6 +184,39 @@ def test_same_bits_of_the_loss_and_its_gradient_in_any_batch(smooth: float) -> N
         assert torch.isfinite(one[1::2]).all()
     for one, other in zip(loss_and_gradient(a[4:5], x[4:5]), expected, strict=True):
         assert torch.equal(one[0], other[4])
+
+
+@pytest.mark.parametrize(("m", "n", "name"), [(8, 8, "float32"), (6, 16, "float32"), (5, 3, "float64")])
+def test_recompose_in_one_launch(m: int, n: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all pairs of neighbours in the zoo, side by side in one image; deficient ones have to be completed."""
+    dtype = DTYPES[name]
+    x, count = zoo(m, n, dtype), len(ZOO)
+    x_hat = x.roll(1, 0)
+    image_hat, image = (side.transpose(0, 1).reshape(m, count * n)[None] for side in (x_hat, x))
+    u, _, vh = svd(x)
+    values = svd(x_hat).S
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a second launch")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("svdrd.triton.jacobi.svd", refuse)
+        patch.setitem(library._DEFAULTS, "recompose", refuse)
+        library._triton_launcher.cache_clear()
+        recomposed = torch.ops.svdrd.recompose(image_hat, image, m, n)
+    library._triton_launcher.cache_clear()
+    result = recomposed.reshape(m, count, n).transpose(0, 1)
+    # The same factors as svd's, bit for bit, so only the product is rounded.
+    expected = (u.double() * values.double()[:, None, :]) @ vh.double()
+    error = torch.linalg.matrix_norm(result.double() - expected)
+    assert (error <= 4 * max(m, n) * torch.finfo(dtype).eps * values[:, 0].double()).all()
+
+    broken = image_hat.clone()
+    broken[0, 0, n] = torch.nan
+    again = torch.ops.svdrd.recompose(broken, image, m, n).reshape(m, count, n).transpose(0, 1)
+    assert again[1].isnan().all()
+    kept = [index for index in range(count) if index != 1]
+    assert torch.equal(again[kept], result[kept])
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.3])

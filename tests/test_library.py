@@ -39,6 +39,7 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "basis_loss_second_derivative": lambda: (
         torch.randn(2, 8, 6), torch.randn(2, 8, 6), torch.randn(2, 2, 2), torch.randn(2, 8, 6), 4, 3, 1e-6, 0.0,
     ),
+    "recompose": lambda: (torch.randn(2, 8, 6, requires_grad=True), torch.randn(2, 8, 6), 4, 3),
 }  # fmt: skip
 
 

@@ -52,6 +52,21 @@ def test_gradcheck(backend: str) -> None:
     assert torch.autograd.gradcheck(recompose, (x_hat, x))
 
 
+def test_second_derivative() -> None:
+    x = with_spectrum(3, 2, torch.tensor([3.0, 1.0], dtype=torch.float64)).requires_grad_()
+    x_hat = with_spectrum(3, 2, torch.tensor([2.0, 0.5], dtype=torch.float64), seed=7).requires_grad_()
+    assert torch.autograd.gradgradcheck(recompose, (x_hat, x))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_the_derivative_by_one_side_alone(side: int) -> None:
+    pair = [image.requires_grad_(index == side) for index, image in enumerate(images(2, 8, 6))]
+    grad = torch.cos(torch.arange(96.0, dtype=torch.float64)).reshape(2, 8, 6)
+    (alone,) = torch.autograd.grad(recompose(*pair, block_size=2), pair[side], grad)
+    both = [image.detach().requires_grad_() for image in pair]
+    assert torch.equal(torch.autograd.grad(recompose(*both, block_size=2), both, grad)[side], alone)
+
+
 def test_a_non_finite_matrix_stays_alone(backend: str) -> None:
     x_hat, x = images(3, 8, 8)
     x_hat[1, 2, 3] = torch.nan

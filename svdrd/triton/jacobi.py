@@ -30,6 +30,7 @@ TILES = {
     kernels.polar_kernel: 3,
     kernels.polar_backward_kernel: 4,
     kernels.loss_kernel: 5,
+    kernels.recompose_kernel: 4,
 }
 # 32-bit registers of a thread that may go to tiles; beyond, another warp takes half of the columns. Pairs of registers,
 # for float64, leave gaps.
@@ -189,3 +190,18 @@ def basis_loss(
     if need_grad_x:
         launch(x, x_hat, loss, derivative_x, True)
     return loss, derivative_x_hat, derivative_x
+
+
+def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
+    """As the operator's default in :mod:`svdrd.library`, in one launch; takes what :func:`takes_polar` says."""
+    if not takes_polar(block_height, block_width, x_hat.dtype):
+        return NotImplemented
+    x_hat, x = x_hat.contiguous(), x.contiguous()
+    b, h, w = x.shape
+    result = torch.empty_like(x)
+    count = b * (h // block_height) * (w // block_width)
+    _launch(
+        kernels.recompose_kernel, x_hat, Shape.of(block_height, block_width), count, x_hat, x, result, count, h, w,
+        block_height, block_width, 2,
+    )  # fmt: skip
+    return result

@@ -454,3 +454,56 @@ def loss_kernel(
         g = sign.to(dtype) / entries
         result = _polar_derivative(g, u, v, s, smooth_row, e, exponent, width, length, rows, N)
         tl.store((derivative + corner)[None, :] + at, tl.trans(tl.where(broken[:, None], nan, result)), mask=mask)
+
+
+@triton.jit(
+    do_not_specialize=["batch", "image_height", "image_width", "block_height", "block_width", "sides"]
+)  # fmt: skip
+def recompose_kernel(
+    x_hat: tl.tensor, x: tl.tensor, result: tl.tensor, batch: tl.int64, image_height: tl.int32, image_width: tl.int32,
+    block_height: tl.int32, block_width: tl.int32, sides: tl.int32, R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+) -> None:  # fmt: skip
+    """``U_x diag(S_xhat) V_x^T`` of each block of ``(b, h, w)`` images; the arguments are those of :func:`loss_kernel`.
+
+    x_hat comes first: of its decomposition the singular values alone are kept.
+    """
+    rows = tl.arange(0, R)
+    item, live = _place(rows, batch, N)
+    wide = block_height < block_width
+    width, length = tl.minimum(block_height, block_width), tl.maximum(block_height, block_width)
+    j, i = rows % N, tl.arange(0, M)[:, None]
+    real = live & (j < width)
+    mask = real[None, :] & (i < length)
+    across = image_width // block_width
+    blocks = (image_height // block_height) * across
+    image, block = item // blocks, (item % blocks).to(tl.int32)
+    corner = image * image_height * image_width
+    corner += (block // across).to(tl.int64) * block_height * image_width + (block % across) * block_width
+    at = j[None, :] * tl.where(wide, image_width, 1) + i * tl.where(wide, 1, image_width)
+
+    dtype: tl.constexpr = x.dtype.element_ty
+    nothing = tl.zeros([R], dtype)
+    u = tl.zeros([R, M], dtype)
+    v = tl.zeros([R, N], dtype)
+    s, exponent = nothing, tl.zeros([R], tl.int32)
+    s_hat, exponent_hat = s, exponent
+    broken = rows < 0
+    for side in range(sides):
+        s_hat, exponent_hat = s, exponent
+        if side == 0:
+            tile = tl.trans(tl.load((x_hat + corner)[None, :] + at, mask=mask, other=0.0))
+        else:
+            tile = tl.trans(tl.load((x + corner)[None, :] + at, mask=mask, other=0.0))
+        tile, exponent, bad = _normalised(tile, nothing, rows, N)
+        u, v, s = _diagonalise(tile, rows, N)
+        broken = broken | bad
+
+    # The value of x_hat whose place in the order is that of the row's own value. Rows that are no columns have the last
+    # places: of equal values the first row comes first.
+    rank, rank_hat = _rank(s, rows, N), _rank(s_hat, rows, N)
+    weight = tl.where(rank_hat == rank, s_hat, 0.0)
+    for k in range(1, N):
+        weight += tl.where(_across(rank_hat, rows, k) == rank, _across(s_hat, rows, k), 0.0)
+    u = _completed(u, real & (s == 0), length, rows, N)
+    product = _scaled(_product(v, weight[:, None] * u, rows, N, True), exponent_hat)
+    tl.store((result + corner)[None, :] + at, tl.trans(tl.where(broken[:, None], float("nan"), product)), mask=mask)
