@@ -126,18 +126,17 @@ def test_upper_tiles_are_all_there(small_tiles: Any) -> None:
     torch.testing.assert_close(ours.gram(x, x.dtype), TORCH.gram(x, x.dtype), atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("m", "n"), [(5, 5), (9, 6), (6, 9), (1, 7)])
-@pytest.mark.parametrize("appended", [None, 0.0, 3.0])
+@pytest.mark.parametrize(("m", "n", "appended"), [(5, 5, None), (6, 5, 0.0), (5, 6, 3.0), (1, 6, None)])
 def test_read_and_write(small_tiles: Any, m: int, n: int, appended: float | None) -> None:
     """Blocks of images, in part; an item that is not finite; what is padding stays zero."""
     ours, (length, width) = small_tiles.TritonProducts(TILE), (max(m, n), min(m, n))
-    images = 100 * random(2, 2 * m, 3 * n)
+    images = 100 * random(2, m, 3 * n)
     images[0, 0, 2 * n] = torch.nan
-    images[1, m, 0] = -torch.inf
-    images[1, :m, :n] = 0
-    images[1, :m, n : 2 * n] *= 1e-38  # down to denormal numbers
-    blocks = reference.to_blocks(images, m, n)[2:11]
-    source = small_tiles.Blocks(images, m, n, 2, 9)
+    images[1, 0, n] = -torch.inf
+    images[0, :, n : 2 * n] = 0
+    images[1, :, :n] *= 1e-38  # down to denormal numbers
+    blocks = reference.to_blocks(images, m, n)[1:5]
+    source = small_tiles.Blocks(images, m, n, 1, 4)
     rows = length if appended is None else length + width
     for scale in (True, False):
         x, exponent, health = ours.read(source, torch.float64, scale, appended)
@@ -150,15 +149,15 @@ def test_read_and_write(small_tiles: Any, m: int, n: int, appended: float | None
     single = ours.read(source, torch.float32, True, appended)[0]
     assert torch.equal(single, ours.read(source, torch.float64, True, appended)[0].float())
 
-    factor = random(9, seed=1, dtype=torch.float64) * health
-    into, untouched = torch.full_like(images, 7.0), 3 * [7.0]
-    for shift in (None, torch.tensor([0, 3, -5, 0, 0, 400, -400, 0, 0], dtype=torch.int32, device=DEVICE)):
+    factor = random(4, seed=1, dtype=torch.float64) * health
+    into = torch.full_like(images, 7.0)
+    for shift in (None, torch.tensor([-5, 0, 400, -400], dtype=torch.int32, device=DEVICE)):
         ours.write(source._replace(images=into), single, factor, shift)
         expected = torch.empty_like(blocks)
         TORCH.write(expected, single[:, :, :width], factor, shift)
         result = reference.to_blocks(into, m, n)
-        assert torch.equal(result[2:11].nan_to_num(9.0), expected.nan_to_num(9.0))
-        assert result[[0, 1, 11], 0, 0].tolist() == untouched
+        assert torch.equal(result[1:5].nan_to_num(9.0), expected.nan_to_num(9.0))
+        assert (result[[0, 5]] == 7).all()
 
 
 def test_distance(small_tiles: Any) -> None:
@@ -191,14 +190,14 @@ def product_vjp(launchers: Any, g: Tensor, a: Tensor, p: Tensor, rcond: float, s
     return launchers.polar_factor_backward(g, a, p, *empty(), rcond, smooth)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("m", "n", "smooth"), [(7, 7, 0.0), (5, 9, 0.0), (9, 5, 0.3)])
+@pytest.mark.parametrize(("m", "n", "smooth"), [(5, 6, 0.0), (5, 4, 0.3)])
 def test_agrees_with_the_same_over_torch(small_tiles: Any, m: int, n: int, smooth: float) -> None:
     """Well-conditioned matrices: only rounding differs."""
     a, g = random(1, m, n) + 3 * torch.eye(m, n, device=DEVICE), random(1, m, n, seed=1)
-    p = small_tiles.polar_factor(a, COARSE / 8, smooth, False)[0]
-    torch.testing.assert_close(p, matmul.polar_factor(a, COARSE / 8, smooth), atol=2e-6, rtol=0)
-    derivative = product_vjp(small_tiles, g, a, p, COARSE / 8, smooth)
-    torch.testing.assert_close(derivative, matmul.polar_factor_vjp(g, a, p, COARSE / 8, smooth), atol=1e-5, rtol=0)
+    p = small_tiles.polar_factor(a, COARSE, smooth, False)[0]
+    torch.testing.assert_close(p, matmul.polar_factor(a, COARSE, smooth), atol=2e-6, rtol=0)
+    derivative = product_vjp(small_tiles, g, a, p, COARSE, smooth)
+    torch.testing.assert_close(derivative, matmul.polar_factor_vjp(g, a, p, COARSE, smooth), atol=1e-5, rtol=0)
 
 
 def check_against_the_specification(launchers: Any, names: list[str], m: int, n: int, gradient: bool) -> None:
@@ -228,8 +227,9 @@ def check_against_the_specification(launchers: Any, names: list[str], m: int, n:
 def test_zoo() -> None:
     from svdrd.triton import products as launchers
 
-    check_against_the_specification(launchers, list(ZOO), 9, 7, gradient=not INTERPRETED)
-    some = ["zero", "geometric", "clustered", "half flat", "rank k-1", "constant image", "duplicated columns"]
+    names = list(ZOO)
+    check_against_the_specification(launchers, names[:: 2 if INTERPRETED else 1], 9, 7, gradient=not INTERPRETED)
+    some = ["zero", "geometric", "half flat", "rank k-1", "constant image"] if INTERPRETED else names
     check_against_the_specification(launchers, some, 8, 8, gradient=True)
 
 
@@ -252,25 +252,30 @@ def test_beyond_the_jacobi_kernels_the_operators_come_here(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.2])
-def test_loss_reads_blocks_from_the_image(small_tiles: Any, smooth: float) -> None:
-    x_hat, x = (torch.rand(1, 5, 18, generator=torch.Generator().manual_seed(k)).to(DEVICE) for k in range(2))
-    arguments = (5, 9, RCOND, smooth)
-    loss, by_x_hat, by_x = small_tiles.basis_loss(x_hat, x, *arguments, True, True)
+def test_loss_reads_blocks_from_the_image(smooth: float) -> None:
+    from svdrd.triton import products as launchers
+
+    generator = torch.Generator().manual_seed(0)
+    x_hat, x = (torch.rand(1, 5, 9 if smooth else 18, generator=generator).to(DEVICE) for _ in range(2))
+    arguments = (5, 9, 1e-2, smooth)
+    result = launchers.basis_loss(x_hat, x, *arguments, True, True)
     expected = reference.basis_loss(x_hat.double(), x.double(), *arguments, True, True)
-    for result, value in zip((loss, by_x_hat, by_x), expected, strict=True):
+    for one, value in zip(result, expected, strict=True):
         # As in tests/test_matmul.py: condition numbers below 100, and the derivative's error has their square.
-        assert (result.double() - value).abs().max() <= 1e4 * torch.finfo(x.dtype).eps * value.abs().max()
+        assert (one.double() - value).abs().max() <= 1e4 * torch.finfo(x.dtype).eps * value.abs().max()
 
 
-def test_only_what_is_asked_for(small_tiles: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a gradient no derivative is formed; the values are the same to the bit."""
+    from svdrd.triton import products as launchers
+
     calls = []
     monkeypatch.setattr(matmul, "_derivative", lambda *arguments: calls.append(arguments) or arguments[4])
     x_hat, x = random(1, 5, 6), random(1, 5, 6, seed=1)
     losses = []
     for by_x_hat, by_x in ((False, False), (True, False), (False, True)):
         calls.clear()
-        loss, *derivatives = small_tiles.basis_loss(x_hat, x, 5, 6, COARSE, 0.0, by_x_hat, by_x)
+        loss, *derivatives = launchers.basis_loss(x_hat, x, 5, 6, COARSE, 0.0, by_x_hat, by_x)
         losses.append(loss)
         assert [derivative.numel() > 0 for derivative in derivatives] == [by_x_hat, by_x]
         assert len(calls) == by_x_hat + by_x
@@ -278,30 +283,27 @@ def test_only_what_is_asked_for(small_tiles: Any, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(losses[0], losses[2])
 
 
-def test_equal_pairs_give_zero_and_a_broken_item_nan_alone(small_tiles: Any) -> None:
-    """The same bits alone, in another place, and beside items that are not finite; chunks make no difference."""
-    x_hat, x = random(4, 5, 6), random(4, 5, 6, seed=1)
-    x[1] = x_hat[1]
+def test_same_bits_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another place of another batch, beside an item that is not finite, and in chunks; equal pairs give 0."""
+    from svdrd.triton import products as launchers
+
+    x_hat, x = random(3, 5, 6), random(3, 5, 6, seed=1)
+    x[2] = x_hat[2]
 
     def loss(x_hat: Tensor, x: Tensor) -> list[Tensor]:
-        return list(small_tiles.basis_loss(x_hat, x, 5, 6, COARSE, 0.0, True, False)[:2])
+        return list(launchers.basis_loss(x_hat, x, 5, 6, COARSE, 0.0, True, False)[:2])
 
     whole = loss(x_hat, x)
-    assert whole[0][1].item() == 0
-    assert (whole[1][1] == 0).all()
-    broken_hat, broken = x_hat.clone(), x.clone()
-    broken_hat[0, 2, 3], broken[3, 0, 0] = torch.inf, torch.nan
-    for result, expected in zip(loss(broken_hat, broken), whole, strict=True):
-        assert result[[0, 3]].isnan().all()
-        assert torch.equal(result[1:3], expected[1:3])
-    for result, expected in zip(loss(x_hat[2:3], x[2:3]), whole, strict=True):
-        assert torch.equal(result[0], expected[2])
-    small_tiles.CHUNK, before = 2 * 8 * 8, small_tiles.CHUNK
-    try:
-        for result, expected in zip(loss(x_hat[:3], x[:3]), whole, strict=True):
-            assert torch.equal(result, expected[:3])
-    finally:
-        small_tiles.CHUNK = before
+    assert whole[0][2].item() == 0
+    assert (whole[1][2] == 0).all()
+    broken = x[[1, 0]]
+    broken[0, 2, 3] = torch.nan
+    for result, expected in zip(loss(x_hat[[1, 0]], broken), whole, strict=True):
+        assert result[0].isnan().all()
+        assert torch.equal(result[1], expected[0])
+    monkeypatch.setattr(launchers, "CHUNK", 1)
+    for result, expected in zip(loss(x_hat[:2], x[:2]), whole, strict=True):
+        assert torch.equal(result, expected[:2])
 
 
 def test_finite_at_every_scale() -> None:
@@ -360,10 +362,10 @@ def test_what_is_launched_is_what_is_compiled_ahead_of_time(launched: set[Any]) 
     from svdrd.triton import products as launchers
 
     for m, n in ((16, 16), (17, 32), (64, 40), (33, 80), (256, 256), (300, 1000), (100, 3), (3, 100)):
-        a = torch.empty(2, m, n)
+        a = torch.empty(2, m, n, device="meta")  # it has no data to branch on, or to copy to the host
         for smooth in (0.0, 0.1):
             launchers.polar_factor(a, RCOND, smooth, False)
-            launchers.polar_factor_backward(a, a, a, *(torch.empty(0) for _ in range(3)), RCOND, smooth)
+            launchers.polar_factor_backward(a, a, a, *(a.new_empty(0) for _ in range(3)), RCOND, smooth)
             launchers.basis_loss(a, a, m, n, RCOND, smooth, True, True)
     listed = list(launchers.configurations())
     assert len(set(listed)) == len(listed)
@@ -479,7 +481,7 @@ def lapack(a: Tensor) -> Tensor:
 @pytest.mark.parametrize("dither", [0.0, 0.5 / 255], ids=["original", "dithered"])
 def test_photographs_with_three_term_tf32(kodak: list[Path], monkeypatch: pytest.MonkeyPatch, dither: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    a = crops(kodak, 6)
+    a = crops(kodak, 4)
     a = a + dither * (torch.rand(a.shape, generator=generator) - 0.5)
     g = torch.randn(a.shape, generator=generator)
     theirs = errors(a, g, by_autograd(lapack, a, g))
@@ -494,7 +496,7 @@ def test_photographs(kodak: list[Path]) -> None:
     """The kernels on whole patches; each item is on its own, so on a GPU all of them are."""
     from svdrd.triton import products as launchers
 
-    a = crops(kodak, 3 if INTERPRETED else 24).to(DEVICE)
+    a = crops(kodak, 2 if INTERPRETED else 24).to(DEVICE)
     g = random(*a.shape)
     theirs = errors(a, g, by_autograd(lapack, a, g))
     p = launchers.polar_factor(a, RCOND, 0.0, False)[0]

@@ -91,7 +91,8 @@ def symmetric_kernel(
         if sign < 0:
             total = tl.where(rows[:, None] == columns[None, :], 0.0, total)
     tl.store(out + (square + upper), total)
-    tl.store(out + (square + lower), signed * tl.trans(total))
+    if i < j:
+        tl.store(out + (square + lower), signed * tl.trans(total))
 
 
 @triton.jit(do_not_specialize=["alpha", "beta", "depth", "height", "side", "add"])
