@@ -236,7 +236,10 @@ def saves_factors(device: torch.device, dtype: torch.dtype, m: int, n: int) -> b
 
     A hint that costs or saves time and never a result; it reads so little that TorchDynamo can trace it.
     """
-    # Larger float32 matrices on a CUDA device go through svdrd.matmul, which forms no factors: from 33 columns on where
-    # there are no kernels, from 65 on after theirs.
-    factored = 32 if _chosen == "torch" else 64
-    return device.type != "cuda" or dtype == torch.float64 or min(m, n) <= factored
+    if dtype == torch.float64 or (device.type != "cuda" and _chosen != "triton"):
+        return True
+    # Larger float32 matrices go through products, which form no factors: svdrd.matmul's where there are no kernels and
+    # after those of the cuda backend, and else Triton's.
+    if _chosen in ("torch", "cuda"):
+        return min(m, n) <= (32 if _chosen == "torch" else 64)
+    return max(m, n) <= 64

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from svdrd import reference
+from svdrd.products import TORCH, Products, per_item, product
 
 LARGEST_RCOND = 0.25
 # Each minimax quintic is made for [l, 1] with l no smaller than this: then no singular value, once above it, is sent
@@ -125,79 +126,46 @@ def schedule(rcond: float) -> tuple[Quintic, ...]:
     return (*_quintics(high, count)[0], *[_TRUNCATE] * _TRUNCATIONS)
 
 
-def _reduced_precision(device: torch.device) -> bool:
-    """Whether PyTorch may round float32 operands of products to fewer digits now; a host-side setting."""
-    backend: Any = torch.backends.mkldnn if device.type == "cpu" else torch.backends.cuda
-    # Not torch.get_float32_matmul_precision(), which raises where the newer settings are in use.
-    return backend.matmul.fp32_precision in ("tf32", "bf16")
-
-
-def _product(x: Tensor, y: Tensor) -> Tensor:
-    """``x @ y`` in at least the precision of its dtype. TF32 would destroy the small singular values, and the setting
-    is the process's own, so it is not touched: where it permits TF32, the product is formed in float64.
-    """
-    if x.dtype == torch.float32 and _reduced_precision(x.device):
-        return (x.double() @ y.double()).float()
-    return x @ y
-
-
-def _per_item(x: Tensor) -> Tensor:
-    return x[:, None, None]
-
-
-def _times_power_of_two(x: Tensor, exponent: Tensor) -> Tensor:
-    """``2^exponent x``, in two halves because ``2^exponent`` alone may overflow."""
-    exponent = exponent.to(x.dtype).clamp(-2000, 2000)
-    half = torch.trunc(exponent / 2)
-    return x * _per_item(torch.exp2(half)) * _per_item(torch.exp2(exponent - half))
-
-
-def _exponent(x: Tensor, at_least: float = 0.0) -> Tensor:
-    """``e`` with the largest entry of each item, or ``at_least`` if that is larger, in ``[2^(e-1), 2^e)``."""
-    return torch.frexp(x.abs().amax((-2, -1)).clamp(min=at_least)).exponent
-
-
-def _norm_bound(x: Tensor) -> Tensor:
+def _norm_bound(products: Products, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Upper bounds of the spectral norms, at most ``n^(1 / 2^(_SQUARINGS + 2))`` times too large.
 
     ``s_1^2 <= ||G^p||_F^(1/p)`` with ``G = x^T x`` and ``p = 2^_SQUARINGS``.
     """
-    g = _product(x.mT, x)
-    logarithm = x.new_zeros(x.shape[0])
-    for k in range(_SQUARINGS + 1):
-        if k:
-            g = _product(g, g)
-        norm = g.square().sum((-2, -1)).sqrt()
-        norm = torch.where(norm > 0, norm, 1.0)
-        logarithm = logarithm + norm.log() / 2**k
-        g = g / _per_item(norm)
-    return torch.exp(logarithm / 2)
+    norms: list[Tensor] = []
+    for _ in range(_SQUARINGS + 1):
+        x, norm = products.unit_gram(x, norms[-1] if norms else None, dtype)
+        norms.append(norm)
+    bound = torch.ones_like(norms[0])
+    for norm in reversed(norms):
+        bound = (norm * bound).sqrt()
+    return bound
 
 
 class _Scaled(NamedTuple):
-    """``matrix`` in float64, tall, of norm at most ``1 / (1 + _MARGIN)``: ``2^-exponent factor`` times the original."""
+    """``matrix`` in float64, tall, of norm at most ``1 / (1 + _MARGIN)``: ``2^-exponent factor`` times the original.
+
+    ``health`` is 1, or NaN for an item with NaN or Inf, whose matrix is zero.
+    """
 
     matrix: Tensor
     exponent: Tensor
     factor: Tensor
+    health: Tensor
 
 
-def _scaled(a: Tensor, smooth: float) -> _Scaled:
+def _scaled(
+    products: Products, matrices: Any, dtype: torch.dtype, smooth: float, factor: Tensor | None = None
+) -> _Scaled:
     """Items scaled by powers of two, hence exactly, before anything that could overflow; with ``smooth = e > 0``
-    ``[A; e I]``, whose polar factor has ``A (A^T A + e^2 I)^(-1/2)`` on top.
+    ``[A; e I]``, whose polar factor has ``A (A^T A + e^2 I)^(-1/2)`` on top. ``factor`` spares the search for it.
     """
-    n = a.shape[-1]
-    x = a.double()
-    exponent = _exponent(x, smooth)
-    x = _times_power_of_two(x, -exponent)
-    if smooth > 0:
-        e = _times_power_of_two(torch.full_like(x[:, :1, :1], smooth), -exponent)
-        x = torch.cat([x, e * torch.eye(n, dtype=x.dtype, device=x.device)], -2)
-    factor = 1 / ((1 + _MARGIN) * _norm_bound(x.to(a.dtype)).double())
-    return _Scaled(x * _per_item(factor), exponent, factor)
+    x, exponent, health = products.read(matrices, torch.float64, True, smooth if smooth > 0 else None)
+    if factor is None:
+        factor = 1 / ((1 + _MARGIN) * _norm_bound(products, x, dtype).double())
+    return _Scaled(x * per_item(factor), exponent, factor, health)
 
 
-def _iterated(x: Tensor, steps: Sequence[Quintic], dtype: torch.dtype) -> Tensor:
+def _iterated(products: Products, x: Tensor, steps: Sequence[Quintic], dtype: torch.dtype) -> Tensor:
     """The composition of ``steps`` at ``x`` (float64), in ``dtype``.
 
     Of all rounding errors only those of the product ``x Q`` reach the block of the small singular values undamped (one
@@ -207,49 +175,64 @@ def _iterated(x: Tensor, steps: Sequence[Quintic], dtype: torch.dtype) -> Tensor
     for k, (a, b, c) in enumerate(steps):
         if k == _OPENING:
             x = x.to(dtype)
-        narrow = x.to(dtype)
-        gram = _product(narrow.mT, narrow)
-        q = b * gram + c * _product(gram, gram)
-        x = a * x + _product(x, q.to(x.dtype))
+        gram = products.gram(x, dtype)
+        q = products.gram(gram, dtype, c, gram, b)  # b gram + c gram^2
+        x = products.times(x, q, 1.0, x, a)
     return x.to(dtype)
 
 
-def _iterated_derivative(h: Tensor, omega: Tensor, outside: Tensor, steps: Sequence[Quintic]) -> tuple[Tensor, Tensor]:
-    """The derivative of the composition at ``x = P h`` along ``P omega + outside``, in the same two parts.
+def _parts(
+    products: Products, matrices: Any, factor: Tensor | None, p: Tensor, g: Tensor, dtype: torch.dtype, smooth: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``A = P H``, and the derivative is ``P Omega + (I - P P^T) G H^+`` with ``H Omega + Omega H = P^T G - G^T P``.
 
-    ``h`` is symmetric positive semidefinite (float64), ``omega`` skew, and ``P^T outside = 0``. Both parts then carry
+    Returns H (float64), and that right-hand side and ``(I - P P^T) G`` without what has no derivative.
+    """
+    h = products.cross(_scaled(products, matrices, dtype, smooth, factor).matrix, p, 1.0, torch.float64, 0.5)
+    projection = products.gram(p, dtype)
+    # The factor is 2 / (s_i + s_j) where both are kept, 1 / s_i where the other is dropped.
+    skew = products.cross(p, g, -1.0, dtype)
+    omega = products.cross(projection, products.times(skew, projection), -1.0, dtype, -0.25, skew, 1.0)
+    # What leads from the null space of P to that of P^T has no derivative, and would grow to 1 / rcond on the way.
+    residual = products.times(p, products.inner(p, g), -1.0, g, 1.0)
+    return h, omega, products.times(residual, projection)
+
+
+def _derivative(
+    products: Products,
+    matrices: Any,
+    factor: Tensor | None,
+    p: Tensor,
+    g: Tensor,
+    dtype: torch.dtype,
+    steps: Sequence[Quintic],
+    smooth: float,
+) -> Tensor:
+    """The derivative of the composition at ``x = P h`` along g, as ``P omega + outside``.
+
+    ``h`` is symmetric positive semidefinite (float64), ``omega`` skew, and ``P^T outside = 0``. Both parts carry
     the factors ``(f_i + f_j) / (s_i + s_j)`` and ``f_j / s_j`` alone. The symmetric part of ``P^T dX``, whose factors
     ``(f_i - f_j) / (s_i - s_j)`` end at 0 but grow without bound on the way, is excluded exactly by keeping ``omega``
     skew.
     """
-    dtype = omega.dtype
+    h, omega, outside = _parts(products, matrices, factor, p, g, dtype, smooth)
     for k, (a, b, c) in enumerate(steps):
         if k == _OPENING:
             h = h.to(dtype)
-        narrow = h.to(dtype)
-        gram = _product(narrow, narrow)
-        q = b * gram + c * _product(gram, gram)
-        d_gram = _product(narrow, omega)
-        d_gram = d_gram + d_gram.mT
-        product = _product(gram, d_gram)
-        d_q = b * d_gram + c * (product + product.mT)
-        omega = a * omega + _product(omega, q) + _product(narrow, d_q)
-        omega = (omega - omega.mT) / 2
-        outside = a * outside + _product(outside, q)
-        h = a * h + _product(h, q.to(h.dtype))
-        h = (h + h.mT) / 2
-    return omega, outside
+        gram = products.gram(h, dtype)
+        q = products.gram(gram, dtype, c, gram, b)
+        d_gram = products.cross(h, omega, 1.0, dtype)  # h omega - omega h
+        d_q = products.cross(gram, d_gram, 1.0, dtype, c, d_gram, b)
+        omega = products.cross(q, omega, -1.0, dtype, 0.5, omega, a)
+        omega = products.cross(h, d_q, -1.0, dtype, 0.5, omega, 1.0)
+        outside = products.times(outside, q, 1.0, outside, a)
+        h = products.cross(h, q, 1.0, h.dtype, 0.5, h, a)
+    return products.times(p, products.inner(p, outside, -1.0, omega, 1.0), 1.0, outside, 1.0)
 
 
-def _cleaned(a: Tensor) -> tuple[Tensor, Tensor]:
-    """``a`` with non-finite items replaced by zero, and which are finite."""
-    finite = torch.isfinite(a).all(-1).all(-1)
-    return torch.where(_per_item(finite), a, 0.0), finite
-
-
-def _step_position(a: Tensor, rcond: float, smooth: float) -> float:
+def _step_position(dtype: torch.dtype, rcond: float, smooth: float) -> float:
     """Where the step lies, relative to s_1. Smoothed, all of ``[A; e I]`` is kept as far as the dtype can tell."""
-    eps = torch.finfo(a.dtype).eps
+    eps = torch.finfo(dtype).eps
     return 4 * eps if smooth > 0 else max(rcond, eps)
 
 
@@ -261,54 +244,77 @@ def _checked(rcond: float) -> None:
         )
 
 
-def _chunk(a: Tensor) -> int:
+def write_polar_factor(
+    products: Products, matrices: Any, into: Any, dtype: torch.dtype, rcond: float, smooth: float
+) -> None:
+    """:func:`polar_factor` of some matrices at once, over any implementation of the products."""
+    _checked(rcond)
+    scaled = _scaled(products, matrices, dtype, smooth)
+    p = _iterated(products, scaled.matrix, schedule(_step_position(dtype, rcond, smooth)), dtype)
+    products.write(into, p, scaled.health, None)
+
+
+def write_polar_factor_vjp(
+    products: Products,
+    grad: Any,
+    matrices: Any,
+    p: Any,
+    into: Any,
+    dtype: torch.dtype,
+    rcond: float,
+    smooth: float,
+) -> None:
+    """:func:`polar_factor_vjp` of some matrices at once, over any implementation of the products."""
+    _checked(rcond)
+    steps = schedule(_step_position(dtype, rcond, smooth))
+    _, exponent, factor, health = scaled = _scaled(products, matrices, dtype, smooth)
+    p = _iterated(products, scaled.matrix, steps, dtype) if smooth > 0 else products.read(p, dtype, False, None)[0]
+    del scaled, _
+    g, exponent_g, health_g = products.read(grad, dtype, True, 0.0 if smooth > 0 else None)
+    derivative = _derivative(products, matrices, factor, p, g, dtype, steps, smooth)
+    products.write(into, derivative, factor * health * health_g, exponent_g - exponent)
+
+
+def write_basis_loss(
+    products: Products,
+    sides: Sequence[tuple[Any, Any]],
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    rcond: float,
+    smooth: float,
+) -> Tensor:
+    """``mean |P(x_hat) - P(x)|`` of some pairs of matrices at once, over any implementation of the products.
+
+    Args:
+        sides: the matrices x_hat and where their derivative goes, or None; then the same of x.
+        size: ``m, n``.
+
+    Returns:
+        ``(b,)``.
+    """
+    _checked(rcond)
+    steps = schedule(_step_position(dtype, rcond, smooth))
+
+    def factored(matrices: Any) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        matrix, exponent, factor, health = _scaled(products, matrices, dtype, smooth)
+        return _iterated(products, matrix, steps, dtype), (exponent, factor), health
+
+    (p_hat, scale_hat, health_hat), (p, scale, health) = (factored(matrices) for matrices, _ in sides)
+    health = health * health_hat
+    loss, sign = products.distance(p_hat, p, size, any(into is not None for _, into in sides))
+    for direction, q, (exponent, factor), (matrices, into) in zip(
+        (1.0, -1.0), (p_hat, p), (scale_hat, scale), sides, strict=True
+    ):
+        if sign is not None and into is not None:
+            # |P1 - P2| is symmetric: the sign of the direction is that of the derivative.
+            derivative = _derivative(products, matrices, factor, q, sign, dtype, steps, smooth)
+            products.write(into, derivative, direction * factor * health, -exponent)
+    return (loss * health).to(dtype)
+
+
+def _chunk(m: int, n: int) -> int:
     """How many items are worked on at once: by their shape alone."""
-    return max(1, _CHUNK // (a.shape[-2] * a.shape[-1]))
-
-
-def _polar_factor(a: Tensor, rcond: float, smooth: float) -> Tensor:
-    if a.shape[-2] < a.shape[-1]:
-        return _polar_factor(a.mT, rcond, smooth).mT
-    safe, finite = _cleaned(a)
-    scaled = _scaled(safe, smooth)
-    p = _iterated(scaled.matrix, schedule(_step_position(a, rcond, smooth)), a.dtype)
-    return torch.where(_per_item(finite), p[:, : a.shape[-2]], torch.nan)
-
-
-def _polar_factor_vjp(g: Tensor, a: Tensor, p: Tensor, rcond: float, smooth: float) -> Tensor:
-    m, n = a.shape[-2:]
-    if m < n:
-        return _polar_factor_vjp(g.mT, a.mT, p.mT, rcond, smooth).mT
-    safe, finite = _cleaned(a)
-    g, finite_g = _cleaned(g)
-    finite = finite & finite_g
-    x, exponent, factor = _scaled(safe, smooth)
-    exponent_g = _exponent(g)
-    g = _times_power_of_two(g.double(), -exponent_g).to(a.dtype)
-    steps = schedule(_step_position(a, rcond, smooth))
-    if smooth > 0:
-        g = torch.nn.functional.pad(g, (0, 0, 0, n))
-        p = _iterated(x, steps, a.dtype)
-    else:
-        p = torch.where(_per_item(finite), p, 0.0)
-
-    # A = P H, and the derivative is P Omega + (I - P P^T) G H^+ with H Omega + Omega H = P^T G - G^T P.
-    h = _product(p.double().mT, x)
-    h = (h + h.mT) / 2
-    w = _product(p.mT, g)
-    skew = w - w.mT
-    projection = _product(p.mT, p)
-    # The factor is 2 / (s_i + s_j) where both are kept, 1 / s_i where the other is dropped.
-    omega = skew - _product(projection, _product(skew, projection)) / 2
-    # What leads from the null space of P to that of P^T has no derivative, and would grow to 1 / rcond on the way.
-    outside = _product(g - _product(p, w), projection)
-    omega, outside = _iterated_derivative(h, (omega - omega.mT) / 2, outside, steps)
-    derivative = _product(p, omega - _product(p.mT, outside)) + outside
-
-    derivative = _times_power_of_two(derivative[:, :m].double() * _per_item(factor), exponent_g - exponent)
-    largest = torch.finfo(a.dtype).max
-    derivative = derivative.clamp(-largest, largest).to(a.dtype)
-    return torch.where(_per_item(finite), derivative, torch.nan)
+    return max(1, _CHUNK // (m * n))
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float) -> Tensor:
@@ -327,7 +333,10 @@ def polar_factor(a: Tensor, rcond: float, smooth: float) -> Tensor:
     _checked(rcond)
     if not a.numel():
         return a.clone()
-    return torch.cat([_polar_factor(part, rcond, smooth) for part in a.split(_chunk(a))])
+    p, chunk = torch.empty_like(a), _chunk(*a.shape[-2:])
+    for part, into in zip(a.split(chunk), p.split(chunk), strict=True):
+        write_polar_factor(TORCH, part, into, a.dtype, rcond, smooth)
+    return p
 
 
 def polar_factor_vjp(grad: Tensor, a: Tensor, p: Tensor, rcond: float, smooth: float) -> Tensor:
@@ -347,8 +356,11 @@ def polar_factor_vjp(grad: Tensor, a: Tensor, p: Tensor, rcond: float, smooth: f
     _checked(rcond)
     if not a.numel():
         return grad.clone()
-    parts = zip(*(x.split(_chunk(a)) for x in (grad, a, p)), strict=True)
-    return torch.cat([_polar_factor_vjp(g, part, q, rcond, smooth) for g, part, q in parts])
+    derivative = torch.empty_like(a)
+    parts = (x.split(_chunk(*a.shape[-2:])) for x in (grad, a, p, derivative))
+    for g, matrices, factor, into in zip(*parts, strict=True):
+        write_polar_factor_vjp(TORCH, g, matrices, factor, into, a.dtype, rcond, smooth)
+    return derivative
 
 
 def certificate(a: Tensor, p: Tensor) -> Tensor:
@@ -362,14 +374,13 @@ def certificate(a: Tensor, p: Tensor) -> Tensor:
     """
     if a.shape[-2] < a.shape[-1]:
         return certificate(a.mT, p.mT)
-    safe, finite = _cleaned(a)
-    x = _times_power_of_two(safe.double(), -_exponent(safe.double())).to(a.dtype)
-    isometry = _product(p, _product(p.mT, p)) - p
-    symmetric = _product(p.mT, x)
+    x, _, health = TORCH.read(a, a.dtype, True, None)
+    isometry = product(p, product(p.mT, p)) - p
+    symmetric = product(p.mT, x)
     norm = x.square().sum((-2, -1)).sqrt()
     norm = torch.where(norm > 0, norm, 1.0)
     measures = [isometry.square().sum((-2, -1)).sqrt(), (symmetric - symmetric.mT).square().sum((-2, -1)).sqrt() / norm]
-    return torch.where(finite[:, None], torch.stack(measures, -1), torch.nan)
+    return (torch.stack(measures, -1) * health[:, None]).to(a.dtype)
 
 
 def basis_loss(
@@ -383,17 +394,23 @@ def basis_loss(
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.basis_loss`."""
+    _checked(rcond)
     b, h, w = x_hat.shape
     blocks_hat, blocks = (reference.to_blocks(image, block_height, block_width) for image in (x_hat, x))
-    p_hat, p = polar_factor(blocks_hat, rcond, smooth), polar_factor(blocks, rcond, smooth)
-    difference = p_hat - p
-    loss = difference.abs().mean((-2, -1)).reshape(b, h // block_height, w // block_width)
-    # torch.sign(NaN) is 0, which would make a NaN target look like a perfect one.
-    sign = torch.where(difference.isnan(), torch.nan, torch.sign(difference)) / (block_height * block_width)
-
-    def derivative(needed: bool, sign: Tensor, blocks: Tensor, p: Tensor) -> Tensor:
-        if not needed:
-            return sign.new_empty(0)
-        return reference.from_blocks(polar_factor_vjp(sign, blocks, p, rcond, smooth), b, h, w).contiguous()
-
-    return loss, derivative(need_grad_x_hat, sign, blocks_hat, p_hat), derivative(need_grad_x, -sign, blocks, p)
+    loss = x_hat.new_empty(len(blocks))
+    derivatives = [
+        torch.empty_like(blocks) if needed else blocks.new_empty(0) for needed in (need_grad_x_hat, need_grad_x)
+    ]
+    chunk = _chunk(block_height, block_width)
+    for k in range(0, len(blocks), chunk):
+        part = slice(k, k + chunk)
+        sides = [
+            (matrices[part], derivative[part] if derivative.numel() else None)
+            for matrices, derivative in zip((blocks_hat, blocks), derivatives, strict=True)
+        ]
+        loss[part] = write_basis_loss(TORCH, sides, (block_height, block_width), x.dtype, rcond, smooth)
+    by_x_hat, by_x = (
+        reference.from_blocks(derivative, b, h, w).contiguous() if needed else derivative
+        for derivative, needed in zip(derivatives, (need_grad_x_hat, need_grad_x), strict=True)
+    )
+    return loss.reshape(b, h // block_height, w // block_width), by_x_hat, by_x

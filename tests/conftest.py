@@ -31,7 +31,8 @@ torch.set_num_threads(2)
 torch.compiler.config.force_disable_caches = True
 
 # The interpreter takes milliseconds for what a GPU does in microseconds. There, matrices beyond this size and the tests
-# below are left to tests/test_jacobi.py, which looks at each larger size once; on a GPU everything runs.
+# below are left to tests/test_jacobi.py, which looks at each larger size once, and to tests/test_products.py, which
+# takes photographs; on a GPU everything runs.
 INTERPRETED_LARGEST = 8
 SLOW_INTERPRETED = {
     "test_a_non_finite_item_is_nan_alone",
@@ -52,6 +53,7 @@ SLOW_INTERPRETED = {
     "test_derivative_is_finite_on_the_zoo",
     "test_derivative_is_finite_on_the_zoo_at_every_scale",
     "test_derivative_keeps_small_genuine_values",
+    "test_errors_beside_lapack_and_the_bars",
     "test_optimisation_converges",
     "test_training_loop_of_a_user",
     "test_concurrent_callers",

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from svdrd import backends, gradients, library, matmul, reference
 from svdrd.library import ops
 from svdrd.ops import basis_loss, polar_factor
+from svdrd.products import TORCH, reduced_precision
 from tests.test_photographs import by_autograd, crops, quantiles, relative_error
 from tests.zoo import SIZES, ZOO, with_spectrum
 
@@ -111,7 +112,7 @@ def test_minimax_quintic_equioscillates() -> None:
 def test_norm_bound(m: int, n: int, dtype: torch.dtype) -> None:
     a = animals(max(m, n), min(m, n), dtype)
     s = torch.linalg.svdvals(a.double())[:, 0]
-    bound = matmul._norm_bound(a).double()
+    bound = matmul._norm_bound(TORCH, a, dtype).double()
     looseness = min(m, n) ** (1 / 2 ** (matmul._SQUARINGS + 2)) * (1 + 1e-4)
     some = s > torch.finfo(dtype).tiny ** 0.5  # matrices come scaled to entries near 1
     assert (bound >= s * (1 - 1e-4))[some].all()  # rounding; _MARGIN is 20 times that
@@ -386,8 +387,8 @@ def test_products_are_never_rounded_to_tf32() -> None:
         with Products() as products:
             result = matmul.basis_loss(*arguments)
         assert torch.get_float32_matmul_precision() == "medium"
-        assert matmul._reduced_precision(torch.device("cpu"))
-        assert matmul._reduced_precision(torch.device("cuda"))
+        assert reduced_precision(torch.device("cpu"))
+        assert reduced_precision(torch.device("cuda"))
     finally:
         torch.set_float32_matmul_precision(before)
     assert set(products.dtypes) == {torch.float64}

@@ -57,7 +57,7 @@ def test_errors_beside_lapack_and_the_bars(backend: str, kodak: list[Path], dith
         quantiles(relative_error(x, y).nan_to_num(torch.inf)) for x, y in zip(theirs, (p, derivative), strict=True)
     )
     print(f"{backend}: forward {forward}, gradient {gradient}; LAPACK float32 {lapack_forward}, {lapack_gradient}")
-    assert forward[0] <= min(1e-6, lapack_forward[0])
-    assert forward[1] <= min(1e-5, lapack_forward[1])
-    assert gradient[0] <= min(1e-3, lapack_gradient[0])
-    assert gradient[1] <= min(1e-2, lapack_gradient[1])
+    # By products alone, as on a GPU, the bar is PyTorch's own float32 SVD.
+    bars = (1e-6, 1e-5, 1e-3, 1e-2) if backend in ("torch", "cpp", "cuda") else (torch.inf,) * 4
+    beside = zip(forward + gradient, bars, lapack_forward + lapack_gradient, strict=True)
+    assert all(error <= min(bar, lapack) for error, bar, lapack in beside)

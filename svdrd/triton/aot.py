@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from svdrd.triton.configuration import Configuration
 
-MODULES: tuple[str, ...] = ("jacobi",)
+MODULES: tuple[str, ...] = ("jacobi", "products")
 # Shared memory that one block may have, in bytes: CUDA C++ Programming Guide, "Technical Specifications per Compute
 # Capability".
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -55,13 +55,14 @@ def configurations() -> Iterator[Configuration]:
 
 def signature(configuration: Configuration) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[object]]]]:
     """The argument types, and which pointers are known to be aligned, as Triton's launcher would find them."""
+    others = dict(configuration.others)
     types: dict[str, str] = {}
     attributes: dict[tuple[int, ...], list[list[object]]] = {}
     for index, parameter in enumerate(configuration.kernel.params):
         if parameter.is_constexpr:
             types[parameter.name] = "constexpr"
             continue
-        types[parameter.name] = parameter.annotation_type or f"*{configuration.dtype}"
+        types[parameter.name] = parameter.annotation_type or f"*{others.get(parameter.name, configuration.dtype)}"
         if types[parameter.name].startswith("*"):
             if not parameter.do_not_specialize_on_alignment:
                 attributes[(index,)] = [["tt.divisibility", 16]]

@@ -1,8 +1,7 @@
 """One compiled form of a kernel: the same object launches it and, without a GPU, compiles it ahead of time.
 
 Kernels annotate every scalar argument (``tl.int64``, ``tl.float32``) and let Triton specialise on none of their values,
-so that what ``svdrd.triton.aot`` compiles is what a GPU will run. Pointers are annotated ``tl.tensor`` and are all of
-one type.
+so that what ``svdrd.triton.aot`` compiles is what a GPU will run. Pointers are annotated ``tl.tensor``.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ class Configuration:
         maxnreg: registers that a thread may have at most; None leaves the number to the compiler, which for the sake of
             more warps may spill.
         dtype: what its pointers point to, as Triton names it: ``"fp32"`` or ``"fp64"``.
+        others: pointers that point to something else, sorted pairs of name and type.
     """
 
     kernel: Any
@@ -31,6 +31,7 @@ class Configuration:
     num_stages: int = 1
     dtype: str = "fp32"
     maxnreg: int | None = None
+    others: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(
@@ -41,9 +42,12 @@ class Configuration:
         num_stages: int = 1,
         dtype: str = "fp32",
         maxnreg: int | None = None,
+        others: Mapping[str, str] | None = None,
     ) -> Configuration:
-        """As the constructor, from a mapping of constants."""
-        return cls(kernel, tuple(sorted(constants.items())), num_warps, num_stages, dtype, maxnreg)
+        """As the constructor, from mappings of constants and of other pointers."""
+        others = others or {}
+        sorted_constants, sorted_others = tuple(sorted(constants.items())), tuple(sorted(others.items()))
+        return cls(kernel, sorted_constants, num_warps, num_stages, dtype, maxnreg, sorted_others)
 
     @property
     def options(self) -> dict[str, int | None]:
@@ -52,8 +56,8 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """The kernel's name, constants and options, for tables and errors."""
-        constants = " ".join(f"{name}={value}" for name, value in self.constants)
+        """The kernel's name, types, constants and options, for tables and errors."""
+        constants = " ".join(f"{name}={value}" for name, value in self.constants + self.others)
         return f"{self.kernel.__name__} {self.dtype} {constants} warps={self.num_warps} stages={self.num_stages}"
 
     def launch(self, grid: tuple[int, ...], *arguments: Any) -> None:

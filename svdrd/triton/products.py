@@ -1,0 +1,341 @@
+"""Launchers of the tiled products: polar factor and loss of float32 matrices of any size.
+
+:class:`TritonProducts` is what ``svdrd.matmul`` runs over here; the algorithm is all there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from svdrd import matmul
+from svdrd.triton import products_kernels as kernels
+from svdrd.triton.configuration import Configuration
+
+# Up to how many columns which edge of the tiles of products, the last for all beyond. Rows and columns are padded to
+# whole tiles. Predictions, as the other choices here: docs/performance.md has the reasons.
+TILES = ((16, 16), (32, 32), (64, 64), (96, 32))
+LARGEST_TILE = 64
+# Rows of an operand that a program holds at a time, by the edge of its tile; and its warps.
+DEPTHS = {16: 16, 32: 16, 64: 16}
+WARPS = {16: 1, 32: 4, 64: 4}
+STAGES = 3
+# The edge of the tiles of what only reads or writes, and its warps.
+EDGE = 32
+EDGE_WARPS = 4
+# Entries of the matrices, padding included, that are worked on at once: all 96 of 256 x 256 of a training step.
+CHUNK = 96 << 16
+# Triton's interpreter pays for each operation of each program, so there tiles are as large as this.
+INTERPRETED_EDGE = 256
+DTYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.int32: "i32"}
+
+
+def takes(m: int, n: int, dtype: torch.dtype, rcond: float) -> bool:
+    """Whether the launchers are for ``m x n`` matrices of ``dtype``.
+
+    All sizes; but float64 has nothing wider for the products that decide, and the polynomials end at some ``rcond``.
+    """
+    return min(m, n) > 0 and dtype == torch.float32 and rcond <= matmul.LARGEST_RCOND
+
+
+def _interpreted(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
+def tile_edge(width: int, device: torch.device) -> int:
+    """The edge of the tiles of products, for matrices whose shorter side is ``width``."""
+    if _interpreted(device):
+        return min(INTERPRETED_EDGE, triton.next_power_of_2(width))
+    return next((edge for largest, edge in TILES if width <= largest), LARGEST_TILE)
+
+
+def _edge(device: torch.device) -> int:
+    return INTERPRETED_EDGE if _interpreted(device) else EDGE
+
+
+@cache
+def configuration(kernel: Any, dtypes: tuple[torch.dtype, ...], **constants: Any) -> Configuration:
+    """The form of ``kernel`` whose pointers are of ``dtypes``, in their order."""
+    first, *rest = (DTYPES[dtype] for dtype in dtypes)
+    names = kernel.arg_names[1 : len(dtypes)]
+    others = {name: dtype for name, dtype in zip(names, rest, strict=True) if dtype != first}
+    tile = constants.get("TILE")
+    warps, stages = (EDGE_WARPS, 1) if tile is None else (WARPS.get(tile, max(WARPS.values())), STAGES)
+    return Configuration.of(kernel, constants, warps, stages, first, others=others)
+
+
+def configurations() -> Iterator[Configuration]:
+    """Every form that the launchers below can choose."""
+    single, double = torch.float32, torch.float64
+    for tile in sorted(DEPTHS):
+        products = {"TILE": tile, "DEPTH": DEPTHS[tile]}
+        for x, y, out in ((single, single, single), (double, single, single), (double, single, double)):
+            yield configuration(kernels.symmetric_kernel, (x, y, out, out, out, out), SAME=False, **products)
+        for x in (single, double):
+            yield configuration(kernels.symmetric_kernel, (x, x, *(single,) * 4), SAME=True, **products)
+            yield configuration(kernels.product_kernel, (x, single, x, x), TRANSPOSED=False, **products)
+        yield configuration(kernels.product_kernel, (single,) * 4, TRANSPOSED=True, **products)
+    for wide in (False, True):
+        blocks = {"WIDE": wide, "EDGE": EDGE}
+        yield configuration(kernels.magnitude_kernel, (single, single), **blocks)
+        for out in (single, double):
+            yield configuration(kernels.read_kernel, (single, single, out, torch.int32, double), **blocks)
+        yield configuration(kernels.write_kernel, (single, single, double, torch.int32), **blocks)
+    yield configuration(kernels.distance_kernel, (single,) * 4, EDGE=EDGE)
+    for root in (False, True):
+        yield configuration(kernels.sum_kernel, (single, single), ROOT=root)
+
+
+def _launch(
+    kernel: Any, programs: int, tensors: tuple[Tensor, ...], scalars: tuple[Any, ...], **constants: Any
+) -> None:
+    chosen = configuration(kernel, tuple(tensor.dtype for tensor in tensors), **constants)
+    with torch.cuda.device_of(tensors[0]):
+        chosen.launch((programs,), *tensors, *scalars)
+
+
+def _tiles(device: torch.device, rows: int, columns: int) -> tuple[int, int]:
+    """How many tiles it takes to read or write ``rows x columns`` entries, and how many of them lie side by side."""
+    across = triton.cdiv(columns, _edge(device))
+    return triton.cdiv(rows, _edge(device)) * across, across
+
+
+class Blocks(NamedTuple):
+    """``batch`` blocks from number ``start`` on of contiguous images ``(b, h, w)``, row by row."""
+
+    images: Tensor
+    height: int
+    width: int
+    start: int
+    batch: int
+
+    @classmethod
+    def matrices(cls, a: Tensor) -> Blocks:
+        """All of ``(b, m, n)``."""
+        return cls(a, a.shape[1], a.shape[2], 0, a.shape[0])
+
+    def split(self, count: int) -> list[Blocks]:
+        """Parts of at most ``count``, of nearly the same size."""
+        parts = max(1, -(-self.batch // count))
+        bounds = [self.start + self.batch * k // parts for k in range(parts + 1)]
+        return [self._replace(start=a, batch=b - a) for a, b in pairwise(bounds)]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Longer and shorter side."""
+        return max(self.height, self.width), min(self.height, self.width)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What the kernels that read or write them are compiled with."""
+        return {"WIDE": self.height < self.width, "EDGE": _edge(self.images.device)}
+
+    @property
+    def geometry(self) -> tuple[int, int, int, int, int]:
+        """What these kernels are told of them."""
+        return self.start, *self.images.shape[1:], self.height, self.width
+
+
+class TritonProducts:
+    """:class:`svdrd.products.Products` by Triton's kernels, for :class:`Blocks`.
+
+    Args:
+        tile: the edge of the tiles of products.
+    """
+
+    def __init__(self, tile: int) -> None:
+        self.tile = tile
+        self.constants = {"TILE": tile, "DEPTH": DEPTHS.get(tile, tile)}
+
+    def padded(self, blocks: Blocks, appended: bool) -> tuple[int, int]:
+        """Height and side of the padded matrices, with or without an appended square."""
+        length, width = blocks.size
+        rows = length + width if appended else length
+        return triton.cdiv(rows, self.tile) * self.tile, triton.cdiv(width, self.tile) * self.tile
+
+    def read(
+        self, matrices: Blocks, dtype: torch.dtype, scale: bool, appended: float | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        images, count = matrices.images, matrices.batch
+        height, side = self.padded(matrices, appended is not None)
+        out = images.new_empty(count, height, side, dtype=dtype)
+        exponents = images.new_empty(count, dtype=torch.int32)
+        health = images.new_empty(count, dtype=torch.float64)
+        parts, across = _tiles(images.device, *matrices.size)
+        partial = images.new_empty(count, parts)
+        _launch(
+            kernels.magnitude_kernel, count * parts, (images, partial), (*matrices.geometry, parts, across),
+            **matrices.constants,
+        )  # fmt: skip
+        tiles, across = _tiles(images.device, height, side)
+        scalars = (tiles, parts, across, height, side, appended or 0.0, int(appended is not None), int(scale))
+        _launch(
+            kernels.read_kernel, count * tiles, (images, partial, out, exponents, health),
+            (*matrices.geometry, *scalars), **matrices.constants,
+        )  # fmt: skip
+        return out, exponents, health
+
+    def write(self, into: Blocks, x: Tensor, factor: Tensor, exponent: Tensor | None) -> None:
+        tiles, across = _tiles(x.device, *into.size)
+        exponents = torch.zeros_like(factor, dtype=torch.int32) if exponent is None else exponent
+        _launch(
+            kernels.write_kernel, into.batch * tiles, (x, into.images, factor, exponents),
+            (*into.geometry, tiles, across, *x.shape[1:]), **into.constants,
+        )  # fmt: skip
+
+    def _symmetric(
+        self,
+        x: Tensor,
+        y: Tensor | None,
+        dtype: torch.dtype,
+        sign: float = 1.0,
+        alpha: float = 1.0,
+        d: Tensor | None = None,
+        beta: float = 0.0,
+        norm: Tensor | None = None,
+        sums: Tensor | None = None,
+    ) -> Tensor:
+        count, height, n = x.shape
+        out = x.new_empty(count, n, n, dtype=dtype)
+        side = n // self.tile
+        # In place of a pointer that is not followed stands one of the same type.
+        tensors = (
+            x,
+            x if y is None else y,
+            out if d is None else d,
+            out if norm is None else norm,
+            out,
+            out if sums is None else sums,
+        )
+        scalars = (alpha, beta, sign, height // self.tile, side, int(d is not None), int(norm is not None))
+        programs = count * (side * (side + 1) // 2)
+        _launch(kernels.symmetric_kernel, programs, tensors, scalars, SAME=y is None, **self.constants)
+        return out
+
+    def gram(
+        self, x: Tensor, dtype: torch.dtype, alpha: float = 1.0, d: Tensor | None = None, beta: float = 0.0
+    ) -> Tensor:
+        return self._symmetric(x, None, dtype, 1.0, alpha, d, beta)
+
+    def unit_gram(self, x: Tensor, norm: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        count, side = len(x), x.shape[2] // self.tile
+        sums = x.new_empty(count, side * (side + 1) // 2, dtype=dtype)
+        divisor = x.new_ones(count, dtype=dtype) if norm is None else norm
+        return self._symmetric(x, None, dtype, norm=divisor, sums=sums), _sums(sums, root=True)
+
+    def cross(
+        self,
+        x: Tensor,
+        y: Tensor,
+        sign: float,
+        dtype: torch.dtype,
+        alpha: float = 1.0,
+        d: Tensor | None = None,
+        beta: float = 0.0,
+    ) -> Tensor:
+        return self._symmetric(x, y, dtype, sign, alpha, d, beta)
+
+    def _product(self, x: Tensor, y: Tensor, transposed: bool, alpha: float, d: Tensor | None, beta: float) -> Tensor:
+        rows = x.shape[2 if transposed else 1]
+        out = x.new_empty(len(x), rows, y.shape[2])
+        depth, height, side = (size // self.tile for size in (y.shape[1], rows, y.shape[2]))
+        tensors = (x, y, out if d is None else d, out)
+        scalars = (alpha, beta, depth, height, side, int(d is not None))
+        programs = len(x) * height * side
+        _launch(kernels.product_kernel, programs, tensors, scalars, TRANSPOSED=transposed, **self.constants)
+        return out
+
+    def times(self, x: Tensor, y: Tensor, alpha: float = 1.0, d: Tensor | None = None, beta: float = 0.0) -> Tensor:
+        return self._product(x, y, False, alpha, d, beta)
+
+    def inner(self, x: Tensor, y: Tensor, alpha: float = 1.0, d: Tensor | None = None, beta: float = 0.0) -> Tensor:
+        return self._product(x, y, True, alpha, d, beta)
+
+    def distance(self, p: Tensor, q: Tensor, size: tuple[int, int], signed: bool) -> tuple[Tensor, Tensor | None]:
+        m, n = size
+        tiles, across = _tiles(p.device, *p.shape[1:])
+        sums = p.new_empty(len(p), tiles)
+        sign = torch.empty_like(p) if signed else None
+        _launch(
+            kernels.distance_kernel, len(p) * tiles, (p, q, p if sign is None else sign, sums),
+            (max(m, n), m * n, tiles, across, *p.shape[1:], int(signed)), EDGE=_edge(p.device),
+        )  # fmt: skip
+        return _sums(sums, root=False) / (m * n), sign
+
+
+def _sums(sums: Tensor, root: bool) -> Tensor:
+    """The sum of each row; with ``root`` its square root, 1 for 0."""
+    out = sums.new_empty(len(sums))
+    _launch(kernels.sum_kernel, len(sums), (sums, out), (sums.shape[1],), ROOT=root)
+    return out
+
+
+def _chunk(products: TritonProducts, blocks: Blocks, smooth: float) -> int:
+    height, side = products.padded(blocks, smooth > 0)
+    return max(1, CHUNK // (height * side))
+
+
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`svdrd.matmul.polar_factor`; takes what :func:`takes` says where no singular vectors are asked for."""
+    _, m, n = a.shape
+    if save_factors or not takes(m, n, a.dtype, rcond):
+        return NotImplemented
+    a = a.contiguous()
+    p, nothing = torch.empty_like(a), a.new_empty(0)
+    products = TritonProducts(tile_edge(min(m, n), a.device))
+    batches = [Blocks.matrices(x) for x in (a, p)]
+    chunk = _chunk(products, batches[0], smooth)
+    for matrices, into in zip(*(batch.split(chunk) for batch in batches), strict=True):
+        matmul.write_polar_factor(products, matrices, into, a.dtype, rcond, smooth)
+    return p, nothing, nothing.clone(), nothing.clone()
+
+
+def polar_factor_backward(
+    grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
+) -> Tensor:
+    """As :func:`svdrd.matmul.polar_factor_vjp`; takes what :func:`polar_factor` takes."""
+    _, m, n = a.shape
+    if u.numel() or not takes(m, n, a.dtype, rcond):
+        return NotImplemented
+    grad, a, p = grad.contiguous(), a.contiguous(), p.contiguous()
+    derivative = torch.empty_like(a)
+    products = TritonProducts(tile_edge(min(m, n), a.device))
+    batches = [Blocks.matrices(x) for x in (grad, a, p, derivative)]
+    chunk = _chunk(products, batches[0], smooth)
+    for g, matrices, factor, into in zip(*(batch.split(chunk) for batch in batches), strict=True):
+        matmul.write_polar_factor_vjp(products, g, matrices, factor, into, a.dtype, rcond, smooth)
+    return derivative
+
+
+def basis_loss(
+    x_hat: Tensor,
+    x: Tensor,
+    block_height: int,
+    block_width: int,
+    rcond: float,
+    smooth: float,
+    need_grad_x_hat: bool,
+    need_grad_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`svdrd.reference.basis_loss`, blocks read from the images; takes what :func:`takes` says."""
+    if not takes(block_height, block_width, x.dtype, rcond):
+        return NotImplemented
+    x_hat, x = x_hat.contiguous(), x.contiguous()
+    b, h, w = x_hat.shape
+    loss = x.new_empty(b, h // block_height, w // block_width)
+    by_x_hat, by_x = (torch.empty_like(x) if needed else x.new_empty(0) for needed in (need_grad_x_hat, need_grad_x))
+    products = TritonProducts(tile_edge(min(block_height, block_width), x.device))
+    batches = [Blocks(images, block_height, block_width, 0, loss.numel()) for images in (x_hat, by_x_hat, x, by_x)]
+    chunk = _chunk(products, batches[0], smooth)
+    for hat, into_hat, target, into in zip(*(batch.split(chunk) for batch in batches), strict=True):
+        sides = ((hat, into_hat if need_grad_x_hat else None), (target, into if need_grad_x else None))
+        size = (block_height, block_width)
+        part = matmul.write_basis_loss(products, sides, size, x.dtype, rcond, smooth)
+        loss.view(-1)[hat.start : hat.start + hat.batch] = part
+    return loss, by_x_hat, by_x

@@ -1,0 +1,290 @@
+"""Tiled batched products with what stands before and after them; ``svdrd.products.Products`` says what they compute.
+
+Matrices are tall, contiguous, and padded with zeros to whole tiles, so that products need no masks. One program makes
+one tile, and of a symmetric result only tiles on and above the diagonal, whose mirror images it writes as well: those
+are symmetric to the bit. Every sum is in an order that depends on the shape alone, and no program looks beyond its
+item. The batch lies along the first axis of the grid, as the other two end at 65535.
+
+Products of float32 are three of TF32 (``tf32x3``): each operand is split into two, and the product of the two small
+parts is dropped, which leaves about 2^-21 of each term. Products of float64 are float64's own, on tensor cores where
+there are such (compute capability 8.0, 9.0, 10.0).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from svdrd.triton.jacobi_kernels import _exponent, _largest, _power_of_two
+
+
+@triton.jit
+def _upper_tile(t: tl.tensor) -> tl.tensor:
+    """Row and column of tile t, counting the columns of the upper triangle one after another."""
+    # In float32 the root is good to 1e-4 for a side of up to 1000 tiles, and the next smaller t is 1e-3 away.
+    column = ((tl.sqrt(8.0 * t + 1.0) - 1.0) * 0.5 + 3e-4).to(tl.int32)
+    return t - column * (column + 1) // 2, column
+
+
+@triton.jit
+def _times_power_of_two(x: tl.tensor, exponent: tl.tensor) -> tl.tensor:
+    """``2^exponent x`` for float64, in two steps because ``2^exponent`` alone may overflow."""
+    exponent = tl.minimum(tl.maximum(exponent, -2000), 2000)
+    half = exponent >> 1
+    return x * _power_of_two(half, x) * _power_of_two(exponent - half, x)
+
+
+@triton.jit(do_not_specialize=["alpha", "beta", "sign", "height", "side", "add", "unit"])
+def symmetric_kernel(
+    x: tl.tensor, y: tl.tensor, d: tl.tensor, norm: tl.tensor, out: tl.tensor, sums: tl.tensor, alpha: tl.float64,
+    beta: tl.float64, sign: tl.float64, height: tl.int32, side: tl.int32, add: tl.int32, unit: tl.int32,
+    SAME: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+) -> None:  # fmt: skip
+    """``alpha (x^T y + sign y^T x) + beta d``, or with ``SAME`` ``alpha x^T x + beta d``: n x n, symmetric or skew.
+
+    Args:
+        x, y: ``(b, rows, n)``.
+        d: read if ``add``; symmetric or skew as the result is.
+        norm: ``(b,)``, read if ``unit``: the result is divided by its square.
+        sums: ``(b, side (side + 1) / 2)``, written if ``unit``: what a tile and its mirror image add to the squared
+            Frobenius norm.
+        sign: 1 or -1.
+        height, side: tiles in a column and in a row of x.
+    """
+    dtype: tl.constexpr = out.dtype.element_ty
+    precision: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
+    tiles = side * (side + 1) // 2
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    i, j = _upper_tile(tile)
+    n = side * TILE
+    rows, columns = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
+    first = tl.arange(0, DEPTH)
+    x += item * (height * TILE) * n
+    y += item * (height * TILE) * n
+    signed = tl.full([1, 1], sign, dtype)
+    total = tl.zeros([TILE, TILE], dtype)
+    for k in range(height * (TILE // DEPTH)):
+        at = (k * DEPTH + first)[:, None].to(tl.int64) * n
+        x_rows = tl.load(x + (at + rows[None, :])).to(dtype)
+        x_columns = tl.load(x + (at + columns[None, :])).to(dtype)
+        if SAME:
+            total = tl.dot(tl.trans(x_rows), x_columns, total, input_precision=precision)
+        else:
+            y_rows = tl.load(y + (at + rows[None, :])).to(dtype)
+            y_columns = tl.load(y + (at + columns[None, :])).to(dtype)
+            total = tl.dot(tl.trans(x_rows), y_columns, total, input_precision=precision)
+            total = tl.dot(tl.trans(signed * y_rows), x_columns, total, input_precision=precision)
+    total *= tl.full([1, 1], alpha, dtype)
+    upper = rows[:, None].to(tl.int64) * n + columns[None, :]
+    lower = columns[:, None].to(tl.int64) * n + rows[None, :]
+    square = item * n * n
+    if unit > 0:
+        scale = tl.load(norm + item)
+        total /= scale * scale
+        tl.store(sums + item * tiles + tile, tl.sum(total * total) * tl.where(i == j, 1.0, 2.0).to(dtype))
+    if add > 0:
+        total += tl.full([1, 1], beta, dtype) * tl.load(d + (square + upper)).to(dtype)
+    if i == j:
+        # Of the tile on the diagonal both triangles were computed, in different orders.
+        total = tl.where(rows[:, None] <= columns[None, :], total, signed * tl.trans(total))
+        if sign < 0:
+            total = tl.where(rows[:, None] == columns[None, :], 0.0, total)
+    tl.store(out + (square + upper), total)
+    if i < j:
+        tl.store(out + (square + lower), signed * tl.trans(total))
+
+
+@triton.jit(do_not_specialize=["alpha", "beta", "depth", "height", "side", "add"])
+def product_kernel(
+    x: tl.tensor, y: tl.tensor, d: tl.tensor, out: tl.tensor, alpha: tl.float64, beta: tl.float64, depth: tl.int32,
+    height: tl.int32, side: tl.int32, add: tl.int32, TRANSPOSED: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+) -> None:  # fmt: skip
+    """``alpha x y + beta d``, or with ``TRANSPOSED`` ``alpha x^T y + beta d``.
+
+    Args:
+        x: ``(b, height, depth)`` tiles, or transposed ``(b, depth, height)``.
+        y: ``(b, depth, side)`` tiles.
+        d: ``(b, height, side)`` tiles, read if ``add``.
+    """
+    dtype: tl.constexpr = out.dtype.element_ty
+    precision: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
+    tiles = height * side
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    n, length = side * TILE, depth * TILE
+    rows = (tile // side) * TILE + tl.arange(0, TILE)
+    columns = (tile % side) * TILE + tl.arange(0, TILE)
+    first = tl.arange(0, DEPTH)
+    x += item * (height * TILE) * length
+    y += item * length * n
+    total = tl.zeros([TILE, TILE], dtype)
+    for k in range(depth * (TILE // DEPTH)):
+        across = k * DEPTH + first
+        if TRANSPOSED:
+            left = tl.trans(tl.load(x + (across[:, None].to(tl.int64) * (height * TILE) + rows[None, :])))
+        else:
+            left = tl.load(x + (rows[:, None].to(tl.int64) * length + across[None, :]))
+        right = tl.load(y + (across[:, None].to(tl.int64) * n + columns[None, :]))
+        total = tl.dot(left.to(dtype), right.to(dtype), total, input_precision=precision)
+    total *= tl.full([1, 1], alpha, dtype)
+    at = item * (height * TILE) * n + rows[:, None].to(tl.int64) * n + columns[None, :]
+    if add > 0:
+        total += tl.full([1, 1], beta, dtype) * tl.load(d + at).to(dtype)
+    tl.store(out + at, total)
+
+
+@triton.jit
+def _place(
+    image: tl.tensor, item: tl.tensor, tile: tl.tensor, tiles_across: tl.tensor, image_height: tl.tensor,
+    image_width: tl.tensor, block_height: tl.tensor, block_width: tl.tensor, WIDE: tl.constexpr, EDGE: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Where a tile of a block lies in its image, as the tile of the tall matrix or, if ``WIDE``, as its transpose.
+
+    Returns row and column in the tall matrix, the addresses, and which are in the block; all in the shape of the block.
+    """
+    across = image_width // block_width
+    blocks = (image_height // block_height) * across
+    block = (item % blocks).to(tl.int32)
+    corner = (item // blocks) * image_height * image_width
+    corner += (block // across).to(tl.int64) * block_height * image_width + (block % across) * block_width
+    long = (tile // tiles_across) * EDGE + tl.arange(0, EDGE)
+    short = (tile % tiles_across) * EDGE + tl.arange(0, EDGE)
+    if WIDE:
+        i, j = long[None, :], short[:, None]
+        row, column = j, i
+    else:
+        i, j = long[:, None], short[None, :]
+        row, column = i, j
+    inside = (row < block_height) & (column < block_width)
+    return i, j, image + (corner + row.to(tl.int64) * image_width + column), inside
+
+
+@triton.jit(
+    do_not_specialize=["start", "image_height", "image_width", "block_height", "block_width", "tiles", "tiles_across"]
+)
+def magnitude_kernel(
+    image: tl.tensor, partial: tl.tensor, start: tl.int64, image_height: tl.int32, image_width: tl.int32,
+    block_height: tl.int32, block_width: tl.int32, tiles: tl.int32, tiles_across: tl.int32, WIDE: tl.constexpr,
+    EDGE: tl.constexpr,
+) -> None:  # fmt: skip
+    """The largest absolute value in each tile of each block, infinite where there is an infinity or a NaN."""
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    _, _, at, inside = _place(
+        image, start + item, tile, tiles_across, image_height, image_width, block_height, block_width, WIDE, EDGE
+    )
+    a = tl.abs(tl.load(at, mask=inside, other=0.0))
+    a = tl.where(a <= _largest(a.dtype), a, float("inf"))
+    tl.store(partial + item * tiles + tile, tl.max(a))
+
+
+@triton.jit(
+    do_not_specialize=["start", "image_height", "image_width", "block_height", "block_width", "tiles", "parts",
+                       "tiles_across", "height", "side", "appended", "append", "scale"]
+)  # fmt: skip
+def read_kernel(
+    image: tl.tensor, partial: tl.tensor, out: tl.tensor, exponents: tl.tensor, health: tl.tensor, start: tl.int64,
+    image_height: tl.int32, image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, tiles: tl.int32,
+    parts: tl.int32, tiles_across: tl.int32, height: tl.int32, side: tl.int32, appended: tl.float64, append: tl.int32,
+    scale: tl.int32, WIDE: tl.constexpr, EDGE: tl.constexpr,
+) -> None:  # fmt: skip
+    """Blocks of images as padded tall matrices: ``svdrd.products.Products.read``.
+
+    Args:
+        partial: ``(b, parts)``, what :func:`magnitude_kernel` found.
+        out: ``(b, height, side)``; what is not of the block, nor appended, is written as zero.
+        exponents, health: ``(b,)``, int32 and float64.
+        start: the first block.
+        append: whether ``appended`` times the identity is set below.
+    """
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    largest = tl.zeros([64], partial.dtype.element_ty)
+    for k in range(0, parts, 64):
+        part = k + tl.arange(0, 64)
+        largest = tl.maximum(largest, tl.load(partial + item * parts + part, mask=part < parts, other=0.0))
+    size = tl.max(largest)
+    bad = size == float("inf")
+    exponent = tl.where(scale > 0, _exponent(tl.maximum(tl.where(bad, 0.0, size).to(tl.float64), appended)), 0)
+    i, j, at, inside = _place(
+        image, start + item, tile, tiles_across, image_height, image_width, block_height, block_width, WIDE, EDGE
+    )
+    a = tl.where(bad, 0.0, tl.load(at, mask=inside, other=0.0)).to(tl.float64)
+    identity = (append > 0) & (i == j + tl.maximum(block_height, block_width))
+    a = tl.where(identity & (j < tl.minimum(block_height, block_width)), appended, a)
+    a = _times_power_of_two(a, -exponent).to(out.dtype.element_ty)
+    to = item * height * side + i.to(tl.int64) * side + j
+    padded = (i < height) & (j < side)
+    if WIDE:
+        a, to, padded = tl.trans(a), tl.trans(to), tl.trans(padded)
+    tl.store(out + to, a, mask=padded)
+    if tile == 0:
+        tl.store(exponents + item, exponent)
+        tl.store(health + item, tl.where(bad, float("nan"), 1.0).to(tl.float64))
+
+
+@triton.jit(
+    do_not_specialize=["start", "image_height", "image_width", "block_height", "block_width", "tiles", "tiles_across",
+                       "height", "side"]
+)  # fmt: skip
+def write_kernel(
+    x: tl.tensor, image: tl.tensor, factor: tl.tensor, exponents: tl.tensor, start: tl.int64, image_height: tl.int32,
+    image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, tiles: tl.int32, tiles_across: tl.int32,
+    height: tl.int32, side: tl.int32, WIDE: tl.constexpr, EDGE: tl.constexpr,
+) -> None:  # fmt: skip
+    """``factor 2^exponent x`` into the blocks of images: ``svdrd.products.Products.write``.
+
+    ``x`` is ``(b, height, side)``, ``factor`` ``(b,)`` in float64, ``exponents`` ``(b,)`` in int32.
+    """
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    i, j, at, inside = _place(
+        image, start + item, tile, tiles_across, image_height, image_width, block_height, block_width, WIDE, EDGE
+    )
+    source = item * height * side + i.to(tl.int64) * side + j
+    if WIDE:
+        value = tl.trans(tl.load(x + tl.trans(source), mask=tl.trans(inside), other=0.0))
+    else:
+        value = tl.load(x + source, mask=inside, other=0.0)
+    value = _times_power_of_two(value.to(tl.float64) * tl.load(factor + item), tl.load(exponents + item))
+    bound = _largest(image.dtype.element_ty)
+    value = tl.where(tl.abs(value) > bound, tl.where(value > 0, bound, -bound), value)
+    tl.store(at, value.to(image.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["length", "entries", "tiles", "tiles_across", "height", "side", "signed"])
+def distance_kernel(
+    p: tl.tensor, q: tl.tensor, sign: tl.tensor, sums: tl.tensor, length: tl.int32, entries: tl.int32, tiles: tl.int32,
+    tiles_across: tl.int32, height: tl.int32, side: tl.int32, signed: tl.int32, EDGE: tl.constexpr,
+) -> None:  # fmt: skip
+    """``|p - q|`` summed over each tile, ``(b, tiles)``, and if ``signed`` ``sign(p - q) / entries``.
+
+    Matrices are ``(b, height, side)``; rows from ``length`` on do not count.
+    """
+    item = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    i = (tile // tiles_across) * EDGE + tl.arange(0, EDGE)[:, None]
+    j = (tile % tiles_across) * EDGE + tl.arange(0, EDGE)[None, :]
+    at = item * height * side + i.to(tl.int64) * side + j
+    counted = (i < length) & (j < side)
+    difference = tl.load(p + at, mask=counted, other=0.0) - tl.load(q + at, mask=counted, other=0.0)
+    tl.store(sums + item * tiles + tile, tl.sum(tl.abs(difference)))
+    if signed > 0:
+        unit = 1 / tl.full([1, 1], entries, difference.dtype)
+        value = tl.where(difference > 0, unit, tl.where(difference < 0, -unit, 0.0))
+        tl.store(sign + at, value, mask=(i < height) & (j < side))
+
+
+@triton.jit(do_not_specialize=["count"])
+def sum_kernel(sums: tl.tensor, out: tl.tensor, count: tl.int32, ROOT: tl.constexpr) -> None:
+    """The sum of ``count`` values of each item, ``(b, count)``; with ``ROOT`` its square root, 1 for 0."""
+    item = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([64], out.dtype.element_ty)
+    for k in range(0, count, 64):
+        part = k + tl.arange(0, 64)
+        total += tl.load(sums + item * count + part, mask=part < count, other=0.0)
+    result = tl.sum(total)
+    if ROOT:
+        result = tl.where(result > 0, tl.sqrt(tl.where(result > 0, result, 1.0)), 1.0)
+    tl.store(out + item, result)
