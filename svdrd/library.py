@@ -442,7 +442,7 @@ def _only_autograd_takes_part(*tensors: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and backends.select(tensors[0].device) == "cpp"
     )
 
