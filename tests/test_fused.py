@@ -106,7 +106,8 @@ def test_emulated_products_round_as_three_term_tf32_does() -> None:
 @pytest.mark.parametrize(("m", "n"), [(16, 16), (7, 12)])
 def test_zoo(fused: Any, m: int, n: int) -> None:
     """The bounds of tests/test_matmul.py for the same algorithm in PyTorch's float32."""
-    a = zoo(m, n)
+    names = list(ZOO)[:: 1 if m == n else 3]  # a matrix takes the interpreter a third of a second
+    a = zoo(m, n, names)
     g = torch.randn(a.shape, generator=torch.Generator().manual_seed(0)).to(a)
     p, derivative = polar_factor_and_vjp(fused, a, g)
     exact, *factors = reference.polar_factor(a.double(), RCOND, 0.0)
@@ -115,7 +116,7 @@ def test_zoo(fused: Any, m: int, n: int) -> None:
     relative = values / values[:, :1].clamp(min=1e-300)
     # Within rounding of the threshold either decision is right.
     clear = ~((relative > RCOND / 4) & (relative < 4 * RCOND)).any(-1)
-    assert clear.sum() > len(ZOO) / 2
+    assert clear.sum() > len(names) / 2
     assert torch.isfinite(derivative).all()
     smallest = torch.where(relative > RCOND, relative, torch.inf).amin(-1).clamp(max=1.0)
     error = torch.linalg.matrix_norm(p.double() - exact)
@@ -124,7 +125,7 @@ def test_zoo(fused: Any, m: int, n: int) -> None:
     steepest = torch.linalg.matrix_norm(g.double()) / (smallest * values[:, 0].clamp(min=1e-300))
     error = torch.linalg.matrix_norm(derivative.double() - expected)
     assert (error <= 10 * max(m, n) * EPS / smallest * steepest)[clear].all()
-    zero = list(ZOO).index("zero")
+    zero = names.index("zero")
     assert (p[zero] == 0).all()
     assert (derivative[zero] == 0).all()
 

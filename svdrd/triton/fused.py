@@ -21,7 +21,7 @@ SMALLEST = 16
 LARGEST = {16: 64}
 # Steps with coefficients of their own between those that repeat the first and those that truncate.
 _LATER = 4
-KERNELS = (kernels.polar_kernel, kernels.polar_backward_kernel, kernels.loss_kernel)
+KERNELS = (kernels.fused_polar_kernel, kernels.fused_polar_backward_kernel, kernels.fused_loss_kernel)
 
 
 def tile(m: int, n: int, smooth: float) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
     a = a.contiguous()
     p = torch.empty_like(a)
     _launch(
-        kernels.polar_kernel, a, m, n, smooth, b, a, p, smooth, *Shape.of(m, n),
+        kernels.fused_polar_kernel, a, m, n, smooth, b, a, p, smooth, *Shape.of(m, n), *Shape.of(m, n)[1:],
         *schedule(matmul._step_position(a, rcond, smooth)),
     )  # fmt: skip
     nothing = a.new_empty(0)
@@ -102,11 +102,29 @@ def polar_factor_backward(
     if not takes(m, n, grad.dtype, rcond, smooth):
         return NotImplemented
     grad, a, p = (x.contiguous() for x in (grad, a, p))
-    derivative = torch.empty_like(grad)
+    derivative, shape = torch.empty_like(grad), Shape.of(m, n)
+    steps = schedule(matmul._step_position(a, rcond, smooth))
+    stacked = shape[1:]
+    if smooth > 0:  # what lies below P belongs to it, and was not kept
+        stacked = (shape.length + shape.width, 1, shape.width)
+        p = a.new_empty(b, stacked[0], shape.width)
+        _launch(kernels.fused_polar_kernel, a, m, n, smooth, b, a, p, smooth, *shape, *stacked, *steps)
     _launch(
-        kernels.polar_backward_kernel, grad, m, n, smooth, b, grad, a, p, derivative, smooth, *Shape.of(m, n),
-        *schedule(matmul._step_position(a, rcond, smooth)),
-    )  # fmt: skip
+        kernels.fused_polar_backward_kernel,
+        grad,
+        m,
+        n,
+        smooth,
+        b,
+        grad,
+        a,
+        p,
+        derivative,
+        smooth,
+        *shape,
+        *stacked,
+        *steps,
+    )
     return derivative
 
 
@@ -127,14 +145,17 @@ def basis_loss(
     b, h, w = x_hat.shape
     loss = x_hat.new_empty(b, h // block_height, w // block_width)
     steps = schedule(matmul._step_position(x, rcond, smooth))
+    length = max(block_height, block_width) + (min(block_height, block_width) if smooth > 0 else 0)
+    # A polar factor of each block, for which there are no registers while another one is iterated.
+    factors = x_hat.new_empty(loss.numel() * min(block_height, block_width) * length)
     derivative_x_hat, derivative_x = (
         torch.empty_like(x_hat) if needed else x_hat.new_empty(0) for needed in (need_grad_x_hat, need_grad_x)
     )
 
     def launch(first: Tensor, second: Tensor, derivative: Tensor, gradient: bool) -> None:
         _launch(
-            kernels.loss_kernel, first, block_height, block_width, smooth, loss.numel(), first, second, loss,
-            derivative, smooth, h, w, block_height, block_width, 2, int(gradient), *steps,
+            kernels.fused_loss_kernel, first, block_height, block_width, smooth, loss.numel(), first, second, loss,
+            derivative, factors, smooth, h, w, block_height, block_width, 2, int(gradient), *steps,
         )  # fmt: skip
 
     # |P1 - P2| is symmetric: the derivative by x is that by x_hat with the sides exchanged, in a second launch, because

@@ -21,6 +21,8 @@ from svdrd import matmul
 from svdrd.triton.jacobi_kernels import _exponent, _largest, _power_of_two
 
 OPENING = tl.constexpr(matmul._OPENING)
+# Tiles of more columns leave no room for iterating H in float64.
+DOUBLE_H = tl.constexpr(16)
 SQUARINGS = tl.constexpr(matmul._SQUARINGS)
 MARGIN = tl.constexpr(matmul._MARGIN)
 TRUNCATE_B = tl.constexpr(matmul._TRUNCATE.b)
@@ -96,8 +98,8 @@ def _write(a: tl.tensor, x: tl.tensor, shape: tl.tuple) -> tl.tensor:
 
 @triton.jit
 def _anew(shape: tl.tuple, k: tl.tensor, schedule: tl.tuple) -> tl.tensor:
-    """The same shape, for all that the compiler knows another one in each step ``k``: it would otherwise compute the
-    address of every entry before the loop and keep them all.
+    """The same shape, for all that the compiler knows another one for each ``k``: it would otherwise compute the
+    address of every entry once and keep them all.
     """
     nothing = tl.where(k < schedule[0] + schedule[1], 0, 1)
     return shape[0] + nothing, shape[1] + nothing, shape[2] + nothing, shape[3] + nothing
@@ -161,12 +163,19 @@ def _polar_factor(
 
 
 @triton.jit
+def _read_factor(p: tl.tensor, stacked: tl.tuple, bad: tl.tensor, M: tl.constexpr, N: tl.constexpr) -> tl.tensor:
+    return tl.where(bad, 0.0, _read(p, stacked, M, N))
+
+
+@triton.jit
 def _symmetric_factor(
-    p: tl.tensor, a: tl.tensor, shape: tl.tuple, scale: tl.tuple, count: tl.tensor, schedule: tl.tuple
+    p: tl.tensor, stacked: tl.tuple, a: tl.tensor, shape: tl.tuple, scale: tl.tuple, count: tl.tensor,
+    schedule: tl.tuple, M: tl.constexpr, N: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """``P^T X_k``, which is H after ``count`` steps, in float64 from the iterate of the matrix itself; rounded once."""
-    x = _opened(a, shape, scale, count, schedule, p.shape[0], p.shape[1])
-    h = tl.dot(tl.trans(p).to(tl.float64), x, input_precision="ieee", out_dtype=tl.float64)
+    x = _opened(a, shape, scale, count, schedule, M, N)
+    factor = _read_factor(p, stacked, scale[0], M, N)
+    h = tl.dot(tl.trans(factor).to(tl.float64), x, input_precision="ieee", out_dtype=tl.float64)
     return (0.5 * (h + tl.trans(h))).to(tl.float32)
 
 
@@ -181,29 +190,30 @@ def _scaled_upstream(
 
 @triton.jit
 def _derivative(
-    g: tl.tensor, exponent_g: tl.tensor, p: tl.tensor, a: tl.tensor, shape: tl.tuple, scale: tl.tuple,
-    schedule: tl.tuple,
+    g: tl.tensor, exponent_g: tl.tensor, p: tl.tensor, stacked: tl.tuple, a: tl.tensor, shape: tl.tuple,
+    scale: tl.tuple, schedule: tl.tuple, M: tl.constexpr, N: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """The vector-Jacobian product of P at the scaled matrix for ``2^-exponent_g g``: ``svdrd.matmul.polar_factor_vjp``.
 
-    What is in the span of P and what is outside are iterated one after the other, each with H beside it, and g is read
-    from memory twice: the registers of a multiprocessor hold so much and no more. Nobody but the compiler gains by
-    ``p *= one``: it could otherwise keep p in the layouts of the first product's operands until the last.
+    What is in the span of P and what is outside are iterated one after the other, each with H beside it, and g and P
+    are read from memory where they are needed: the registers of a multiprocessor hold so much and no more.
     """
-    M: tl.constexpr = p.shape[0]
-    N: tl.constexpr = p.shape[1]
-    one = tl.where(schedule[0] > 0, 1.0, 0.0)
-    upstream = _scaled_upstream(g, exponent_g, shape, M, N)
-    w = _product(tl.trans(p), upstream)
+    factor = _read_factor(p, stacked, scale[0], M, N)
+    w = _product(tl.trans(factor), _scaled_upstream(g, exponent_g, shape, M, N))
     skew = w - tl.trans(w)
-    projection = _product(tl.trans(p), p)
+    projection = _product(tl.trans(factor), factor)
     rank = tl.sum(projection * projection)
     omega = skew - 0.5 * _product(projection, _product(skew, projection))
     omega = 0.5 * (omega - tl.trans(omega))
     h = omega
+    if N > DOUBLE_H:
+        h = _symmetric_factor(p, stacked, a, shape, scale, 0, schedule, M, N)
     for k in range(schedule[1]):
-        if k <= OPENING:
-            h = _symmetric_factor(p, a, _anew(shape, k, schedule), scale, k, schedule)
+        if N <= DOUBLE_H:  # noqa: SIM102 - known to the compiler, unlike the next
+            if k <= OPENING:
+                h = _symmetric_factor(
+                    p, _anew(stacked, k, schedule), a, _anew(shape, k, schedule), scale, k, schedule, M, N
+                )  # fmt: skip
         a_k, b_k, c_k = _single_coefficients(k, schedule)
         gram = _product(h, h)
         d_gram = _product(h, omega)
@@ -211,28 +221,37 @@ def _derivative(
         product = _product(gram, d_gram)
         d_q = b_k * d_gram + c_k * (product + tl.trans(product))
         q = b_k * gram + c_k * _product(gram, gram)
-        omega = a_k * omega + _product(omega, q) + _product(h, d_q)
+        # In this order q and d_q need not both be held in the layout of an operand.
+        omega = a_k * omega + _product(omega, q)
+        h_q = _product(h, q)
+        omega += _product(h, d_q)
         omega = 0.5 * (omega - tl.trans(omega))
-        h = a_k * h + _product(h, q)
+        h = a_k * h + h_q
         h = 0.5 * (h + tl.trans(h))
-        p *= one
-    result = _product(p, omega)
+    stacked = _anew(stacked, 0, schedule)
+    result = _product(_read_factor(p, stacked, scale[0], M, N), omega)
     if (shape[1] > shape[0]) | (scale[3] > 0) | (rank < shape[0] - 0.5):
-        p *= one
-        upstream = _scaled_upstream(g, exponent_g, shape, M, N)
-        outside = upstream - _product(p, _product(tl.trans(p), upstream))
-        outside = _product(outside, _product(tl.trans(p), p))
+        factor = _read_factor(p, stacked, scale[0], M, N)
+        again = _anew(shape, 1, schedule)
+        upstream = _scaled_upstream(g, exponent_g, again, M, N)
+        outside = upstream - _product(factor, _product(tl.trans(factor), upstream))
+        outside = _product(outside, _product(tl.trans(factor), factor))
+        if N > DOUBLE_H:
+            h = _symmetric_factor(p, stacked, a, again, scale, 0, schedule, M, N)
         for k in range(schedule[1]):
-            if k <= OPENING:
-                h = _symmetric_factor(p, a, _anew(shape, k, schedule), scale, k, schedule)
+            if N <= DOUBLE_H:  # noqa: SIM102 - known to the compiler, unlike the next
+                if k <= OPENING:
+                    h = _symmetric_factor(
+                        p, _anew(stacked, k, schedule), a, _anew(shape, k, schedule), scale, k, schedule, M, N
+                    )  # fmt: skip
             a_k, b_k, c_k = _single_coefficients(k, schedule)
             gram = _product(h, h)
             q = b_k * gram + c_k * _product(gram, gram)
             outside = a_k * outside + _product(outside, q)
             h = a_k * h + _product(h, q)
             h = 0.5 * (h + tl.trans(h))
-            p *= one
-        result += outside - _product(p, _product(tl.trans(p), outside))
+        factor = _read_factor(p, _anew(stacked, 1, schedule), scale[0], M, N)
+        result += outside - _product(factor, _product(tl.trans(factor), outside))
     return result
 
 
@@ -245,17 +264,18 @@ def _unscaled(derivative: tl.tensor, factor: tl.tensor, exponent: tl.tensor) -> 
 
 
 @triton.jit(
-    do_not_specialize=["smooth", "width", "length", "short_stride", "long_stride", "repeats", "steps", "a0", "b0", "c0",
-                       "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4", "c4"]
+    do_not_specialize=["smooth", "width", "length", "short_stride", "long_stride", "rows", "short", "long", "repeats",
+                       "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4",
+                       "c4"]
 )  # fmt: skip
-def polar_kernel(
+def fused_polar_kernel(
     a: tl.tensor, p: tl.tensor, smooth: tl.float64, width: tl.int32, length: tl.int32, short_stride: tl.int32,
-    long_stride: tl.int32, repeats: tl.int32, steps: tl.int32,
+    long_stride: tl.int32, rows: tl.int32, short: tl.int32, long: tl.int32, repeats: tl.int32, steps: tl.int32,
     a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64, b1: tl.float64, c1: tl.float64, a2: tl.float64,
     b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64, c3: tl.float64, a4: tl.float64, b4: tl.float64,
     c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``P(a)`` of matrix ``program_id(0)``."""
+    """``P(a)`` of matrix ``program_id(0)``, or if ``rows`` is ``length + width`` with what lies below it."""
     schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
     smooth = tl.full([], smooth, tl.float64)
     shape = (width, length, short_stride, long_stride)
@@ -263,21 +283,24 @@ def polar_kernel(
     a += first
     bad, exponent, factor = _measured(a, shape, smooth, M, N)
     result = _polar_factor(a, shape, (bad, exponent, factor, smooth), schedule, M, N)
-    _write(p + first, tl.where(bad, float("nan"), result), shape)
+    at = p + tl.program_id(0).to(tl.int64) * width * rows
+    _write(at, tl.where(bad, float("nan"), result), (width, rows, short, long))
 
 
 @triton.jit(
-    do_not_specialize=["smooth", "width", "length", "short_stride", "long_stride", "repeats", "steps", "a0", "b0", "c0",
-                       "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4", "c4"]
+    do_not_specialize=["smooth", "width", "length", "short_stride", "long_stride", "rows", "short", "long", "repeats",
+                       "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4",
+                       "c4"]
 )  # fmt: skip
-def polar_backward_kernel(
+def fused_polar_backward_kernel(
     g: tl.tensor, a: tl.tensor, p: tl.tensor, derivative: tl.tensor, smooth: tl.float64, width: tl.int32,
-    length: tl.int32, short_stride: tl.int32, long_stride: tl.int32, repeats: tl.int32, steps: tl.int32,
+    length: tl.int32, short_stride: tl.int32, long_stride: tl.int32, rows: tl.int32, short: tl.int32, long: tl.int32,
+    repeats: tl.int32, steps: tl.int32,
     a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64, b1: tl.float64, c1: tl.float64, a2: tl.float64,
     b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64, c3: tl.float64, a4: tl.float64, b4: tl.float64,
     c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The vector-Jacobian product for g of P at a, where it is p."""
+    """The vector-Jacobian product for g of P at a; p is what :func:`fused_polar_kernel` wrote with these rows."""
     schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
     smooth = tl.full([], smooth, tl.float64)
     shape = (width, length, short_stride, long_stride)
@@ -286,15 +309,15 @@ def polar_backward_kernel(
     g += first
     bad, exponent, factor = _measured(a, shape, smooth, M, N)
     scale = (bad, exponent, factor, smooth)
-    if smooth > 0:  # what lies below P belongs to it
-        factored = _polar_factor(a, shape, scale, schedule, M, N)
-    else:
-        factored = tl.where(bad, 0.0, _read(p + first, shape, M, N))
+    p += tl.program_id(0).to(tl.int64) * width * rows
     upstream, bad_upstream = _finite(_read(g, shape, M, N))
     exponent_g = _exponent(tl.max(tl.abs(upstream)).to(tl.float64))
-    result = _derivative(g, exponent_g, factored, a, shape, scale, schedule)
+    result = _derivative(
+        g, exponent_g, p, (width, rows, short, long), a, shape, scale, schedule, M, N
+    )  # fmt: skip
     result = _unscaled(result, factor, exponent - exponent_g)
-    _write(derivative + first, tl.where(bad | bad_upstream, float("nan"), result), shape)
+    result = tl.where(bad | bad_upstream, float("nan"), result)
+    _write(derivative + first, result, _anew(shape, 2, schedule))
 
 
 @triton.jit(
@@ -302,8 +325,8 @@ def polar_backward_kernel(
                        "repeats", "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3",
                        "a4", "b4", "c4"]
 )  # fmt: skip
-def loss_kernel(
-    x_hat: tl.tensor, x: tl.tensor, loss: tl.tensor, derivative: tl.tensor, smooth: tl.float64,
+def fused_loss_kernel(
+    x_hat: tl.tensor, x: tl.tensor, loss: tl.tensor, derivative: tl.tensor, factors: tl.tensor, smooth: tl.float64,
     image_height: tl.int32, image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, sides: tl.int32,
     need_grad: tl.int32, repeats: tl.int32, steps: tl.int32,
     a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64, b1: tl.float64, c1: tl.float64, a2: tl.float64,
@@ -314,6 +337,7 @@ def loss_kernel(
     derivative by x_hat.
 
     Args:
+        factors: room for one polar factor a block, and what lies below it: P(x), then P(x_hat).
         sides: 2. As a constant it would let the compiler write the two iterations out, and round each its own way:
             equal blocks have to give equal bits.
     """
@@ -332,8 +356,10 @@ def loss_kernel(
     x += corner
     derivative += corner
 
+    stacked = (width, length + tl.where(smooth > 0, width, 0), 1, width)
+    factors += item.to(tl.int64) * width * stacked[1]
+
     p = tl.zeros([M, N], tl.float32)
-    difference = p
     exponent = tl.full([], 0, tl.int32)
     factor = tl.full([], 1.0, tl.float64)
     bad = width < 0
@@ -342,21 +368,27 @@ def loss_kernel(
         image = x
         if side > 0:
             image = x_hat
-        bad, exponent, factor = _measured(image, shape, smooth, M, N)
-        result = _polar_factor(image, shape, (bad, exponent, factor, smooth), schedule, M, N)
-        difference = result - p
-        p = result
+        around = _anew(shape, side, schedule)
+        bad, exponent, factor = _measured(image, around, smooth, M, N)
+        p = _polar_factor(image, around, (bad, exponent, factor, smooth), schedule, M, N)
+        if side == 0:
+            _write(factors, p, stacked)
         broken = broken | bad
+    tl.debug_barrier()  # other threads wrote it
 
     nan = float("nan")
     i = tl.arange(0, M)[:, None]
-    difference = tl.where(i < length, difference, 0.0)  # without what lies below P
+    difference = tl.where(i < length, p - _read(factors, stacked, M, N), 0.0)  # without what lies below P
     entries = (width * length).to(tl.float32)
     tl.store(loss + item, tl.where(broken, nan, tl.sum(tl.abs(difference)) / entries))
     if need_grad > 0:
         g = (tl.where(difference > 0, 1.0, 0.0) - tl.where(difference < 0, 1.0, 0.0)) / entries
-        _write(derivative, g, shape)  # from where it is read again
+        _write(derivative, g, shape)
         tl.debug_barrier()
-        result = _derivative(derivative, 0, p, x_hat, shape, (bad, exponent, factor, smooth), schedule)
+        _write(factors, p, stacked)
+        tl.debug_barrier()  # other threads read it
+        scale = (bad, exponent, factor, smooth)
+        result = _derivative(derivative, 0, factors, stacked, x_hat, shape, scale, schedule, M, N)
         tl.debug_barrier()
-        _write(derivative, tl.where(broken, nan, _unscaled(result, factor, exponent)), shape)
+        result = tl.where(broken, nan, _unscaled(result, factor, exponent))
+        _write(derivative, result, _anew(shape, 2, schedule))
