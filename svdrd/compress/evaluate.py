@@ -185,6 +185,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cuda", dest="device", action="store_const", const="cuda", help="the same as --device cuda")
 
 
+def check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"--device {device}: {reason}; --device cpu works everywhere") from error
+
+
+def codecs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The weights that ``--checkpoint`` or ``--quality`` name, one of them for each codec."""
+    if args.checkpoint:
+        return [{"checkpoint": checkpoint} for checkpoint in args.checkpoint]
+    return [{"quality": quality} for quality in sorted(args.quality)]
+
+
+def load_codecs(args: argparse.Namespace) -> list[CompressionModel]:
+    """All of them, on the CPU: a wrong file at the end of the list shows at once."""
+    return [load_codec(args.model, metric=args.metric, **codec, **codec_arguments(args)) for codec in codecs_of(args)]
+
+
 def check_output(args: argparse.Namespace, images: ImageFolder) -> None:
     """Refuse, before hours of coding, what could not be written after them."""
     if args.output is not None:
@@ -223,11 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"--device {args.device}: {reason}; --device cpu works everywhere") from error
+    check_device(args.device)
     images = ImageFolder(args.dataset, decode=True)
     if images.skipped:
         print(f"skipped {images.skipped} files of {args.dataset} that are no images", file=sys.stderr)
@@ -238,13 +254,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
                 f"{MS_SSIM_SMALLEST_SIDE} on each side; take that image out"
             )
     check_output(args, images)
-    codecs: Sequence[dict[str, Any]]
-    if args.checkpoint:
-        codecs = [{"checkpoint": checkpoint} for checkpoint in args.checkpoint]
-    else:
-        codecs = [{"quality": quality} for quality in sorted(args.quality)]
-    # All are loaded first: a wrong file at the end of the list shows at once.
-    models = [load_codec(args.model, metric=args.metric, **codec, **codec_arguments(args)) for codec in codecs]
+    codecs = codecs_of(args)
+    models = load_codecs(args)
     results: dict[str, list[float]] = {}
     per_image = []
     for codec, model in zip(codecs, models, strict=True):
