@@ -1,7 +1,7 @@
 """Codecs that CompressAI does not have: LIC-TCM from a checkout of its repository, any other one from its own module.
 
-Their code belongs to others and stays where it is; it is run because the user names it, never because a file of weights
-does.
+Their code belongs to others and stays where it is. It is run because a command line names it, or the arguments of a run
+that is resumed; a file of weights given as --checkpoint makes nothing run.
 """
 
 import importlib
@@ -106,9 +106,10 @@ def _import_file(file: Path) -> ModuleType:
             warnings.simplefilter("ignore", FutureWarning)
             spec.loader.exec_module(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] in ("einops", "timm"):
+        package = (error.name or "").partition(".")[0]
+        if package in ("einops", "timm"):
             raise BadInput(
-                f"model {LIC_TCM!r}: its code needs einops and timm, and {error.name} is not installed; "
+                f"model {LIC_TCM!r}: its code needs einops and timm, and {package} is not installed; "
                 "pip install einops timm"
             ) from error
         raise BadInput(f"--lic-tcm-repo: {file} imports {error.name}, which is not installed") from error

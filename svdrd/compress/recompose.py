@@ -299,7 +299,9 @@ def one_rate(
     model.to(args.device).eval()
     # The tables of a checkpoint may be older than its weights; those of the zoo belong to them.
     model.update(force=bool(args.checkpoint))
-    spectrum, per_image, pictures = Spectrum(), [], {}
+    spectrum = Spectrum()
+    per_image: list[dict[str, Any]] = []
+    pictures: dict[str, Tensor] = {}
     (name,) = map(str, codec.values())
     for index in tqdm(range(len(images)), desc=name, disable=not sys.stderr.isatty()):
         x = cut(images[index], patch_size).to(args.device)
@@ -331,7 +333,12 @@ def write(args: argparse.Namespace, images: ImageFolder, rates: Sequence[dict[st
                 numbers = (f"{image['results'][key]:.6f}" for key in RESULTS)
                 rows.writerow((args.model, label(rate), matrices, image["source"], *numbers))
     method = "entropy estimation" if args.estimate else compressai.get_entropy_coder()
-    names = {"bpp": "bpp", "psnr_lq": "psnr-rgb", "psnr_latent": "psnr-rgb-latent", "psnr_pixel": "psnr-rgb-pixel"}
+    names: dict[str, str] = {
+        "bpp": "bpp",
+        "psnr_lq": "psnr-rgb",
+        "psnr_latent": "psnr-rgb-latent",
+        "psnr_pixel": "psnr-rgb-pixel",
+    }
     document = {
         "name": f"{args.model}-{args.metric}",
         "description": f"Recomposition of {matrices} ({method})",
@@ -341,7 +348,7 @@ def write(args: argparse.Namespace, images: ImageFolder, rates: Sequence[dict[st
     (folder / "recompose.json").write_text(json.dumps(document, indent=2) + "\n")
     shown = images.name(shown_index(args, images))
     figures.psnr_bpp(rates, f"{args.model}, mean of {len(images)} images, {matrices}", args.estimate, folder)
-    figures.strip(rates, shown, SHOWN_SIDE if args.whole else args.patch_size, args.estimate, folder)
+    figures.strip(rates, shown, args.estimate, folder)
     figures.spectrum(rates, f"{args.model}, {len(images)} images, {matrices}", folder)
 
 

@@ -11,6 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
+DPI = 100
+# Smaller pictures are magnified towards it by a whole number.
+STRIP_SIDE = 256
 PICTURES = {
     "lq": ("LQ: as decoded", "0.35", "o"),
     "latent": ("recomposed in latent space", "tab:blue", "s"),
@@ -32,29 +35,46 @@ def psnr_bpp(rates: Sequence[dict[str, Any]], title: str, estimated: bool, folde
     _save(figure, folder / "psnr_bpp.png")
 
 
-def strip(rates: Sequence[dict[str, Any]], image: str, side: int, estimated: bool, folder: Path) -> None:
-    """The original and the three pictures of one image beside each other, a row for each rate."""
+def strip(rates: Sequence[dict[str, Any]], image: str, estimated: bool, folder: Path) -> None:
+    """One image: the original and the three pictures beside each other, a row each for the lowest and highest rate."""
+    rows = [rates[0], rates[-1]] if len(rates) > 1 else list(rates)
     columns = ("original", *PICTURES)
-    figure, grid = plt.subplots(
-        len(rates), len(columns), figsize=(12.4, 3.5 * len(rates) + 0.4), layout="constrained", squeeze=False
+    height, width = rows[0]["pictures"]["original"].shape[-2:]
+    # Everything in pixels, so that one pixel of a picture is a square of pixels of the figure.
+    zoom = max(1, STRIP_SIDE // max(height, width))
+    height, width = zoom * height, zoom * width
+    gap, header, caption = 12, 64, 34
+    total_width = len(columns) * (width + gap) + gap
+    total_height = header + len(rows) * (height + caption)
+    figure = plt.figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
+    figure.text(
+        0.5,
+        1 - 14 / total_height,
+        f"{image}: {width // zoom}x{height // zoom} from its middle; rate and PSNR are those of the whole image",
+        ha="center",
+        va="center",
+        fontsize=9,
     )
-    figure.suptitle(f"{image}: {side}x{side} from its middle; rate and PSNR are the whole image's", fontsize=12)
-    for row, rate in zip(grid, rates, strict=True):
+    for row, rate in enumerate(rows):
         results = next(one["results"] for one in rate["images"] if one["source"] == image)
-        for axes, column in zip(row, columns, strict=True):
-            axes.imshow(_pixels(rate["pictures"][column]), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            if column == "original":
-                name, below = "original", f"{results['bpp']:.3f} bpp{' (estimated)' if estimated else ''} in this row"
+        for column, key in enumerate(columns):
+            left = gap + column * (width + gap)
+            bottom = total_height - header - row * (height + caption) - height
+            box = (left / total_width, bottom / total_height, width / total_width, height / total_height)
+            axes = figure.add_axes(box)
+            axes.imshow(_pixels(rate["pictures"][key]), interpolation="nearest")
+            axes.set_axis_off()
+            if key == "original":
+                name, below = "original", f"this row: {results['bpp']:.3f} bpp{' (estimated)' if estimated else ''}"
             else:
-                name = PICTURES[column][0]
-                below = f"{results[f'psnr_{column}']:.2f} dB"
-                if column != "lq":
-                    below += f" ({results[f'psnr_{column}'] - results['psnr_lq']:+.2f})"
-            axes.set_xlabel(below, fontsize=11)
-            if axes.get_subplotspec().is_first_row():
-                axes.set_title(name, fontsize=11)
-    _save(figure, folder / "strip.png")
+                name, below = PICTURES[key][0], f"{results[f'psnr_{key}']:.2f} dB"
+                if key != "lq":
+                    below += f" ({results[f'psnr_{key}'] - results['psnr_lq']:+.2f})"
+            axes.text(0.5, -14 / height, below, transform=axes.transAxes, ha="center", va="center", fontsize=9)
+            if row == 0:
+                axes.text(0.5, 1 + 16 / height, name, transform=axes.transAxes, ha="center", va="center", fontsize=9)
+    figure.savefig(folder / "strip.png", dpi=DPI)
+    plt.close(figure)
 
 
 def spectrum(rates: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
@@ -65,12 +85,14 @@ def spectrum(rates: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
     for rate, colour in zip(rates, colours, strict=True):
         name = f"LQ, {rate['results']['bpp']:.3f} bpp"
         values.plot(index, rate["spectrum"]["lq"], color=colour, label=name)
-        kept.plot(index, rate["spectrum"]["kept"], color=colour, label=name)
+        kept.plot(index, np.array(rate["spectrum"]["kept"], dtype=float), color=colour, label=name)
     values.plot(index, rates[0]["spectrum"]["hq"], color="black", linestyle="--", label="original")
     values.set(xscale="log", yscale="log", xlabel="index i", ylabel="mean singular value, images in [0, 1]")
     values.set_title("singular values")
     kept.set(xscale="log", xlabel="index i", ylabel="share kept along the pair")
     kept.set_title("of the original's i-th basis pair $u_i v_i^T$ in LQ", fontsize=11)
+    # The last singular values of an original are hardly there, and shares of them are noise of any size.
+    kept.set_ylim(-0.15, 1.15)
     kept.axhline(1, color="black", linestyle="--", linewidth=1)
     for axes in (values, kept):
         axes.grid(alpha=0.3)
@@ -84,5 +106,5 @@ def _pixels(picture: Tensor) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=DPI)
     plt.close(figure)
