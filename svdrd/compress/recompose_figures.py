@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from torch import Tensor
 
 DPI = 100
@@ -23,7 +21,8 @@ PICTURES = {
 
 def psnr_bpp(rates: Sequence[dict[str, Any]], title: str, estimated: bool, folder: Path) -> None:
     """Means over the images, a point for each rate."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    axes = figure.subplots()
     bpp = [rate["results"]["bpp"] for rate in rates]
     for key, (name, colour, marker) in reversed(PICTURES.items()):
         psnr = [rate["results"][f"psnr_{key}"] for rate in rates]
@@ -32,7 +31,7 @@ def psnr_bpp(rates: Sequence[dict[str, Any]], title: str, estimated: bool, folde
     axes.set(xlabel=f"rate (bpp{', estimated' if estimated else ''})", ylabel="PSNR (dB)")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, folder / "psnr_bpp.png")
+    figure.savefig(folder / "psnr_bpp.png", dpi=DPI)
 
 
 def strip(rates: Sequence[dict[str, Any]], image: str, estimated: bool, folder: Path) -> None:
@@ -46,7 +45,7 @@ def strip(rates: Sequence[dict[str, Any]], image: str, estimated: bool, folder: 
     gap, header, caption = 12, 64, 34
     total_width = len(columns) * (width + gap) + gap
     total_height = header + len(rows) * (height + caption)
-    figure = plt.figure(figsize=(total_width / DPI, total_height / DPI), dpi=DPI)
+    figure = Figure(figsize=(total_width / DPI, total_height / DPI))
     figure.text(
         0.5,
         1 - 14 / total_height,
@@ -74,13 +73,13 @@ def strip(rates: Sequence[dict[str, Any]], image: str, estimated: bool, folder: 
             if row == 0:
                 axes.text(0.5, 1 + 16 / height, name, transform=axes.transAxes, ha="center", va="center", fontsize=9)
     figure.savefig(folder / "strip.png", dpi=DPI)
-    plt.close(figure)
 
 
 def spectrum(rates: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
     """Singular values of the original and the decoded images, and how much of each basis pair was kept."""
-    figure, (values, kept) = plt.subplots(1, 2, figsize=(11.4, 4.6), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0.9, 0.1, len(rates)))
+    figure = Figure(figsize=(11.4, 4.6), layout="constrained")
+    values, kept = figure.subplots(1, 2)
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.9, 0.1, len(rates)))
     index = np.arange(1, len(rates[0]["spectrum"]["hq"]) + 1)
     for rate, colour in zip(rates, colours, strict=True):
         name = f"LQ, {rate['results']['bpp']:.3f} bpp"
@@ -98,13 +97,8 @@ def spectrum(rates: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
     figure.suptitle(title, fontsize=11)
-    _save(figure, folder / "spectrum.png")
+    figure.savefig(folder / "spectrum.png", dpi=DPI)
 
 
 def _pixels(picture: Tensor) -> Any:
     return (picture * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
