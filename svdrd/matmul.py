@@ -230,7 +230,7 @@ def _derivative(
     return products.times(p, products.inner(p, outside, -1.0, omega, 1.0), 1.0, outside, 1.0)
 
 
-def _step_position(dtype: torch.dtype, rcond: float, smooth: float) -> float:
+def step_position(dtype: torch.dtype, rcond: float, smooth: float) -> float:
     """Where the step lies, relative to s_1. Smoothed, all of ``[A; e I]`` is kept as far as the dtype can tell."""
     eps = torch.finfo(dtype).eps
     return 4 * eps if smooth > 0 else max(rcond, eps)
@@ -250,7 +250,7 @@ def write_polar_factor(
     """:func:`polar_factor` of some matrices at once, over any implementation of the products."""
     _checked(rcond)
     scaled = _scaled(products, matrices, dtype, smooth)
-    p = _iterated(products, scaled.matrix, schedule(_step_position(dtype, rcond, smooth)), dtype)
+    p = _iterated(products, scaled.matrix, schedule(step_position(dtype, rcond, smooth)), dtype)
     products.write(into, p, scaled.health, None)
 
 
@@ -266,7 +266,7 @@ def write_polar_factor_vjp(
 ) -> None:
     """:func:`polar_factor_vjp` of some matrices at once, over any implementation of the products."""
     _checked(rcond)
-    steps = schedule(_step_position(dtype, rcond, smooth))
+    steps = schedule(step_position(dtype, rcond, smooth))
     _, exponent, factor, health = scaled = _scaled(products, matrices, dtype, smooth)
     p = _iterated(products, scaled.matrix, steps, dtype) if smooth > 0 else products.read(p, dtype, False, None)[0]
     del scaled, _
@@ -293,7 +293,7 @@ def write_basis_loss(
         ``(b,)``.
     """
     _checked(rcond)
-    steps = schedule(_step_position(dtype, rcond, smooth))
+    steps = schedule(step_position(dtype, rcond, smooth))
 
     def factored(matrices: Any) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
         matrix, exponent, factor, health = _scaled(products, matrices, dtype, smooth)

@@ -126,9 +126,7 @@ def test_same_bits_whatever_else_is_in_the_batch(backend: str, name: str, size: 
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("shape", [(4, 4), (8, 8), (16, 16), (5, 3), (7, 12), (32, 24)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_same_bits_in_a_batch_of_any_size(
-    backend: str, name: str, shape: tuple[int, int], dtype: torch.dtype
-) -> None:
+def test_same_bits_in_a_batch_of_any_size(backend: str, name: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
     """The C++ kernels work on groups of 4 to 32 matrices, whichever suits the size of the batch."""
     if name == "basis_loss blocks" and (shape[0] % 2 or shape[1] % 2):
         pytest.skip("cannot be cut into blocks of 2 x 2")

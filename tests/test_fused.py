@@ -273,7 +273,7 @@ def test_the_operators_ask_in_the_order_of_the_table(fused: Any, monkeypatch: py
 
     assert library._triton_launcher("choice.basis_loss") in library._kernels("triton", "basis_loss")
     assert choice.order(12, 100)[0] == "jacobi"
-    assert choice.order(100, 100) == ()
+    assert choice.order(100, 100) == ("products",)
     monkeypatch.setitem(choice.ORDER, 8, ("fused",))
     a = zoo(6, 8, ["random"])
     with torch.no_grad():

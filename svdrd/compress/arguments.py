@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from compressai.models.vbr import ScaleHyperpriorVbr
 
-from svdrd.compress import checkpoints, metrics, models
+from svdrd.compress import checkpoints, external, metrics, models
 from svdrd.compress.criterion import METRICS
 from svdrd.compress.errors import BadInput
 from svdrd.compress.optimizers import SCHEDULES
@@ -31,7 +31,7 @@ NOT_SAVED = ("resume", "config", "dry_run")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     codec = parser.add_argument_group("codec")
     add = codec.add_argument
-    add("-m", "--model", default="bmshj2018-hyperprior", help="a CompressAI image codec (default: %(default)s)")
+    add("-m", "--model", default="bmshj2018-hyperprior", help="docs/codecs.md has all (default: %(default)s)")
     add("-q", "--quality", type=int, help="quality in CompressAI's zoo: decides the weights and lambda")
     add("--init", choices=("zoo", "random"), default="zoo", help="where the weights come from (default: %(default)s)")
     add("--checkpoint", help="start a new run from the weights of this checkpoint, svdrd's or CompressAI's")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the run that wrote this checkpoint; its arguments hold unless given again. "
         "auto: continue the run in --save-dir if there is one, else begin it",
     )
-    add("--model-args", nargs="+", default=[], metavar="NAME=VALUE", help="size of a random model: N=64 M=96")
+    models.add_codec_arguments(codec)
     add(
         "--freeze",
         nargs="+",
@@ -232,7 +232,9 @@ def _flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     """Everything that can be said without the images; completes ``lmbda``."""
-    if issubclass(models.codec_class_of(arguments.model), ScaleHyperpriorVbr):
+    if not external.is_external(arguments.model) and issubclass(
+        models.codec_class_of(arguments.model), ScaleHyperpriorVbr
+    ):
         raise BadInput(
             f"--model {arguments.model}: a variable-rate codec learns all its rates together, which training with one "
             f"lambda would undo; take {arguments.model.removesuffix('-vbr')}"

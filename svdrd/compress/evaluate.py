@@ -22,7 +22,6 @@ import compressai
 import torch
 import torch.nn.functional as F
 from compressai.models import CompressionModel
-from compressai.ops import compute_padding
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from tqdm import tqdm
@@ -31,11 +30,9 @@ from svdrd.compress.criterion import METRICS
 from svdrd.compress.data import ImageFolder
 from svdrd.compress.errors import BadInput
 from svdrd.compress.metrics import MS_SSIM_SMALLEST_SIDE, ms_ssim_8bit, psnr, to_8bit
-from svdrd.compress.models import load_codec
+from svdrd.compress.models import add_codec_arguments, codec_arguments, load_codec, padding
 from svdrd.compress.provenance import origin, settings_of
 
-# CompressAI's `eval_model` pads every image to multiples of 64, also for models that need less.
-PADDING = 64
 # Real decoding and `forward` quantise the same latents; where the decoder's entropy parameters differ from the
 # encoder's it reads other symbols and loses 10 dB and more.
 DECODER_TOLERANCE_DB = 1.0
@@ -62,8 +59,7 @@ class Coded:
 
 def padded(model: CompressionModel, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """`x` (1, 3, H, W), padded with zeros around it to multiples of what the model needs, and the pads that undo it."""
-    height, width = x.shape[-2:]
-    pad, unpad = compute_padding(height, width, min_div=max(PADDING, model.downsampling_factor))
+    pad, unpad = padding(model, *x.shape[-2:])
     return F.pad(x, pad), unpad
 
 
@@ -221,17 +217,30 @@ def document(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-m", "--model", required=True, help="a CompressAI image codec, such as bmshj2018-hyperprior")
+    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/codecs.md has all")
     add("-d", "--dataset", required=True, help="folder of images, searched recursively")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", nargs="+", help="one or more checkpoints of svdrd finetune or CompressAI")
     source.add_argument("-q", "--quality", nargs="+", type=int, help="one or more qualities of CompressAI's zoo")
     add("--metric", choices=METRICS, default="mse", help="distortion of the zoo's training (default: %(default)s)")
+    add_codec_arguments(parser)
     add("--estimate", action="store_true", help="estimate the rate instead of coding, for slow autoregressive models")
     add("-o", "--output", type=Path, help="JSON file, in the form of CompressAI's eval_model")
     add("--decoded", type=Path, help="folder for the decoded images (PNG)")
     add("--device", default="cpu", help="(default: %(default)s)")
     add("--cuda", dest="device", action="store_const", const="cuda", help="the same as --device cuda")
+
+
+def codecs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The weights that ``--checkpoint`` or ``--quality`` name, one of them for each codec."""
+    if args.checkpoint:
+        return [{"checkpoint": checkpoint} for checkpoint in args.checkpoint]
+    return [{"quality": quality} for quality in sorted(args.quality)]
+
+
+def load_codecs(args: argparse.Namespace) -> list[CompressionModel]:
+    """All of them, on the CPU: a wrong file at the end of the list shows at once."""
+    return [load_codec(args.model, metric=args.metric, **codec, **codec_arguments(args)) for codec in codecs_of(args)]
 
 
 def check_output(args: argparse.Namespace, images: ImageFolder) -> None:
@@ -280,13 +289,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     check_device(args.device)
     images = open_images(args.dataset)
     check_output(args, images)
-    codecs: Sequence[dict[str, Any]]
-    if args.checkpoint:
-        codecs = [{"checkpoint": checkpoint} for checkpoint in args.checkpoint]
-    else:
-        codecs = [{"quality": quality} for quality in sorted(args.quality)]
-    # All are loaded first: a wrong file at the end of the list shows at once.
-    models = [load_codec(args.model, metric=args.metric, **codec) for codec in codecs]
+    codecs = codecs_of(args)
+    models = load_codecs(args)
     points = []
     for codec, model in zip(codecs, models, strict=True):
         model.to(args.device)

@@ -5,7 +5,6 @@ trains on one device; torchrun starts several: torchrun --nproc-per-node gpu -m 
 """
 
 import argparse
-import ast
 import json
 import shutil
 import tempfile
@@ -120,21 +119,23 @@ def prepare(arguments: argparse.Namespace, all_processes: Processes) -> Training
 
 
 def load_model(arguments: argparse.Namespace) -> CompressionModel:
-    options: dict[str, Any] = {}
-    for option in arguments.model_args:
-        name, _, value = option.partition("=")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
-            raise BadInput(f"--model-args {option}: wanted NAME=VALUE with a number, for example N=64 M=96") from error
-    return models.load_codec(
+    model = models.load_codec(
         arguments.model,
         quality=arguments.quality,
         metric=arguments.metric,
         checkpoint=arguments.resume or arguments.checkpoint,
         init=arguments.init,
-        **options,
+        **models.codec_arguments(arguments),
     )
+    multiple, smallest = models.input_sides(model)
+    for side in arguments.patch_size:
+        if side % multiple or side < smallest:
+            fits = [size for size in (64, 128, 192, 256) if size % multiple == 0 and size >= smallest] or [smallest]
+            raise BadInput(
+                f"--patch-size {side}: {arguments.model} takes multiples of {multiple} from {smallest} on; "
+                f"{', '.join(map(str, fits))} would do"
+            )
+    return model
 
 
 def open_images(arguments: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:

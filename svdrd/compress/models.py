@@ -1,21 +1,26 @@
-"""CompressAI's image codecs by name: from the zoo, from a checkpoint, or at random."""
+"""Image codecs by name: CompressAI's from the zoo, from a checkpoint, or at random; others from their own code."""
 
+import argparse
+import ast
 import difflib
 import inspect
+import math
 import os
 import urllib.error
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from compressai import zoo
 from compressai.models import CompressionModel
+from compressai.ops import compute_padding
 from compressai.registry import MODELS
 from compressai.zoo import image as zoo_image
 from compressai.zoo import image_vbr as zoo_image_vbr
 from torch import Tensor, nn
 
-from svdrd.compress import checkpoints
+from svdrd.compress import checkpoints, external
 from svdrd.compress.errors import BadInput
 
 # https://interdigitalinc.github.io/CompressAI/zoo.html, "Training"
@@ -23,6 +28,9 @@ ZOO_LAMBDAS = {
     "mse": (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800),
     "ms-ssim": (2.40, 4.58, 8.73, 16.64, 31.73, 60.50, 115.37, 220.00),
 }
+
+# CompressAI's `eval_model` pads every image to multiples of 64, also for models that need less.
+PADDING = 64
 
 # What DataParallel and torch.compile put before the names of a model's parameters.
 WRAPPERS = ("module.", "_orig_mod.")
@@ -67,23 +75,36 @@ def load_codec(
     metric: str = "mse",
     checkpoint: str | os.PathLike[str] | None = None,
     init: str = "zoo",
+    lic_tcm_repo: str | os.PathLike[str] | None = None,
     **model_args: Any,
 ) -> CompressionModel:
-    """A CompressAI image codec in training mode, on the CPU.
+    """An image codec in training mode, on the CPU.
 
     Args:
-        name: a model of ``compressai.zoo.image_models``, or another image codec of ``compressai.registry``.
+        name: a model of ``compressai.zoo.image_models``, or another image codec of ``compressai.registry``;
+            ``"lic-tcm"``; or ``"package.module:factory"``, a class or function that makes a codec
+            (docs/codecs.md says what of).
         quality: the zoo's quality, 1 to 8 (cheng2020: 6); without ``model_args`` it sizes a random model, too.
         metric: ``"mse"`` or ``"ms-ssim"``, what the zoo's weights were trained for.
         checkpoint: a file of ``svdrd finetune`` or CompressAI, with or without updated CDFs and ``module.`` prefixes.
             It decides the size of the model; ``quality``, ``metric`` and ``init`` are not used.
-        init: ``"zoo"`` (downloads, or takes the file from ``$TORCH_HOME/hub/checkpoints``) or ``"random"``.
-        **model_args: for ``init="random"``: arguments of the model's class, such as ``N=64, M=96``.
+        init: ``"zoo"`` (downloads, or takes the file from ``$TORCH_HOME/hub/checkpoints``) or ``"random"``. The weights
+            of a factory without a checkpoint are those it makes.
+        lic_tcm_repo: for ``"lic-tcm"``: a checkout of its repository, whose ``models/tcm.py`` is run.
+        **model_args: for ``init="random"``: arguments of the model's class, such as ``N=64, M=96``. For ``lic-tcm`` and
+            factories with a checkpoint, too; those that a checkpoint of ``svdrd finetune`` names are the default there.
 
     Raises:
         BadInput: (a ValueError) an unknown name (similar ones are suggested), a quality out of range, weights that
-            cannot be had, a checkpoint of another model, arguments the class does not take.
+            cannot be had, a checkpoint of another model, arguments the class does not take, code that is not there.
     """
+    if external.is_external(name):
+        state_dict = None
+        if checkpoint is not None:
+            state = checkpoints.load(checkpoint)
+            state_dict = state_dict_of(state, checkpoint)
+            model_args = _model_args_of(state, name) | model_args
+        return external.build(name, state_dict, checkpoint, init, lic_tcm_repo, model_args)
     codec_class = codec_class_of(name)
     if checkpoint is not None:
         return _from_checkpoint(name, codec_class, checkpoint)
@@ -96,12 +117,79 @@ def load_codec(
     return _from_zoo(name, quality, metric)
 
 
+def _model_args_of(state: dict[str, Any], name: str) -> dict[str, Any]:
+    """The size of the model of a run of ``svdrd finetune``; plain values, whatever wrote the file."""
+    arguments = state.get("arguments")
+    if not isinstance(arguments, dict) or arguments.get("model") != name:
+        return {}
+    return parse_model_args(arguments.get("model_args", []))
+
+
+def parse_model_args(words: Sequence[str]) -> dict[str, Any]:
+    """``["N=64", "M=96"]`` to ``{"N": 64, "M": 96}``."""
+    options: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            options[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise BadInput(f"--model-args {word}: wanted NAME=VALUE with a number, for example N=64 M=96") from error
+    return options
+
+
+def add_codec_arguments(parser: Any) -> None:
+    """``--model-args`` and ``--lic-tcm-repo``, for every command that loads a codec; ``parser`` may be a group."""
+    parser.add_argument(
+        "--model-args",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="size of a random model, or arguments of a factory: N=64 M=96",
+    )
+    parser.add_argument(
+        "--lic-tcm-repo",
+        type=_absolute,
+        metavar="DIR",
+        help=f"for --model lic-tcm: a checkout of {external.LIC_TCM_ADDRESS}",
+    )
+
+
+def codec_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_codec_arguments` parsed, for :func:`load_codec`."""
+    return {**parse_model_args(arguments.model_args), "lic_tcm_repo": arguments.lic_tcm_repo}
+
+
+def _absolute(path: str) -> str:
+    """So that a run resumed from another folder finds it."""
+    return str(Path(path).resolve())
+
+
+def input_sides(model: nn.Module) -> tuple[int, int]:
+    """Of what the sides of images have to be multiples, and the smallest side.
+
+    A codec says so by its attributes ``downsampling_factor`` (as most of CompressAI's do; without it 64, which serves
+    all of them) and ``smallest_side`` (without it: one multiple).
+    """
+    multiple = int(getattr(model, "downsampling_factor", 64))
+    return multiple, int(getattr(model, "smallest_side", multiple))
+
+
+def padding(model: nn.Module, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Pads around an image that make its sides what the codec takes, and the pads that undo them, for ``F.pad``."""
+    multiple, smallest = input_sides(model)
+    multiple = math.lcm(multiple, PADDING)
+    out_h, out_w = (-(-max(side, smallest) // multiple) * multiple for side in (height, width))
+    pads: tuple[tuple[int, ...], tuple[int, ...]] = compute_padding(height, width, out_h=out_h, out_w=out_w)
+    return pads
+
+
 def codec_class_of(name: str) -> type[CompressionModel]:
     """The class registered under ``name``; raises :class:`BadInput` with similar names."""
     codecs = image_codecs()
     if name not in codecs:
-        similar = difflib.get_close_matches(name, codecs, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(similar)}?" if similar else f"CompressAI has {', '.join(codecs)}"
+        similar = difflib.get_close_matches(name, [*codecs, external.LIC_TCM], n=3, cutoff=0.5)
+        known = ", ".join(codecs)
+        hint = f"did you mean {' or '.join(similar)}?" if similar else f"CompressAI has {known}; and {external.FORMS}"
         raise BadInput(f"model {name!r}: no such image codec; {hint}")
     return codecs[name]
 
@@ -200,7 +288,8 @@ def _difference(codec_class: type[CompressionModel], state_dict: dict[str, Tenso
 
 
 def _check_quality(name: str, quality: int) -> None:
-    codec_class_of(name)
+    if not external.is_external(name):
+        codec_class_of(name)
     known = qualities(name)
     if not known:
         raise BadInput(f"quality={quality}: {name} has no qualities in CompressAI's zoo; give lambda and model_args")

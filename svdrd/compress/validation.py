@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from compressai.models import CompressionModel
-from compressai.ops import compute_padding
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -14,9 +13,7 @@ from svdrd.compress import metrics
 from svdrd.compress.criterion import BasisRateDistortionLoss
 from svdrd.compress.data import ImagesVanished
 from svdrd.compress.distributed import Processes
-
-# Every CompressAI image codec halves its input six times at most.
-STRIDE = 64
+from svdrd.compress.models import padding
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def validate(
         except ImagesVanished as error:
             problem = str(error)
             break
-        pad, unpad = compute_padding(x.shape[-2], x.shape[-1], min_div=STRIDE)
+        pad, unpad = padding(model, *x.shape[-2:])
         output = model(F.pad(x, pad))
         x_hat = F.pad(output["x_hat"], unpad)
         x_patches, x_hat_patches = tiles(x, patch_size), tiles(x_hat, patch_size)

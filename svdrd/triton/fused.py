@@ -88,7 +88,7 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
     p = torch.empty_like(a)
     _launch(
         kernels.fused_polar_kernel, a, m, n, smooth, b, a, p, smooth, *Shape.of(m, n), *Shape.of(m, n)[1:],
-        *schedule(matmul._step_position(a, rcond, smooth)),
+        *schedule(matmul.step_position(a.dtype, rcond, smooth)),
     )  # fmt: skip
     nothing = a.new_empty(0)
     return p, nothing, nothing, nothing
@@ -103,7 +103,7 @@ def polar_factor_backward(
         return NotImplemented
     grad, a, p = (x.contiguous() for x in (grad, a, p))
     derivative, shape = torch.empty_like(grad), Shape.of(m, n)
-    steps = schedule(matmul._step_position(a, rcond, smooth))
+    steps = schedule(matmul.step_position(a.dtype, rcond, smooth))
     stacked = shape[1:]
     if smooth > 0:  # what lies below P belongs to it, and was not kept
         stacked = (shape.length + shape.width, 1, shape.width)
@@ -144,7 +144,7 @@ def basis_loss(
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape
     loss = x_hat.new_empty(b, h // block_height, w // block_width)
-    steps = schedule(matmul._step_position(x, rcond, smooth))
+    steps = schedule(matmul.step_position(x.dtype, rcond, smooth))
     length = max(block_height, block_width) + (min(block_height, block_width) if smooth > 0 else 0)
     # A polar factor of each block, for which there are no registers while another one is iterated.
     factors = x_hat.new_empty(loss.numel() * min(block_height, block_width) * length)

@@ -95,7 +95,8 @@ def test_every_option_goes_through_a_file():
     """Whatever is added later, too."""
     parser = finetune.argparse.ArgumentParser()
     add_arguments(parser)
-    arguments = parser.parse_args(["--steps", "5", "-q", "3", "--val-dataset", "v", "-d", "x", "--checkpoint", "c"])
+    argv = ["--steps", "5", "-q", "3", "--val-dataset", "v", "-d", "x", "--checkpoint", "c", "--lic-tcm-repo", "r"]
+    arguments = parser.parse_args(argv)
     names = set(as_config(parser, arguments))
     missing = {action.dest for action in parser._actions} - {name.replace("-", "_") for name in names} - {"lmbda"}
     # What is empty or unset has no line; the others are about one call.
