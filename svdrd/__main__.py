@@ -11,6 +11,7 @@ from typing import NoReturn
 COMMANDS = {
     "finetune": "train a CompressAI codec with the basis loss",
     "evaluate": "code a folder of images with a codec: bpp, PSNR, MS-SSIM",
+    "experiment": "run a whole study: base codecs, fine-tuning arms, evaluation, comparison",
     "data": "get a data set of photographs: kodak, div2k, clic",
     "info": "versions, devices, backends (what svdrd prints without arguments)",
 }

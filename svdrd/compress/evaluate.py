@@ -272,5 +272,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
             "results": results,
             "images": per_image,
         }
-        args.output.write_text(json.dumps(document, indent=2) + "\n")
+        # Whole or not at all: who finds the file takes it for all of the images.
+        temporary = args.output.with_name(args.output.name + ".tmp")
+        temporary.write_text(json.dumps(document, indent=2) + "\n")
+        temporary.replace(args.output)
     return 0

@@ -1,0 +1,275 @@
+"""The stages of a study: the command of each, what decides its result, and whether that is there already."""
+
+import argparse
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svdrd.compress import checkpoints, finetune
+from svdrd.compress.arguments import as_config, check_arguments
+from svdrd.compress.data import ImageFolder
+from svdrd.compress.errors import BadInput
+
+DONE, TO_DO = "done", "to do"
+# Stands for the weights that an earlier stage has yet to make.
+NOT_YET = "not there yet"
+
+# Options that say where, how and how often, and do not decide what is trained. Images and the weights of the start are
+# compared by what they are, not by where they lie.
+NOT_COMPARED = frozenset(
+    (
+        "save-dir", "save", "num-workers", "device", "checkpoint-minutes", "gradient-norms", "log-images",
+        "dataset", "val-dataset", "checkpoint",
+    )
+)  # fmt: skip
+
+
+class ChangedStage(BadInput):
+    """The configuration of a stage is no longer that of the result which is there."""
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser whose errors are ours: the options come from a file, not from the command line of this process."""
+
+    def error(self, message: str) -> Any:
+        raise BadInput(message)
+
+
+def finetune_parser() -> OptionParser:
+    parser = OptionParser(prog="svdrd finetune", add_help=False)
+    finetune.add_arguments(parser)
+    return parser
+
+
+class Stage(ABC):
+    """One command of a study.
+
+    ``name`` is the path below the output folder. A *record*, ``stages/<name>.json`` there, is written before the
+    command starts: it holds :meth:`settings`, and a result is taken for done only under the same ones.
+    """
+
+    def __init__(self, output: Path, name: str, command: Sequence[str]) -> None:
+        self.output = output
+        self.name = name
+        self.command = list(command)
+        self.record_path = output / "stages" / f"{name}.json"
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the result, by name; :data:`NOT_YET` for weights that are still to be made."""
+
+    @abstractmethod
+    def result(self) -> str:
+        """:data:`DONE`, :data:`TO_DO`, or how far a result that is begun has come."""
+
+    @abstractmethod
+    def place(self) -> Path:
+        """What to remove for the stage to begin anew."""
+
+    def found(self) -> dict[str, Any] | None:
+        """The settings of the result that is there, as far as they are known; None where there is none."""
+        if not self.record_path.exists():
+            return None
+        try:
+            record: dict[str, Any] = json.loads(self.record_path.read_text())["settings"]
+        except (OSError, ValueError, KeyError) as error:
+            raise BadInput(f"{self.record_path}: not a record of svdrd experiment ({error}); remove it") from error
+        return record
+
+    def changes(self) -> list[str]:
+        """What differs between the configuration and the result that is there."""
+        found = self.found()
+        return [] if found is None or self.result() == TO_DO else differences(found, self.settings(), self.defaults())
+
+    def defaults(self) -> dict[str, Any]:
+        """Values of settings that a result of an earlier version does not name."""
+        return {}
+
+    def state(self) -> str:
+        """:meth:`result`, after a check that the result is one of this configuration.
+
+        Raises:
+            ChangedStage: it is not; the message names what changed.
+        """
+        changes = self.changes()
+        if changes:
+            raise ChangedStage(
+                f"{self.name}: {'; '.join(changes)}; {self.place()} keeps the result of before: give another folder "
+                "(--output), or remove that one to begin this stage anew"
+            )
+        return self.result() if self.found() is not None else TO_DO
+
+    def begin(self) -> None:
+        """Writes the record."""
+        self.record_path.parent.mkdir(parents=True, exist_ok=True)
+        self.place().parent.mkdir(parents=True, exist_ok=True)
+        record = {"command": ["svdrd", *self.command], "settings": self.settings()}
+        temporary = self.record_path.with_name(self.record_path.name + ".tmp")
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+        temporary.replace(self.record_path)
+
+
+class FinetuneStage(Stage):
+    """``svdrd finetune`` into the folder ``name``; ``start`` is the file of weights that the command begins with."""
+
+    def __init__(self, output: Path, name: str, options: Sequence[str], start: Path | None) -> None:
+        self.folder = output / name
+        super().__init__(output, name, ["finetune", *options, "-o", str(self.folder), "--resume", "auto"])
+        self.checkpoint = self.folder / checkpoints.LAST
+        self.start = start
+        self.parser = finetune_parser()
+        try:
+            self.arguments = self.parser.parse_args(["-o", str(self.folder), *options])
+            check_arguments(self.arguments)
+        except BadInput as error:
+            raise BadInput(f"{name}: {error}") from error
+
+    def settings(self) -> dict[str, Any]:
+        start = "none" if self.start is None else sha256_of(self.start)
+        return {
+            **self._compared(self.arguments),
+            "weights of the start": start,
+            "training images": _fingerprints(self.arguments)[0],
+            "validation images": _fingerprints(self.arguments)[1],
+        }
+
+    def result(self) -> str:
+        if not self.checkpoint.exists():
+            return TO_DO
+        try:
+            summary = json.loads((self.folder / "summary.json").read_text())
+            if summary["finished"]:
+                return DONE
+            return f"begun, step {summary['step']} of {summary['total_steps']}"
+        except (OSError, ValueError, KeyError):
+            return "begun"
+
+    def place(self) -> Path:
+        return self.folder
+
+    def found(self) -> dict[str, Any] | None:
+        """Of a run without a record, made by ``svdrd finetune`` itself: what its checkpoint says."""
+        record = super().found()
+        if record is not None or not self.checkpoint.exists():
+            return record
+        state = checkpoints.load(self.checkpoint)
+        if "arguments" not in state:
+            raise BadInput(f"{self.name}: {self.checkpoint} is no run of svdrd finetune; remove {self.folder}")
+        before = argparse.Namespace(**{**vars(self.arguments), **state["arguments"]})
+        start = "none" if before.checkpoint is None else sha256_of(Path(before.checkpoint))
+        return {
+            **self._compared(before),
+            "weights of the start": f"{before.checkpoint}, which is gone" if start == NOT_YET else start,
+            "training images": state["images"],
+        }
+
+    def defaults(self) -> dict[str, Any]:
+        # The validation images of a run without a record are unknown. They decide which of its checkpoints is the best
+        # one, and the study uses the last.
+        settings = self.settings()
+        known = self._compared(self.parser.parse_args([]))
+        return {**known, "validation images": settings["validation images"]}
+
+    def _compared(self, arguments: argparse.Namespace) -> dict[str, Any]:
+        return {key: value for key, value in as_config(self.parser, arguments).items() if key not in NOT_COMPARED}
+
+
+class EvaluateStage(Stage):
+    """``svdrd evaluate`` of one codec over the folder ``images`` into ``name``.json."""
+
+    def __init__(
+        self,
+        output: Path,
+        name: str,
+        codec: Sequence[str],
+        checkpoint: Path | None,
+        images: str,
+        options: Sequence[str],
+    ) -> None:
+        self.file = output / f"{name}.json"
+        self.checkpoint = checkpoint
+        self.images = images
+        self.codec = list(codec)
+        self.options = list(options)
+        source = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
+        super().__init__(
+            output, name, ["evaluate", *codec, *source, "-d", images, *options, "-o", str(self.file)]
+        )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "codec": " ".join(self.codec),
+            "estimate": "--estimate" in self.options,
+            "weights": "the zoo's" if self.checkpoint is None else sha256_of(self.checkpoint),
+            "images": _folder_fingerprint(self.images),
+        }
+
+    def result(self) -> str:
+        # svdrd evaluate writes its file at the end and at once: one that is there is whole.
+        return DONE if self.file.exists() else TO_DO
+
+    def place(self) -> Path:
+        return self.file
+
+    def found(self) -> dict[str, Any] | None:
+        record = super().found()
+        if record is None and self.file.exists():
+            raise BadInput(f"{self.name}: {self.file} was not written by svdrd experiment; move it elsewhere")
+        return record
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """What changed, as text; a setting that ``before`` does not name had its default."""
+    said = []
+    for key in [*now, *(key for key in before if key not in now)]:
+        old = before.get(key, defaults.get(key))
+        new = now.get(key, defaults.get(key))
+        if old == new or NOT_YET in (old, new):
+            continue
+        long = any(isinstance(value, str) and len(value) == 64 for value in (old, new))
+        said.append(f"the {key} are others than before" if long else f"{key} was {old}, is {new}")
+    return said
+
+
+@dataclass(frozen=True)
+class _FileState:
+    path: str
+    changed: int
+    size: int
+
+
+_HASHES: dict[_FileState, str] = {}
+
+
+def sha256_of(path: Path) -> str:
+    """Of the content of a file; :data:`NOT_YET` where there is none."""
+    if not path.is_file():
+        return NOT_YET
+    status = path.stat()
+    key = _FileState(str(path.resolve()), status.st_mtime_ns, status.st_size)
+    if key not in _HASHES:
+        _HASHES[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return _HASHES[key]
+
+
+_IMAGES: dict[tuple[Any, ...], tuple[str, str]] = {}
+_FOLDERS: dict[str, str] = {}
+
+
+def _fingerprints(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Of the training and the validation images: names and sizes."""
+    key = (arguments.dataset, arguments.val_dataset, *arguments.patch_size)
+    if key not in _IMAGES:
+        train, validation = finetune.open_images(arguments)
+        _IMAGES[key] = (train.fingerprint(), validation.fingerprint())
+    return _IMAGES[key]
+
+
+def _folder_fingerprint(folder: str) -> str:
+    if folder not in _FOLDERS:
+        _FOLDERS[folder] = ImageFolder(folder).fingerprint()
+    return _FOLDERS[folder]
