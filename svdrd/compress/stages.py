@@ -5,7 +5,6 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,39 @@ NOT_COMPARED = frozenset(
         "dataset", "val-dataset", "checkpoint",
     )
 )  # fmt: skip
+
+
+class Contents:
+    """What files and folders hold, each read once as long as it stays as it is."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[Path, int, int], str] = {}
+        self._folders: dict[tuple[Any, ...], tuple[str, ...]] = {}
+
+    def weights(self, path: Path | None) -> str:
+        """The SHA-256 of a file; :data:`NOT_YET` where there is none, "none" without a path."""
+        if path is None:
+            return "none"
+        if not path.is_file():
+            return NOT_YET
+        status = path.stat()
+        key = (path.resolve(), status.st_mtime_ns, status.st_size)
+        if key not in self._files:
+            self._files[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return self._files[key]
+
+    def training(self, arguments: argparse.Namespace) -> tuple[str, ...]:
+        """Fingerprints of the training and the validation images that ``svdrd finetune`` opens: names and sizes."""
+        key = (arguments.dataset, arguments.val_dataset, *arguments.patch_size)
+        if key not in self._folders:
+            self._folders[key] = tuple(images.fingerprint() for images in finetune.open_images(arguments))
+        return self._folders[key]
+
+    def images(self, folder: str) -> str:
+        """The fingerprint of the images of a folder: names and sizes."""
+        if (folder,) not in self._folders:
+            self._folders[(folder,)] = (ImageFolder(folder).fingerprint(),)
+        return self._folders[(folder,)][0]
 
 
 class ChangedStage(BadInput):
@@ -52,7 +84,8 @@ class Stage(ABC):
     command starts: it holds :meth:`settings`, and a result is taken for done only under the same ones.
     """
 
-    def __init__(self, output: Path, name: str, command: Sequence[str]) -> None:
+    def __init__(self, contents: Contents, output: Path, name: str, command: Sequence[str]) -> None:
+        self.contents = contents
         self.output = output
         self.name = name
         self.command = list(command)
@@ -116,9 +149,9 @@ class Stage(ABC):
 class FinetuneStage(Stage):
     """``svdrd finetune`` into the folder ``name``; ``start`` is the file of weights that the command begins with."""
 
-    def __init__(self, output: Path, name: str, options: Sequence[str], start: Path | None) -> None:
+    def __init__(self, contents: Contents, output: Path, name: str, options: Sequence[str], start: Path | None) -> None:
         self.folder = output / name
-        super().__init__(output, name, ["finetune", *options, "-o", str(self.folder), "--resume", "auto"])
+        super().__init__(contents, output, name, ["finetune", *options, "-o", str(self.folder), "--resume", "auto"])
         self.checkpoint = self.folder / checkpoints.LAST
         self.start = start
         self.parser = finetune_parser()
@@ -129,12 +162,12 @@ class FinetuneStage(Stage):
             raise BadInput(f"{name}: {error}") from error
 
     def settings(self) -> dict[str, Any]:
-        start = "none" if self.start is None else sha256_of(self.start)
+        training, validation = self.contents.training(self.arguments)
         return {
             **self._compared(self.arguments),
-            "weights of the start": start,
-            "training images": _fingerprints(self.arguments)[0],
-            "validation images": _fingerprints(self.arguments)[1],
+            "weights of the start": self.contents.weights(self.start),
+            "training images": training,
+            "validation images": validation,
         }
 
     def result(self) -> str:
@@ -160,7 +193,7 @@ class FinetuneStage(Stage):
         if "arguments" not in state:
             raise BadInput(f"{self.name}: {self.checkpoint} is no run of svdrd finetune; remove {self.folder}")
         before = argparse.Namespace(**{**vars(self.arguments), **state["arguments"]})
-        start = "none" if before.checkpoint is None else sha256_of(Path(before.checkpoint))
+        start = self.contents.weights(None if before.checkpoint is None else Path(before.checkpoint))
         return {
             **self._compared(before),
             "weights of the start": f"{before.checkpoint}, which is gone" if start == NOT_YET else start,
@@ -179,10 +212,11 @@ class FinetuneStage(Stage):
 
 
 class EvaluateStage(Stage):
-    """``svdrd evaluate`` of one codec over the folder ``images`` into ``name``.json."""
+    """``svdrd evaluate`` of one codec over the folder ``images`` into ``name``.json; no ``checkpoint``: the zoo's."""
 
     def __init__(
         self,
+        contents: Contents,
         output: Path,
         name: str,
         codec: Sequence[str],
@@ -191,21 +225,20 @@ class EvaluateStage(Stage):
         options: Sequence[str],
     ) -> None:
         self.file = output / f"{name}.json"
+        self.codec = list(codec)
         self.checkpoint = checkpoint
         self.images = images
-        self.codec = list(codec)
         self.options = list(options)
         source = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
-        super().__init__(
-            output, name, ["evaluate", *codec, *source, "-d", images, *options, "-o", str(self.file)]
-        )  # fmt: skip
+        command = ["evaluate", *codec, *source, "-d", images, *options, "-o", str(self.file)]
+        super().__init__(contents, output, name, command)
 
     def settings(self) -> dict[str, Any]:
         return {
             "codec": " ".join(self.codec),
             "estimate": "--estimate" in self.options,
-            "weights": "the zoo's" if self.checkpoint is None else sha256_of(self.checkpoint),
-            "images": _folder_fingerprint(self.images),
+            "weights": "the zoo's" if self.checkpoint is None else self.contents.weights(self.checkpoint),
+            "images": self.contents.images(self.images),
         }
 
     def result(self) -> str:
@@ -233,43 +266,3 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Map
         long = any(isinstance(value, str) and len(value) == 64 for value in (old, new))
         said.append(f"the {key} are others than before" if long else f"{key} was {old}, is {new}")
     return said
-
-
-@dataclass(frozen=True)
-class _FileState:
-    path: str
-    changed: int
-    size: int
-
-
-_HASHES: dict[_FileState, str] = {}
-
-
-def sha256_of(path: Path) -> str:
-    """Of the content of a file; :data:`NOT_YET` where there is none."""
-    if not path.is_file():
-        return NOT_YET
-    status = path.stat()
-    key = _FileState(str(path.resolve()), status.st_mtime_ns, status.st_size)
-    if key not in _HASHES:
-        _HASHES[key] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return _HASHES[key]
-
-
-_IMAGES: dict[tuple[Any, ...], tuple[str, str]] = {}
-_FOLDERS: dict[str, str] = {}
-
-
-def _fingerprints(arguments: argparse.Namespace) -> tuple[str, str]:
-    """Of the training and the validation images: names and sizes."""
-    key = (arguments.dataset, arguments.val_dataset, *arguments.patch_size)
-    if key not in _IMAGES:
-        train, validation = finetune.open_images(arguments)
-        _IMAGES[key] = (train.fingerprint(), validation.fingerprint())
-    return _IMAGES[key]
-
-
-def _folder_fingerprint(folder: str) -> str:
-    if folder not in _FOLDERS:
-        _FOLDERS[folder] = ImageFolder(folder).fingerprint()
-    return _FOLDERS[folder]

@@ -2,16 +2,16 @@
 
 import argparse
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdrd.compress import models
+from svdrd.compress import checkpoints, models
 from svdrd.compress.arguments import read_configuration, words_of
 from svdrd.compress.criterion import METRICS
 from svdrd.compress.errors import BadInput
-from svdrd.compress.stages import EvaluateStage, FinetuneStage, Stage, finetune_parser
+from svdrd.compress.stages import Contents, EvaluateStage, FinetuneStage, Stage, finetune_parser
 
 BASE = "base"
 KEYS = ("output", "model", "metric", "lambdas", "qualities", "seeds", "base", "finetune", "arms", "evaluate", "report")
@@ -54,6 +54,10 @@ class Rate:
     def folder(self) -> str:
         return f"lambda-{self.lmbda:g}"
 
+    def words(self) -> list[str]:
+        """As options of ``svdrd finetune``."""
+        return ["--lambda", f"{self.lmbda:g}"] if self.quality is None else ["-q", str(self.quality)]
+
     def fill(self, words: Iterable[str]) -> list[str]:
         return [word.replace("{lambda}", f"{self.lmbda:g}") for word in words]
 
@@ -77,62 +81,61 @@ class Study:
     anchors: tuple[str, ...]
 
     def stages(self) -> list[Stage]:
-        """Base codecs, arms, evaluations, in the order in which they can run.
+        """Base codecs, arms, evaluations, in the order in which they can run."""
+        contents = Contents()
+        return [*self._bases(contents), *self._arms(contents), *self._evaluations(contents)]
 
-        Rate by rate: a study that is stopped has whole points of its curves.
-        """
-        codec = ["-m", self.model, *(["--metric", self.metric] if self.metric != "mse" else [])]
-        bases: list[Stage] = []
-        arms: list[Stage] = []
-        evaluations: list[Stage] = []
+    def _bases(self, contents: Contents) -> Iterator[Stage]:
+        if self.base_options is None or self.base_weights is not None:
+            return
         for rate in self.rates:
-            start = self._start(rate)
-            weight = ["-q", str(rate.quality)] if rate.quality is not None else ["--lambda", f"{rate.lmbda:g}"]
-            if self.base_options is not None and self.base_weights is None:
-                options = rate.fill(self.base_options)
-                first = next((Path(after) for word, after in _pairs(options) if word == "--checkpoint"), None)
-                bases.append(
-                    FinetuneStage(self.output, f"{BASE}/{rate.folder}", [*codec, *weight, *options], first)
-                )  # fmt: skip
-            begin = [] if start is None else ["--checkpoint", str(start)]
-            for seed in self.seeds:
-                for arm, its_options in self.arms.items():
-                    options = rate.fill([*self.finetune_options, *its_options, "--seed", str(seed)])
-                    name = f"arms/{arm}/{rate.folder}/seed-{seed}"
-                    arms.append(FinetuneStage(self.output, name, [*codec, *weight, *begin, *options], start))
-        for name, folder in self.folders.items():
+            options = rate.fill(self.base_options)
+            # Values are written behind an equals sign.
+            first = next((Path(word[13:]) for word in options if word.startswith("--checkpoint=")), None)
+            words = [*self._codec(), *rate.words(), *options]
+            yield FinetuneStage(contents, self.output, f"{BASE}/{rate.folder}", words, first)
+
+    def _arms(self, contents: Contents) -> Iterator[Stage]:
+        """Seed by seed: a study that is stopped has whole curves."""
+        for seed in self.seeds:
             for rate in self.rates:
                 start = self._start(rate)
-                zoo = ["-q", str(rate.quality)] if start is None else []
-                evaluations.append(
-                    EvaluateStage(
-                        self.output, f"evaluations/{name}/{BASE}/{rate.folder}", [*codec, *zoo], start, folder,
-                        self.evaluate_options,
-                    )
-                )  # fmt: skip
-                for seed in self.seeds:
+                begin = [] if start is None else ["--checkpoint", str(start)]
+                for arm, its_options in self.arms.items():
+                    options = rate.fill([*self.finetune_options, *its_options])
+                    words = [*self._codec(), *rate.words(), *begin, *options, "--seed", str(seed)]
+                    yield FinetuneStage(contents, self.output, self._arm(arm, rate, seed), words, start)
+
+    def _evaluations(self, contents: Contents) -> Iterator[Stage]:
+        for name, images in self.folders.items():
+            for rate in self.rates:
+                start = self._start(rate)
+                codec = [*self._codec(), *(rate.words() if start is None else [])]
+                path = f"evaluations/{name}/{BASE}/{rate.folder}"
+                yield EvaluateStage(contents, self.output, path, codec, start, images, self.evaluate_options)
+            for seed in self.seeds:
+                for rate in self.rates:
                     for arm in self.arms:
-                        checkpoint = self.output / f"arms/{arm}/{rate.folder}/seed-{seed}/checkpoint.pth.tar"
-                        evaluations.append(
-                            EvaluateStage(
-                                self.output, f"evaluations/{name}/{arm}/{rate.folder}/seed-{seed}", codec, checkpoint,
-                                folder, self.evaluate_options,
-                            )
-                        )  # fmt: skip
-        return [*bases, *arms, *evaluations]
+                        path = f"evaluations/{name}/{arm}/{rate.folder}/seed-{seed}"
+                        weights = self.output / self._arm(arm, rate, seed) / checkpoints.LAST
+                        yield EvaluateStage(
+                            contents, self.output, path, self._codec(), weights, images, self.evaluate_options
+                        )
+
+    def _codec(self) -> list[str]:
+        return ["-m", self.model, *(["--metric", self.metric] if self.metric != "mse" else [])]
+
+    @staticmethod
+    def _arm(arm: str, rate: Rate, seed: int) -> str:
+        return f"arms/{arm}/{rate.folder}/seed-{seed}"
 
     def _start(self, rate: Rate) -> Path | None:
         """The weights that all arms of a rate begin with; None: the zoo's."""
         if self.base_weights is not None:
             return Path(*rate.fill([self.base_weights]))
         if self.base_options is not None:
-            return self.output / BASE / rate.folder / "checkpoint.pth.tar"
+            return self.output / BASE / rate.folder / checkpoints.LAST
         return None
-
-
-def _pairs(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Options and their values, where they are written ``--name=value``."""
-    return [(name, value) for name, _, value in (word.partition("=") for word in words)]
 
 
 def read_study(path: str, output: str | None = None) -> Study:

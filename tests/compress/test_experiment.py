@@ -81,11 +81,182 @@ def write_study(*replacements: tuple[str, str]) -> None:
 SHORT = (("lambdas = [0.001, 0.004, 0.016, 0.064]", "lambdas = [0.001, 0.016]"),)
 
 
-def test_a(place: Path, capsys: pytest.CaptureFixture[str]):
+def tree(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def stages_run(out: str) -> list[str]:
+    """The stages whose commands were printed, in order."""
+    lines = out.splitlines()
+    return [
+        lines[number - 1].partition("] ")[2].partition(":")[0]
+        for number, line in enumerate(lines)
+        if line.startswith("$ svdrd") and lines[number - 1].startswith("[")
+    ]
+
+
+def test_a_study_from_end_to_end(place: Path, capsys: pytest.CaptureFixture[str]):
     assert svdrd(["experiment", "study.toml", "--dry-run"]) == 0
+    plan = capsys.readouterr().out
+    assert not Path("study").exists()
+    assert "bmshj2018-hyperprior, 4 rates, 2 arms, 1 seed, 1 folder; into study" in plan
+    assert "arms/basis/lambda-0.016/seed-0: to do\n$ svdrd finetune -m bmshj2018-hyperprior --lambda 0.016" in plan
+
     assert svdrd(["experiment", "study.toml"]) == 0
-    print("=======")
+    out = capsys.readouterr().out
+    names = [f"base/lambda-{lmbda:g}" for lmbda in LAMBDAS]
+    names += [f"arms/{arm}/lambda-{lmbda:g}/seed-0" for lmbda in LAMBDAS for arm in ("control", "basis")]
+    for lmbda in LAMBDAS:
+        names.append(f"evaluations/held-out/base/lambda-{lmbda:g}")
+        names += [f"evaluations/held-out/{arm}/lambda-{lmbda:g}/seed-0" for arm in ("control", "basis")]
+    assert stages_run(out)[: len(names)] == names
+    # The plan's commands are those that were run.
+    commands = [line for line in plan.splitlines() if line.startswith("$ svdrd")]
+    assert commands == [line for line in out.splitlines() if line.startswith("$ svdrd")]
+
+    for lmbda in LAMBDAS:
+        base = checkpoints.load(f"study/base/lambda-{lmbda:g}/checkpoint.pth.tar")
+        assert (base["step"], base["arguments"]["lmbda"], base["arguments"]["mu"]) == (2, lmbda, 0)
+        for arm, mu in (("control", 0), ("basis", 300)):
+            state = checkpoints.load(f"study/arms/{arm}/lambda-{lmbda:g}/seed-0/checkpoint.pth.tar")
+            assert (state["step"], state["arguments"]["lmbda"], state["arguments"]["mu"]) == (3, lmbda, mu)
+            assert state["arguments"]["checkpoint"] == f"study/base/lambda-{lmbda:g}/checkpoint.pth.tar"
+            results = json.loads(Path(f"study/evaluations/held-out/{arm}/lambda-{lmbda:g}/seed-0.json").read_text())
+            assert [image["source"] for image in results["images"]] == ["0.png", "1.png"]
+
+    before = tree(place / "study")
     assert svdrd(["experiment", "study.toml"]) == 0
-    with capsys.disabled():
-        print(capsys.readouterr().out)
-    print(sorted(str(p) for p in Path("study").rglob("*")))
+    again = capsys.readouterr().out
+    assert stages_run(again) == []
+    assert again.count(": done\n") == len(before_stages := commands), before_stages
+    assert tree(place / "study") == before
+
+
+def test_arms_differ_in_nothing_but_their_options(place: Path, monkeypatch: pytest.MonkeyPatch):
+    """Same start, same crops in the same order, same noise; another seed gives others."""
+    write_study(*SHORT, ("seeds = [0]", "seeds = [0, 1]"))
+    crops: dict[str, list[torch.Tensor]] = {}
+    starts: dict[str, dict[str, torch.Tensor]] = {}
+    noises: dict[str, torch.Tensor] = {}
+    take = finetune.Training.train_step
+
+    def recorded(self: finetune.Training, batch: data.Batch) -> dict[str, float] | None:
+        folder = str(Path(self.arguments.save_dir).relative_to("study"))
+        if folder not in starts:
+            starts[folder] = {name: value.clone() for name, value in self.model.named_parameters()}
+            noises[folder] = self.stepper.noise.generator.get_state()
+        crops.setdefault(folder, []).append(batch["x"])
+        return take(self, batch)
+
+    monkeypatch.setattr(finetune.Training, "train_step", recorded)
+    assert svdrd(["experiment", "study.toml"]) == 0
+    for lmbda in (0.001, 0.016):
+        base = weights(checkpoints.load(f"study/base/lambda-{lmbda:g}/checkpoint.pth.tar"))
+        for seed in (0, 1):
+            control, basis = (f"arms/{arm}/lambda-{lmbda:g}/seed-{seed}" for arm in ("control", "basis"))
+            assert len(crops[control]) == len(crops[basis]) == 3
+            assert all(map(torch.equal, crops[control], crops[basis]))
+            assert torch.equal(noises[control], noises[basis])
+            for name, value in starts[control].items():
+                assert torch.equal(value, starts[basis][name])
+                assert torch.equal(value, base[name])
+            trained = [weights(checkpoints.load(f"study/{arm}/checkpoint.pth.tar")) for arm in (control, basis)]
+            assert not torch.equal(trained[0]["g_s.6.weight"], trained[1]["g_s.6.weight"])
+        assert not torch.equal(crops[f"arms/control/lambda-{lmbda:g}/seed-0"][0], crops[control][0])
+    assert all(map(torch.equal, crops["arms/basis/lambda-0.001/seed-1"], crops["arms/basis/lambda-0.016/seed-1"]))
+
+
+def changed(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = tree(Path("study"))
+    assert svdrd(["experiment", "study.toml"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("svdrd experiment: error: ")
+    assert error.count("\n") == 1
+    assert said in error
+    assert svdrd(["experiment", "study.toml", "--dry-run"]) == 2
+    assert said in capsys.readouterr().err
+    assert tree(Path("study")) == before
+
+
+def test_another_configuration_of_what_is_done_is_refused(place: Path, capsys: pytest.CaptureFixture[str]):
+    one_rate = ("lambdas = [0.001, 0.004, 0.016, 0.064]", "lambdas = [0.016]")
+    write_study(one_rate)
+    assert svdrd(["experiment", "study.toml"]) == 0
+    capsys.readouterr()
+
+    write_study(one_rate, ("mu = 300", "mu = 200"))
+    changed(
+        "arms/basis/lambda-0.016/seed-0: mu was 300.0, is 200.0; study/arms/basis/lambda-0.016/seed-0 keeps the result "
+        "of before: give another folder (--output), or remove that one",
+        capsys,
+    )
+    write_study(one_rate, ("block_size = 8\n", ""))
+    changed("arms/basis/lambda-0.016/seed-0: block-size was 8, is None", capsys)
+    write_study(one_rate, ("steps = 3\n", "steps = 4\n"))
+    changed("arms/control/lambda-0.016/seed-0: steps was 3, is 4", capsys)
+    write_study(one_rate, ("steps = 2\n", "steps = 4\n"))
+    changed("base/lambda-0.016: steps was 2, is 4", capsys)
+    write_study(one_rate, ("[evaluate]", "[evaluate]\nestimate = true"))
+    changed("evaluations/held-out/base/lambda-0.016: estimate was False, is True", capsys)
+
+    # What only says where, and how fast, is no other study.
+    write_study(one_rate, ("num-workers = 0", "num-workers = 1"))
+    assert svdrd(["experiment", "study.toml"]) == 0
+    assert stages_run(capsys.readouterr().out) == []
+    write_study(one_rate)
+
+    photograph = synthetic_photograph(176, 192, 7)
+    photograph.save("held_out/2.png")
+    changed("evaluations/held-out/base/lambda-0.016: the images are others than before", capsys)
+    Path("held_out/2.png").unlink()
+    Path("photographs").unlink()
+    (place / "photographs" / "train").mkdir(parents=True)
+    photograph.save("photographs/train/0.png")
+    synthetic_photograph(176, 192, 8).save("photographs/train/1.png")
+    changed("base/lambda-0.016: the training images are others than before", capsys)
+
+
+def test_other_weights_of_the_base_are_noticed(place: Path, capsys: pytest.CaptureFixture[str]):
+    one_rate = ("lambdas = [0.001, 0.004, 0.016, 0.064]", "lambdas = [0.016]")
+    write_study(one_rate)
+    assert svdrd(["experiment", "study.toml"]) == 0
+    Path("study/base").rename("given")
+    # The same weights, given instead of trained: what began with them stays valid.
+    given = text_between(STUDY, "[base]", "[finetune]").format(training=TRAINING)
+    weights_line = '[base]\nweights = "given/lambda-{lambda}/checkpoint.pth.tar"\n\n'
+    write_study(one_rate, (given, weights_line))
+    capsys.readouterr()
+    assert svdrd(["experiment", "study.toml"]) == 0
+    assert stages_run(capsys.readouterr().out) == []
+
+    state = checkpoints.load("given/lambda-0.016/checkpoint.pth.tar")
+    weights(state)["g_a.0.weight"] += 1e-3
+    checkpoints.save("given/lambda-0.016/checkpoint.pth.tar", state)
+    changed("arms/control/lambda-0.016/seed-0: the weights of the start are others than before", capsys)
+
+
+def text_between(text: str, first: str, last: str) -> str:
+    return text[text.index(first) : text.index(last)]
+
+
+def test_runs_of_svdrd_finetune_are_adopted(place: Path, capsys: pytest.CaptureFixture[str]):
+    """Stages that were run by hand, or on another machine, with the commands of the plan."""
+    write_study(("lambdas = [0.001, 0.004, 0.016, 0.064]", "lambdas = [0.016]"))
+    assert svdrd(["experiment", "study.toml", "--dry-run"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+        if line.startswith("$ svdrd finetune"):
+            assert svdrd(line.split()[2:]) == 0
+    capsys.readouterr()
+    assert svdrd(["experiment", "study.toml"]) == 0
+    assert [
+        name for name in stages_run(capsys.readouterr().out) if not name.startswith(("evaluations", "report"))
+    ] == []
+
+    other = Path("study/arms/basis/lambda-0.016/seed-0")
+    for path in other.iterdir():
+        path.unlink()
+    Path("study/stages/arms/basis/lambda-0.016/seed-0.json").unlink(missing_ok=True)
+    start = ["--lambda", "0.016", "--checkpoint", "study/base/lambda-0.016/checkpoint.pth.tar", "-n", "0", "--mu", "1"]
+    options = ["--patch-size", "64", "64", "--batch-size", "2", "--steps", "3", "-lr", "1e-3", "--block-size", "8"]
+    assert svdrd(["finetune", *start, *options, "-d", "photographs", "-o", str(other)]) == 0
+    changed("arms/basis/lambda-0.016/seed-0: mu was 1.0, is 300.0", capsys)
