@@ -16,6 +16,8 @@ from svdrd.compress.errors import BadInput
 DONE, TO_DO = "done", "to do"
 # Stands for the weights that an earlier stage has yet to make.
 NOT_YET = "not there yet"
+# All numbers of a comparison, as svdrd compare writes them.
+COMPARISON = "comparison.json"
 
 # Options that say where, how and how often, and do not decide what is trained. Images and the weights of the start are
 # compared by what they are, not by where they lie.
@@ -253,6 +255,50 @@ class EvaluateStage(Stage):
         if record is None and self.file.exists():
             raise BadInput(f"{self.name}: {self.file} was not written by svdrd experiment; move it elsewhere")
         return record
+
+
+class CompareStage(Stage):
+    """``svdrd compare`` of the arms of one seed on one folder of images, into the folder ``name``.
+
+    ``arms`` are the files of :class:`EvaluateStage`, with the lambda of each.
+    """
+
+    def __init__(
+        self,
+        contents: Contents,
+        output: Path,
+        name: str,
+        arms: Mapping[str, Sequence[tuple[Path, float]]],
+        anchors: Sequence[str],
+    ) -> None:
+        self.folder = output / name
+        self.arms = arms
+        self.anchors = list(anchors)
+        command = ["compare"]
+        for arm, points in arms.items():
+            first, *rest = [f"{path}@{lmbda:g}" for path, lmbda in points]
+            command += ["--arm", f"{arm}={first}", *rest]
+        super().__init__(
+            contents, output, name, [*command, "--anchor", *self.anchors, "-o", str(self.folder)]
+        )  # fmt: skip
+
+    def settings(self) -> dict[str, Any]:
+        points = [(arm, path, lmbda) for arm, its_points in self.arms.items() for path, lmbda in its_points]
+        return {
+            "anchors": self.anchors,
+            "points": [f"{arm} {lmbda:g} {self.contents.weights(path)}" for arm, path, lmbda in points],
+        }
+
+    def result(self) -> str:
+        # svdrd compare writes it last of the tables.
+        return DONE if (self.folder / COMPARISON).exists() else TO_DO
+
+    def place(self) -> Path:
+        return self.folder
+
+    def state(self) -> str:
+        """A comparison of other results, or in another way, costs seconds, and is made anew without a question."""
+        return self.result() if self.found() == self.settings() else TO_DO
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from svdrd.compress import checkpoints, models
 from svdrd.compress.arguments import read_configuration, words_of
 from svdrd.compress.criterion import METRICS
 from svdrd.compress.errors import BadInput
-from svdrd.compress.stages import Contents, EvaluateStage, FinetuneStage, Stage, finetune_parser
+from svdrd.compress.stages import CompareStage, Contents, EvaluateStage, FinetuneStage, Stage, finetune_parser
 
 BASE = "base"
 KEYS = ("output", "model", "metric", "lambdas", "qualities", "seeds", "base", "finetune", "arms", "evaluate", "report")
@@ -81,9 +81,14 @@ class Study:
     anchors: tuple[str, ...]
 
     def stages(self) -> list[Stage]:
-        """Base codecs, arms, evaluations, in the order in which they can run."""
+        """Base codecs, arms, evaluations, comparisons, in the order in which they can run."""
         contents = Contents()
-        return [*self._bases(contents), *self._arms(contents), *self._evaluations(contents)]
+        return [
+            *self._bases(contents),
+            *self._arms(contents),
+            *self._evaluations(contents),
+            *self.comparisons(contents),
+        ]
 
     def _bases(self, contents: Contents) -> Iterator[Stage]:
         if self.base_options is None or self.base_weights is not None:
@@ -111,16 +116,28 @@ class Study:
             for rate in self.rates:
                 start = self._start(rate)
                 codec = [*self._codec(), *(rate.words() if start is None else [])]
-                path = f"evaluations/{name}/{BASE}/{rate.folder}"
+                path = self._evaluation(name, BASE, rate)
                 yield EvaluateStage(contents, self.output, path, codec, start, images, self.evaluate_options)
             for seed in self.seeds:
                 for rate in self.rates:
                     for arm in self.arms:
-                        path = f"evaluations/{name}/{arm}/{rate.folder}/seed-{seed}"
+                        path = self._evaluation(name, arm, rate, seed)
                         weights = self.output / self._arm(arm, rate, seed) / checkpoints.LAST
                         yield EvaluateStage(
                             contents, self.output, path, self._codec(), weights, images, self.evaluate_options
                         )
+
+    def comparisons(self, contents: Contents) -> Iterator[CompareStage]:
+        """Seed by seed: arms of equal seed have seen the same crops."""
+        for name in self.folders:
+            for seed in self.seeds:
+                arms = {}
+                for arm in (BASE, *self.arms):
+                    its_seed = None if arm == BASE else seed
+                    files = [self.output / f"{self._evaluation(name, arm, rate, its_seed)}.json" for rate in self.rates]
+                    arms[arm] = [(file, rate.lmbda) for file, rate in zip(files, self.rates, strict=True)]
+                path = f"report/{name}/seed-{seed}"
+                yield CompareStage(contents, self.output, path, arms, self.anchors)
 
     def _codec(self) -> list[str]:
         return ["-m", self.model, *(["--metric", self.metric] if self.metric != "mse" else [])]
@@ -128,6 +145,10 @@ class Study:
     @staticmethod
     def _arm(arm: str, rate: Rate, seed: int) -> str:
         return f"arms/{arm}/{rate.folder}/seed-{seed}"
+
+    @staticmethod
+    def _evaluation(folder: str, arm: str, rate: Rate, seed: int | None = None) -> str:
+        return f"evaluations/{folder}/{arm}/{rate.folder}" + ("" if seed is None else f"/seed-{seed}")
 
     def _start(self, rate: Rate) -> Path | None:
         """The weights that all arms of a rate begin with; None: the zoo's."""

@@ -4,9 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,8 +12,7 @@ import torch
 pytest.importorskip("compressai")
 
 from svdrd.__main__ import main as svdrd
-from svdrd.compress import BadInput, checkpoints, data, experiment, finetune
-from svdrd.compress.study import read_study
+from svdrd.compress import checkpoints, data, experiment, finetune, load_codec
 from tests.compress.conftest import differing, synthetic_photograph, weights
 
 LAMBDAS = (0.001, 0.004, 0.016, 0.064)
@@ -260,3 +257,144 @@ def test_runs_of_svdrd_finetune_are_adopted(place: Path, capsys: pytest.CaptureF
     options = ["--patch-size", "64", "64", "--batch-size", "2", "--steps", "3", "-lr", "1e-3", "--block-size", "8"]
     assert svdrd(["finetune", *start, *options, "-d", "photographs", "-o", str(other)]) == 0
     changed("arms/basis/lambda-0.016/seed-0: mu was 1.0, is 300.0", capsys)
+
+
+def given_weights() -> None:
+    """A study of one rate whose base is a random codec that is there, with a checkpoint after every step."""
+    torch.manual_seed(0)
+    torch.save(
+        {"state_dict": load_codec("bmshj2018-hyperprior", init="random", N=8, M=12).state_dict()}, "given.pth.tar"
+    )
+    trained = text_between(STUDY, "[base]", "[finetune]").format(training=TRAINING)
+    write_study(
+        ("lambdas = [0.001, 0.004, 0.016, 0.064]", "lambdas = [0.016]"),
+        (trained, '[base]\nweights = "given.pth.tar"\n\n'),
+        ("steps = 3\n", "epochs = 12\ncheckpoint-minutes = 0\n"),
+    )
+
+
+def started() -> subprocess.Popen[str]:
+    """``svdrd experiment`` in a process of its own, once its first stage has a checkpoint."""
+    last = Path("study/arms/control/lambda-0.016/seed-0/checkpoint.pth.tar")
+    before = last.stat().st_mtime_ns if last.exists() else 0
+    argv = [sys.executable, "-m", "svdrd", "experiment", "study.toml"]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not last.exists() or last.stat().st_mtime_ns == before:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    return process
+
+
+def children(process: int) -> list[int]:
+    listed = Path(f"/proc/{process}/task/{process}/children")
+    if not listed.exists():
+        pytest.skip("which processes a process has started is read from /proc, which this system has not")
+    return [int(child) for child in listed.read_text().split()]
+
+
+def test_killed_in_the_middle_and_run_again(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    given_weights()
+    assert svdrd(["experiment", "study.toml", "-o", "straight"]) == 0
+    capsys.readouterr()
+
+    # Killed so that it cannot end its stage, which goes on alone and keeps the folder.
+    process = started()
+    (stage,) = children(process.pid)
+    process.kill()
+    process.wait()
+    assert svdrd(["experiment", "study.toml"]) == 2
+    assert "another svdrd experiment, or a stage of one that was killed, works there" in capsys.readouterr().err
+    os.kill(stage, signal.SIGKILL)
+
+    # Asked to end: the stage saves, and both end with the signal's number.
+    process = started()
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "[1/6] arms/control/lambda-0.016/seed-0: begun, step" in out
+    assert "go on with --resume study/arms/control/lambda-0.016/seed-0/checkpoint.pth.tar" in error
+    assert error.endswith("interrupted in arms/control/lambda-0.016/seed-0; the same command continues the study\n")
+    step = checkpoints.load("study/arms/control/lambda-0.016/seed-0/checkpoint.pth.tar")["step"]
+    assert 1 < step < 36
+
+    assert svdrd(["experiment", "study.toml"]) == 0
+    out = capsys.readouterr().out
+    assert f"[1/6] arms/control/lambda-0.016/seed-0: begun, step {step} of 36\n" in out
+    for arm in ("control", "basis"):
+        name = f"arms/{arm}/lambda-0.016/seed-0/checkpoint.pth.tar"
+        assert differing(checkpoints.load(f"straight/{name}"), checkpoints.load(f"study/{name}")) == []
+        results = [
+            json.loads(Path(f"{run}/evaluations/held-out/{arm}/lambda-0.016/seed-0.json").read_text())["images"]
+            for run in ("straight", "study")
+        ]
+        for one, other in zip(*results, strict=True):
+            assert [one["results"][key] for key in ("bpp", "psnr-rgb")] == [
+                other["results"][key] for key in ("bpp", "psnr-rgb")
+            ]
+
+
+def test_a_stage_that_fails_ends_the_study_and_says_so(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    given_weights()
+    codes = iter([-signal.SIGKILL, 3])
+    monkeypatch.setattr(experiment, "OwnProcess", lambda _lock: lambda _command: next(codes))
+    assert svdrd(["experiment", "study.toml"]) == 1
+    assert "arms/control/lambda-0.016/seed-0 was killed by signal 9" in capsys.readouterr().err
+    assert svdrd(["experiment", "study.toml"]) == 1
+    assert "arms/control/lambda-0.016/seed-0 ended with exit code 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("replacement", "said"),
+    [
+        (("seeds", "seed"), "study.toml: no 'seed'; did you mean seeds?"),
+        (('model = "bmshj2018-hyperprior"\n', ""), "study.toml: model: missing"),
+        (('"bmshj2018-hyperprior"', '"bmshj"'), "did you mean"),
+        (("lambdas = [0.001, 0.004, 0.016, 0.064]\n", ""), "give either lambdas = "),
+        (("[0.001, 0.004, 0.016, 0.064]", "[0.001, 0.001]"), "the same one twice"),
+        (("[0.001, 0.004, 0.016, 0.064]", "[0]"), "lambdas = [0]: wanted a list of numbers above 0"),
+        (("lambdas = [0.001, 0.004, 0.016, 0.064]", "qualities = [1, 2]"), "qualities: these are the zoo's weights"),
+        (("seeds = [0]", "seeds = [0, 0]"), "seeds = [0, 0]: wanted a list of different whole numbers"),
+        (("[arms.basis]", "[arms.base]"), "[arms.base]: not a name for an arm's folder"),
+        (("mu = 300", "m = 300"), "[arms.basis]: no option 'm'; did you mean mu?"),
+        (("mu = 300", "mu = -1"), "--mu -1.0: wanted a finite value of at least 0"),
+        (("mu = 300", 'mu = "many"'), "argument --mu: invalid float value: 'many'"),
+        (("mu = 300", "steps = 9"), "[arms.basis]: steps: comes from [finetune]: all arms see the same crops"),
+        (("mu = 300", "seed = 9"), "[arms.basis]: seed: comes from seeds at the top of the file"),
+        (("[finetune]", "[finetune]\ncheckpoint = 'x'"), "[finetune]: checkpoint: comes from [base]"),
+        (("[finetune]", "[finetune]\nlambda = 1"), "[finetune]: lambda: comes from lambdas at the top of the file"),
+        (("[base]", "[base]\nweights = 'none-{lambda}'"), "[base] weights: no file none-0.001; leave the line out"),
+        (("[base]", "[base]\nweights = 'none'"), "[base] weights = 'none': wanted a path with {lambda} in it"),
+        (('"held_out"', '"elsewhere"'), "[evaluate] folders: no folder elsewhere"),
+        (("folders =", "folder ="), "[evaluate]: no 'folder'; did you mean folders?"),
+        (("[evaluate]", '[report]\nanchors = ["none"]\n[evaluate]'), "[report] anchors: 'none' is none of base, "),
+        (('"photographs"', '"missing"'), "dataset 'missing': missing; give a folder of images"),
+    ],
+)
+def test_bad_configurations_are_one_line_and_write_nothing(
+    replacement: tuple[str, str], said: str, place: Path, capsys: pytest.CaptureFixture[str]
+):
+    write_study(replacement)
+    before = sorted(place.rglob("*"))
+    assert svdrd(["experiment", "study.toml"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("svdrd experiment: error: ")
+    assert error.count("\n") == 1
+    assert said in error
+    assert sorted(place.rglob("*")) == before
+
+
+def test_the_zoo_is_a_base(place: Path, capsys: pytest.CaptureFixture[str]):
+    """As in the paper: the zoo's weights at their lambdas. Its files are not here, so the plan is looked at."""
+    trained = text_between(STUDY, "[base]", "[finetune]").format(training=TRAINING)
+    write_study(("lambdas = [0.001, 0.004, 0.016, 0.064]", "qualities = [1, 3]"), (trained, ""))
+    assert svdrd(["experiment", "study.toml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "arms/basis/lambda-0.0067/seed-0: to do\n$ svdrd finetune -m bmshj2018-hyperprior -q 3 --steps=3" in out
+    assert (
+        "$ svdrd evaluate -m bmshj2018-hyperprior -q 1 -d held_out -o study/evaluations/held-out/base/lambda-0.0018.json"
+        in out
+    )
