@@ -11,6 +11,7 @@ from typing import NoReturn
 COMMANDS = {
     "finetune": "train a CompressAI codec with the basis loss",
     "evaluate": "code a folder of images with a codec: bpp, PSNR, MS-SSIM",
+    "compare": "compare arms: BD-rate, RD loss, curves, crops side by side",
     "experiment": "run a whole study: base codecs, fine-tuning arms, evaluation, comparison",
     "data": "get a data set of photographs: kodak, div2k, clic",
     "info": "versions, devices, backends (what svdrd prints without arguments)",
@@ -88,7 +89,7 @@ def info() -> str:
         lines.append("cuda: no device")
     for name, available, reason in backends.describe():
         lines.append(f"backend {name}: {'available' if available else 'missing'}, {reason}")
-    for package in ("compressai", "pytorch-msssim", "tensorboard", "torchvision", "tqdm"):
+    for package in ("bjontegaard", "compressai", "matplotlib", "pytorch-msssim", "tensorboard", "torchvision", "tqdm"):
         try:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:

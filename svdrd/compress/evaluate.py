@@ -2,7 +2,8 @@
 
 The numbers are defined as in CompressAI's `eval_model`: the rate is the length of the range coder's output, PSNR and
 MS-SSIM compare 8-bit images, and the averages are means over the images. The JSON file has `eval_model`'s form, with
-the results of each image added under `images`.
+the results of each image added under `images`, and under `settings` what `svdrd compare` needs to know of how they came
+about.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from svdrd.compress.data import ImageFolder
 from svdrd.compress.errors import BadInput
 from svdrd.compress.metrics import MS_SSIM_SMALLEST_SIDE, ms_ssim_8bit, psnr, to_8bit
 from svdrd.compress.models import load_codec
+from svdrd.compress.provenance import origin, settings_of
 
 # CompressAI's `eval_model` pads every image to multiples of 64, also for models that need less.
 PADDING = 64
@@ -173,6 +175,50 @@ def table(per_image: Sequence[dict[str, Any]], estimated: bool) -> str:
     return "\n".join(lines)
 
 
+def open_images(dataset: str | os.PathLike[str]) -> ImageFolder:
+    """The images of a folder, all of which can be decoded and are large enough for MS-SSIM.
+
+    Raises:
+        BadInput: no folder, no image in it, or one that is too small.
+    """
+    images = ImageFolder(dataset, decode=True)
+    if images.skipped:
+        print(f"skipped {images.skipped} files of {dataset} that are no images", file=sys.stderr)
+    for path, (height, width) in zip(images.samples, images.sizes, strict=True):
+        if min(height, width) < MS_SSIM_SMALLEST_SIDE:
+            raise BadInput(
+                f"--dataset {str(dataset)!r}: {path.name} has {height}x{width} pixels, and MS-SSIM needs "
+                f"{MS_SSIM_SMALLEST_SIDE} on each side; take that image out"
+            )
+    return images
+
+
+def check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"--device {device}: {reason}; --device cpu works everywhere") from error
+
+
+def document(
+    name: str, points: Sequence[tuple[dict[str, Any], list[dict[str, Any]]]], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of the JSON file: `points` are codecs, as `{"checkpoint": path}`, and their results of each image."""
+    results: dict[str, list[float]] = {}
+    for _, per_image in points:
+        for key, value in average(per_image).items():
+            results.setdefault(key, []).append(value)
+    method = "entropy estimation" if settings["rate"] == "estimated" else compressai.get_entropy_coder()
+    return {
+        "name": name,
+        "description": f"Inference ({method})",
+        "results": results,
+        "images": [codec | image for codec, per_image in points for image in per_image],
+        "settings": settings,
+    }
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-m", "--model", required=True, help="a CompressAI image codec, such as bmshj2018-hyperprior")
@@ -203,10 +249,15 @@ def check_output(args: argparse.Namespace, images: ImageFolder) -> None:
         existing = next(folder for folder in [args.decoded, *args.decoded.absolute().parents] if folder.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise BadInput(f"--decoded {str(args.decoded)!r}: {str(existing)!r} is not a folder that can be written to")
-        names = Counter(path.relative_to(images.root).with_suffix("") for path in images.samples)
-        name, count = names.most_common(1)[0]
-        if count > 1:
-            raise BadInput(f"--decoded: {count} images are called {str(name)!r}; rename them to be told apart")
+        check_names(images, "--decoded")
+
+
+def check_names(images: ImageFolder, option: str) -> None:
+    """Refuse images whose decoded files would overwrite each other."""
+    names = Counter(path.relative_to(images.root).with_suffix("") for path in images.samples)
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        raise BadInput(f"{option}: {count} images are called {str(name)!r}; rename them to be told apart")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,20 +277,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"--device {args.device}: {reason}; --device cpu works everywhere") from error
-    images = ImageFolder(args.dataset, decode=True)
-    if images.skipped:
-        print(f"skipped {images.skipped} files of {args.dataset} that are no images", file=sys.stderr)
-    for path, (height, width) in zip(images.samples, images.sizes, strict=True):
-        if min(height, width) < MS_SSIM_SMALLEST_SIDE:
-            raise BadInput(
-                f"--dataset {args.dataset!r}: {path.name} has {height}x{width} pixels, and MS-SSIM needs "
-                f"{MS_SSIM_SMALLEST_SIDE} on each side; take that image out"
-            )
+    check_device(args.device)
+    images = open_images(args.dataset)
     check_output(args, images)
     codecs: Sequence[dict[str, Any]]
     if args.checkpoint:
@@ -248,8 +287,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         codecs = [{"quality": quality} for quality in sorted(args.quality)]
     # All are loaded first: a wrong file at the end of the list shows at once.
     models = [load_codec(args.model, metric=args.metric, **codec) for codec in codecs]
-    results: dict[str, list[float]] = {}
-    per_image = []
+    points = []
     for codec, model in zip(codecs, models, strict=True):
         model.to(args.device)
         # The tables of a checkpoint may be older than its weights; those of the zoo belong to them.
@@ -259,21 +297,15 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         except DecoderMismatch as error:
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return 1
-        for key, value in average(coded).items():
-            results.setdefault(key, []).append(value)
-        per_image += [codec | image for image in coded]
+        points.append((codec, coded))
         print(f"{args.model} {' '.join(f'{key} {value}' for key, value in codec.items())}")
         print(table(coded, args.estimate), flush=True)
     if args.output is not None:
-        method = "entropy estimation" if args.estimate else compressai.get_entropy_coder()
-        document = {
-            "name": f"{args.model}-{args.metric}",
-            "description": f"Inference ({method})",
-            "results": results,
-            "images": per_image,
-        }
+        made = settings_of(args.model, images, args.estimate, args.device)
+        made["points"] = [origin(args.model, args.metric, codec) for codec in codecs]
         # Whole or not at all: who finds the file takes it for all of the images.
         temporary = args.output.with_name(args.output.name + ".tmp")
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
+        content = document(f"{args.model}-{args.metric}", points, made)
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
         temporary.replace(args.output)
     return 0
