@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from svdrd.compress.errors import BadInput, Stopped
 from svdrd.compress.interruption import HANDLED
+from svdrd.compress.report import write_report
 from svdrd.compress.stages import DONE, TO_DO, ChangedStage, Stage
 from svdrd.compress.study import Study, read_study
 
@@ -109,7 +110,10 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         print("\nnothing was run or written (--dry-run)")
         return 0
     with locked(study.output) as lock:
-        return run_stages(stages, OwnProcess(lock))
+        code = run_stages(stages, OwnProcess(lock))
+        if code == 0:
+            print(f"\nreport: {write_report(study, stages)}")
+        return code
 
 
 def check(stages: Sequence[Stage]) -> list[str]:

@@ -74,8 +74,8 @@ def _bd_rates(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ]
         rows.append([row["arm"], row["anchor"], QUALITY_NAMES[row["quality"]], *_with_mean(found, "+.2f")])
     title = (
-        f"BD-rate of the mean curves in percent, {first['primary']} interpolation, {first['rate']}; in brackets 95 % intervals "
-        "over the images. Negative: the arm needs less."
+        f"BD-rate of the mean curves in percent, {first['primary']} interpolation, {first['rate']}; in brackets 95 % "
+        "intervals over the images. Negative: the arm needs less."
     )
     head = ["arm", "anchor", "quality", *seeds, *_mean_heading(seeds)]
     return [title, "", *markdown_table(head, rows, 3), *_reasons(comparisons)]
@@ -86,7 +86,7 @@ def _rd_losses(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
     seeds = [f"seed {seed}" for seed in comparisons]
     rows = []
     for row in first["rd_losses"]:
-        keys = ("arm", "anchor", "lambda" if "lambda" in row else "lmbda")
+        keys = ("arm", "anchor", "lmbda")
         found = [
             next(other for other in comparison["rd_losses"] if all(other[key] == row[key] for key in keys))["percent"]
             for comparison in comparisons.values()
@@ -94,8 +94,8 @@ def _rd_losses(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lmbda = "mean of all" if row["lmbda"] is None else f"{row['lmbda']:g}"
         rows.append([row["arm"], row["anchor"], lmbda, *_with_mean(found, "+.3f")])
     title = (
-        "RD loss `bpp + lambda 255^2 MSE` at equal lambda, paired by image: the difference in percent of the anchor's; in "
-        "brackets 95 % intervals over the images."
+        "RD loss `bpp + lambda 255^2 MSE` at equal lambda, paired by image: the difference in percent of the anchor's; "
+        "in brackets 95 % intervals over the images."
     )
     head = ["arm", "anchor", "lambda", *seeds, *_mean_heading(seeds)]
     return [title, "", *markdown_table(head, rows, 3)]
