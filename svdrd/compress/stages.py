@@ -117,8 +117,9 @@ class Stage(ABC):
 
     def changes(self) -> list[str]:
         """What differs between the configuration and the result that is there."""
-        found = self.found()
-        return [] if found is None or self.result() == TO_DO else differences(found, self.settings(), self.defaults())
+        # First, and also where there is nothing to compare with: a folder that is missing shows before anything runs.
+        settings, found = self.settings(), self.found()
+        return [] if found is None or self.result() == TO_DO else differences(found, settings, self.defaults())
 
     def defaults(self) -> dict[str, Any]:
         """Values of settings that a result of an earlier version does not name."""

@@ -354,7 +354,7 @@ def test_a_stage_that_fails_ends_the_study_and_says_so(
     [
         (("seeds", "seed"), "study.toml: no 'seed'; did you mean seeds?"),
         (('model = "bmshj2018-hyperprior"\n', ""), "study.toml: model: missing"),
-        (('"bmshj2018-hyperprior"', '"bmshj"'), "did you mean"),
+        (('"bmshj2018-hyperprior"', '"bmshj2018-hyper"'), "did you mean bmshj2018-hyperprior"),
         (("lambdas = [0.001, 0.004, 0.016, 0.064]\n", ""), "give either lambdas = "),
         (("[0.001, 0.004, 0.016, 0.064]", "[0.001, 0.001]"), "the same one twice"),
         (("[0.001, 0.004, 0.016, 0.064]", "[0]"), "lambdas = [0]: wanted a list of numbers above 0"),
