@@ -1,7 +1,6 @@
 """The stages of a study: the command of each, what decides its result, and whether that is there already."""
 
 import argparse
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from svdrd.compress import checkpoints, finetune
 from svdrd.compress.arguments import as_config, check_arguments
 from svdrd.compress.data import ImageFolder
 from svdrd.compress.errors import BadInput
+from svdrd.compress.provenance import digest_of, sha256, weights_of
 
 DONE, TO_DO = "done", "to do"
 # Stands for the weights that an earlier stage has yet to make.
@@ -45,7 +45,7 @@ class Contents:
         status = path.stat()
         key = (path.resolve(), status.st_mtime_ns, status.st_size)
         if key not in self._files:
-            self._files[key] = hashlib.sha256(path.read_bytes()).hexdigest()
+            self._files[key] = sha256(path)
         return self._files[key]
 
     def training(self, arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -56,9 +56,9 @@ class Contents:
         return self._folders[key]
 
     def images(self, folder: str) -> str:
-        """The fingerprint of the images of a folder: names and sizes."""
+        """A digest of the names and contents of the images of a folder, as ``svdrd evaluate`` records it."""
         if (folder,) not in self._folders:
-            self._folders[(folder,)] = (ImageFolder(folder).fingerprint(),)
+            self._folders[(folder,)] = (digest_of(ImageFolder(folder)),)
         return self._folders[(folder,)][0]
 
 
@@ -215,32 +215,38 @@ class FinetuneStage(Stage):
 
 
 class EvaluateStage(Stage):
-    """``svdrd evaluate`` of one codec over the folder ``images`` into ``name``.json; no ``checkpoint``: the zoo's."""
+    """``svdrd evaluate`` over the folder ``images`` into ``name``.json.
+
+    ``codec`` is ``{"checkpoint": path}``, or ``{"quality": q}`` of the zoo's weights for ``metric``.
+    """
 
     def __init__(
         self,
         contents: Contents,
         output: Path,
         name: str,
-        codec: Sequence[str],
-        checkpoint: Path | None,
+        model: str,
+        codec: Mapping[str, Any],
+        metric: str,
         images: str,
         options: Sequence[str],
     ) -> None:
         self.file = output / f"{name}.json"
-        self.codec = list(codec)
-        self.checkpoint = checkpoint
+        self.model = model
+        self.checkpoint = Path(codec["checkpoint"]) if "checkpoint" in codec else None
+        self.zoo = None if self.checkpoint else weights_of(metric, dict(codec))
         self.images = images
         self.options = list(options)
-        source = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
-        command = ["evaluate", *codec, *source, "-d", images, *options, "-o", str(self.file)]
+        source = [word for key, value in codec.items() for word in (f"--{key}", str(value))]
+        kind = [] if metric == "mse" else ["--metric", metric]
+        command = ["evaluate", "-m", model, *kind, *source, "-d", images, *options, "-o", str(self.file)]
         super().__init__(contents, output, name, command)
 
     def settings(self) -> dict[str, Any]:
         return {
-            "codec": " ".join(self.codec),
-            "estimate": "--estimate" in self.options,
-            "weights": "the zoo's" if self.checkpoint is None else self.contents.weights(self.checkpoint),
+            "model": self.model,
+            "rate": "estimated" if "--estimate" in self.options else "coded",
+            "weights": self.zoo if self.checkpoint is None else self.contents.weights(self.checkpoint),
             "images": self.contents.images(self.images),
         }
 
@@ -252,10 +258,19 @@ class EvaluateStage(Stage):
         return self.file
 
     def found(self) -> dict[str, Any] | None:
-        record = super().found()
-        if record is None and self.file.exists():
-            raise BadInput(f"{self.name}: {self.file} was not written by svdrd experiment; move it elsewhere")
-        return record
+        """What the file itself says."""
+        if not self.file.exists():
+            return None
+        try:
+            said = json.loads(self.file.read_text())["settings"]
+            return {
+                "model": said["model"],
+                "rate": said["rate"],
+                "weights": said["points"][0]["weights"],
+                "images": said["images"],
+            }
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise BadInput(f"{self.name}: {self.file} is no result of svdrd evaluate ({error}); remove it") from error
 
 
 class CompareStage(Stage):

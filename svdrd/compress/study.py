@@ -112,20 +112,20 @@ class Study:
                     yield FinetuneStage(contents, self.output, self._arm(arm, rate, seed), words, start)
 
     def _evaluations(self, contents: Contents) -> Iterator[Stage]:
+        def stage(path: str, codec: dict[str, Any], images: str) -> Stage:
+            rest = (self.model, codec, self.metric, images, self.evaluate_options)
+            return EvaluateStage(contents, self.output, path, *rest)
+
         for name, images in self.folders.items():
             for rate in self.rates:
                 start = self._start(rate)
-                codec = [*self._codec(), *(rate.words() if start is None else [])]
-                path = self._evaluation(name, BASE, rate)
-                yield EvaluateStage(contents, self.output, path, codec, start, images, self.evaluate_options)
+                codec = {"quality": rate.quality} if start is None else {"checkpoint": str(start)}
+                yield stage(self._evaluation(name, BASE, rate), codec, images)
             for seed in self.seeds:
                 for rate in self.rates:
                     for arm in self.arms:
-                        path = self._evaluation(name, arm, rate, seed)
-                        weights = self.output / self._arm(arm, rate, seed) / checkpoints.LAST
-                        yield EvaluateStage(
-                            contents, self.output, path, self._codec(), weights, images, self.evaluate_options
-                        )
+                        checkpoint = self.output / self._arm(arm, rate, seed) / checkpoints.LAST
+                        yield stage(self._evaluation(name, arm, rate, seed), {"checkpoint": str(checkpoint)}, images)
 
     def comparisons(self, contents: Contents) -> Iterator[CompareStage]:
         """Seed by seed: arms of equal seed have seen the same crops."""

@@ -1,8 +1,9 @@
 import json
 import os
+import re
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,9 @@ pytest.importorskip("compressai")
 from svdrd.__main__ import main as svdrd
 from svdrd.compress import checkpoints, data, experiment, finetune, load_codec
 from tests.compress.conftest import differing, synthetic_photograph, weights
+from tests.compress.several import CONTEXT
 
+IN_A_PROCESS_OF_ITS_OWN = experiment.OwnProcess
 LAMBDAS = (0.001, 0.004, 0.016, 0.064)
 STUDY = """
 output = "study"
@@ -123,11 +126,35 @@ def test_a_study_from_end_to_end(place: Path, capsys: pytest.CaptureFixture[str]
             results = json.loads(Path(f"study/evaluations/held-out/{arm}/lambda-{lmbda:g}/seed-0.json").read_text())
             assert [image["source"] for image in results["images"]] == ["0.png", "1.png"]
 
+    report = Path("study/report/report.md").read_text()
+    assert out.endswith("report: study/report/report.md\n")
+    assert "| arm basis | `--mu=300 --block-size=8` |" in report
+    for command in commands:
+        assert command.removeprefix("$ ") in report
+    links = re.findall(r"\]\(([^)]+)\)", report)
+    assert len(links) == 3  # the tables, a figure for each anchor
+    assert all((place / "study" / "report" / link).is_file() for link in links)
+    comparison = json.loads(Path("study/report/held-out/seed-0/comparison.json").read_text())
+    pairs = {(row["arm"], row["anchor"]) for row in comparison["bd_rates"]}
+    assert pairs == {("control", "base"), ("basis", "base"), ("base", "control"), ("basis", "control")}
+    loss = next(
+        row
+        for row in comparison["rd_losses"]
+        if (row["arm"], row["anchor"], row["lmbda"]) == ("basis", "control", 0.064)
+    )
+    assert loss["images"] == 2
+    cell = "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**loss["percent"])
+    assert f"| basis | control | 0.064 | {cell} |" in report
+    # After two steps of training there may be no curve, and then it says why.
+    rate = next(row for row in comparison["bd_rates"] if (row["arm"], row["anchor"]) == ("basis", "control"))["of_mean"]
+    assert ("| basis | control | PSNR | none |" in report) == (rate["value"] is None)
+    assert ("- basis over control, PSNR, seed 0: mean curve, " in report) == (rate["value"] is None)
+
     before = tree(place / "study")
     assert svdrd(["experiment", "study.toml"]) == 0
     again = capsys.readouterr().out
     assert stages_run(again) == []
-    assert again.count(": done\n") == len(before_stages := commands), before_stages
+    assert again.count(": done\n") == len(commands)
     assert tree(place / "study") == before
 
 
@@ -162,6 +189,9 @@ def test_arms_differ_in_nothing_but_their_options(place: Path, monkeypatch: pyte
             trained = [weights(checkpoints.load(f"study/{arm}/checkpoint.pth.tar")) for arm in (control, basis)]
             assert not torch.equal(trained[0]["g_s.6.weight"], trained[1]["g_s.6.weight"])
         assert not torch.equal(crops[f"arms/control/lambda-{lmbda:g}/seed-0"][0], crops[control][0])
+    report = Path("study/report/report.md").read_text()
+    assert "| arm | anchor | lambda | seed 0 | seed 1 | mean of the seeds |" in report
+    assert "(held-out/seed-1/comparison.md)" in report
     assert all(map(torch.equal, crops["arms/basis/lambda-0.001/seed-1"], crops["arms/basis/lambda-0.016/seed-1"]))
 
 
@@ -196,7 +226,7 @@ def test_another_configuration_of_what_is_done_is_refused(place: Path, capsys: p
     write_study(one_rate, ("steps = 2\n", "steps = 4\n"))
     changed("base/lambda-0.016: steps was 2, is 4", capsys)
     write_study(one_rate, ("[evaluate]", "[evaluate]\nestimate = true"))
-    changed("evaluations/held-out/base/lambda-0.016: estimate was False, is True", capsys)
+    changed("evaluations/held-out/base/lambda-0.016: rate was coded, is estimated", capsys)
 
     # What only says where, and how fast, is no other study.
     write_study(one_rate, ("num-workers = 0", "num-workers = 1"))
@@ -275,16 +305,24 @@ def given_weights() -> None:
     )
 
 
-def started() -> subprocess.Popen[str]:
-    """``svdrd experiment`` in a process of its own, once its first stage has a checkpoint."""
-    last = Path("study/arms/control/lambda-0.016/seed-0/checkpoint.pth.tar")
-    before = last.stat().st_mtime_ns if last.exists() else 0
-    argv = [sys.executable, "-m", "svdrd", "experiment", "study.toml"]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not last.exists() or last.stat().st_mtime_ns == before:
-        assert process.poll() is None, process.communicate()
+LAST = Path("study/arms/control/lambda-0.016/seed-0/checkpoint.pth.tar")
+
+
+def changed_at(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def wait_for_change(path: Path, before: int) -> None:
+    limit = time.monotonic() + 300
+    while changed_at(path) == before:
+        assert time.monotonic() < limit
         time.sleep(0.002)
-    return process
+
+
+def run_study(folder: Path, threads: int) -> None:
+    os.chdir(folder)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    sys.exit(svdrd(["experiment", "study.toml"]))
 
 
 def children(process: int) -> list[int]:
@@ -295,34 +333,49 @@ def children(process: int) -> list[int]:
 
 
 def test_killed_in_the_middle_and_run_again(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
+    # Sums over other numbers of threads are other sums.
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     given_weights()
     assert svdrd(["experiment", "study.toml", "-o", "straight"]) == 0
-    capsys.readouterr()
+    capfd.readouterr()
 
     # Killed so that it cannot end its stage, which goes on alone and keeps the folder.
-    process = started()
-    (stage,) = children(process.pid)
-    process.kill()
-    process.wait()
+    study = CONTEXT.Process(target=run_study, args=(place, torch.get_num_threads()))
+    study.start()
+    wait_for_change(LAST, 0)
+    assert study.pid is not None
+    (stage,) = children(study.pid)
+    study.kill()
+    study.join()
     assert svdrd(["experiment", "study.toml"]) == 2
-    assert "another svdrd experiment, or a stage of one that was killed, works there" in capsys.readouterr().err
+    assert "another svdrd experiment, or a stage of one that was killed, works there" in capfd.readouterr().err
     os.kill(stage, signal.SIGKILL)
+    while (Path("/proc") / str(stage)).exists():
+        time.sleep(0.002)
 
-    # Asked to end: the stage saves, and both end with the signal's number.
-    process = started()
-    process.send_signal(signal.SIGTERM)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM
+    # Asked to end: the stage saves, and the study ends with the signal's number.
+    monkeypatch.setattr(experiment, "OwnProcess", IN_A_PROCESS_OF_ITS_OWN)
+
+    def terminate(before: int) -> None:
+        wait_for_change(LAST, before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate, args=(changed_at(LAST),))
+    thread.start()
+    assert svdrd(["experiment", "study.toml"]) == 128 + signal.SIGTERM
+    thread.join()
+    out, error = capfd.readouterr()
     assert "[1/6] arms/control/lambda-0.016/seed-0: begun\n" in out
-    assert "go on with --resume study/arms/control/lambda-0.016/seed-0/checkpoint.pth.tar" in error
+    assert f"go on with --resume {LAST}" in error
     assert error.endswith("interrupted in arms/control/lambda-0.016/seed-0; the same command continues the study\n")
-    step = checkpoints.load("study/arms/control/lambda-0.016/seed-0/checkpoint.pth.tar")["step"]
+    step = checkpoints.load(LAST)["step"]
     assert 1 < step < 36
 
+    monkeypatch.setattr(experiment, "OwnProcess", lambda _lock: svdrd)
     assert svdrd(["experiment", "study.toml"]) == 0
-    out = capsys.readouterr().out
+    out = capfd.readouterr().out
     assert f"[1/6] arms/control/lambda-0.016/seed-0: begun, step {step} of 36\n" in out
     for arm in ("control", "basis"):
         name = f"arms/{arm}/lambda-0.016/seed-0/checkpoint.pth.tar"
