@@ -20,7 +20,7 @@ METHODS = ("cubic", "pchip", "akima")
 PRIMARY = "pchip"
 # VCEG-M33 defines the measure on four; with fewer the cubic polynomial has no unique solution.
 FEWEST_POINTS = 4
-# Where an interpolated curve is looked at to see whether it is monotone.
+# Where a curve of a method that may turn back between monotone points is looked at to see whether it does.
 SAMPLES = 257
 
 
@@ -75,6 +75,8 @@ def bd_rate(
         value, *interpolated = bjontegaard.bd_rate(
             anchor_bpp, anchor_quality, bpp, quality, method, require_matching_points=False, interpolators=True
         )
+    if method == "pchip":
+        return float(value)
     at = np.linspace(low, high, SAMPLES)
     for name, log_rate in zip(names, interpolated, strict=True):
         falling = np.flatnonzero(np.diff(log_rate(at)) <= 0)
@@ -95,7 +97,7 @@ def checked(name: str, bpp: Values, quality: Values) -> tuple[Array, Array]:
     rates, qualities = rates[order], qualities[order]
     falling = np.flatnonzero((np.diff(rates) <= 0) | ~(np.diff(qualities) > 0))
     if len(rates) < FEWEST_POINTS:
-        problem = f"{len(rates)} points, wanted {FEWEST_POINTS} or more"
+        problem = f"{len(rates)} point{'' if len(rates) == 1 else 's'}, wanted {FEWEST_POINTS} or more"
     elif not (np.isfinite(rates).all() and np.isfinite(qualities).all()):
         problem = "a point is not finite"
     elif rates[0] <= 0:

@@ -122,10 +122,10 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     comparison = compare(curves_of(found, arms, data_sets), args.anchor, args.resamples, args.seed)
     written = write(comparison, args.anchor, args.output)
     print(f"\n{conventions(comparison)[0]}\n\n{summary(comparison)}\n")
+    print("\n".join(f"wrote {path}" for path in written), flush=True)
     if wishes is not None:
-        written += draw_visual(args, wishes, kept, arms, data_sets, comparison)
-    for path in written:
-        print(f"wrote {path}")
+        drawn = draw_visual(args, wishes, kept, arms, data_sets, comparison)
+        print("\n".join(f"wrote {path}" for path in drawn))
     return 0
 
 

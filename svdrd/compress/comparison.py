@@ -119,10 +119,10 @@ def compare(
         BadInput: an arm that appears twice, an anchor that is not there, or curves of one data set and codec that are
             of different images or of differently made rates.
     """
-    curves = [curve.sorted() for curve in curves]
-    comparison = Comparison(curves, count, seed)
     for group in groups(curves):
         check_comparable(group)
+    comparison = Comparison([curve.sorted() for curve in curves], count, seed)
+    for group in groups(comparison.curves):
         draws = resamples(len(group[0].images), count, seed)
         for anchor in anchors_of(group, anchors):
             for arm in group:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from svdrd.compress.bd_rate import PRIMARY, NoBDRate, common_range, rate_at
+from svdrd.compress.bd_rate import PRIMARY, NoBDRate, checked, common_range, rate_at
 from svdrd.compress.comparison import QUALITIES, BDRate
 from svdrd.compress.curve import Curve
 from svdrd.compress.evaluations import write_json
@@ -40,9 +40,16 @@ def draw_curves(curves: Sequence[Curve], anchor: str, bd_rates: Sequence[BDRate]
         below.set(xlabel=AXIS_NAMES[quality], ylabel=f"rate relative to {anchor} (%)")
         below.axhline(0, color=COLOURS[0], linewidth=1, zorder=1)
         below.margins(y=0.15)
-        above.legend(fontsize=9)
+        if max(len(curve.points) for curve in curves) == 1:
+            # Points above each other leave the legend no other place.
+            above.margins(y=0.6)
         for axes in (above, below):
             axes.grid(alpha=0.3)
+            axes.ticklabel_format(useOffset=False)
+        above.legend(fontsize=9)
+        if len(below.lines) == 1:
+            below.set(xticks=[], yticks=[])
+            below.text(0.5, 0.6, "no curves to compare", ha="center", transform=below.transAxes)
     images = f"{len(first.images)} images" if len(first.images) > 1 else first.images[0]
     how = "rates estimated" if first.estimated else "coded"
     figure.suptitle(f"{first.codec} on {first.dataset}: mean of {images}, {how}; curves: {PRIMARY}", fontsize=12)
@@ -58,7 +65,7 @@ def _label(curve: Curve, anchor: str, quality: str, bd_rates: Sequence[BDRate]) 
         if (row.dataset, row.codec, row.anchor, row.arm, row.quality, row.method) == wanted:
             estimate = row.of_mean
             if estimate.value is None:
-                return f"{curve.arm}: no BD-rate"
+                return f"{curve.arm}: no BD-rate, comparison.md says why"
             interval = "" if estimate.low is None else f" [{estimate.low:+.2f}, {estimate.high:+.2f}]"
             return f"{curve.arm}: BD-rate {estimate.value:+.2f} %{interval}"
     return curve.arm
@@ -70,6 +77,7 @@ def _draw_curve(axes: Axes, curve: Curve, quality: str, index: int, label: str) 
     colour, width, size = COLOURS[style], max(2.6 - 0.7 * index, 0.8), max(8 - 1.6 * index, 3)
     axes.plot(rates, qualities, MARKERS[style], color=colour, markersize=size, label=label, zorder=2 + index)
     try:
+        checked(curve.arm, rates, qualities)
         at = np.linspace(qualities.min(), qualities.max(), SAMPLES)
         axes.plot(rate_at(rates, qualities, at), at, color=colour, linewidth=width, zorder=2 + index)
     except NoBDRate:
@@ -82,13 +90,14 @@ def _draw_difference(axes: Axes, anchor: Curve, curve: Curve, quality: str, inde
     (anchor_rates, anchor_qualities), (rates, qualities) = anchor.mean(quality), curve.mean(quality)
     low, high = common_range(anchor_qualities, qualities)
     try:
+        for one in (anchor, curve):
+            checked(one.arm, *one.mean(quality))
         if not low < high:
             raise NoBDRate("no common quality")
         at = np.linspace(low, high, SAMPLES)
         percent = 100 * (rate_at(rates, qualities, at) / rate_at(anchor_rates, anchor_qualities, at) - 1)
     except NoBDRate:
-        text = f"{curve.arm}: none, comparison.md says why"
-        axes.text(0.5, 1 - 0.12 * index, text, color=COLOURS[style], ha="center", transform=axes.transAxes, fontsize=9)
+        # The legend says so.
         return
     axes.plot(at, percent, color=COLOURS[style], linewidth=1.4, zorder=2 + index)
     inside = (qualities >= low) & (qualities <= high)

@@ -42,7 +42,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
     assert all(f"  {command} " in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["finetune", "evaluate", "data"])
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "compare", "data"])
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -50,7 +50,7 @@ def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]):
     assert f"usage: svdrd {command} " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "compare"])
 def test_without_compressai(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     for name in list(sys.modules):
         if name.startswith("svdrd.compress"):
