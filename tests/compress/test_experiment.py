@@ -451,3 +451,40 @@ def test_the_zoo_is_a_base(place: Path, capsys: pytest.CaptureFixture[str]):
     assert "arms/basis/lambda-0.0067/seed-0: to do\n$ svdrd finetune -m bmshj2018-hyperprior -q 3 --steps=3" in out
     command = "$ svdrd evaluate -m bmshj2018-hyperprior -q 1 -d held_out -o "
     assert f"{command}study/evaluations/held-out/base/lambda-0.0018.json" in out
+
+
+@pytest.fixture
+def beside_the_documentation(place: Path) -> Path:
+    """A working directory that looks like the repository's root, with photographs."""
+    for name in ("docs", "demo"):
+        (place / name).symlink_to(Path(__file__).resolve().parents[2] / name)
+    Path("photographs").unlink()
+    for name in ("cid22", "val4", "kodak", "train"):
+        (place / "photographs" / name).mkdir(parents=True)
+        for seed in range(2):
+            synthetic_photograph(256, 272, seed).save(f"photographs/{name}/{seed}.png")
+    return place
+
+
+def test_the_committed_study(beside_the_documentation: Path, capsys: pytest.CaptureFixture[str]):
+    assert svdrd(["experiment", "docs/study/study.toml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 rates, 3 arms, " in out
+    assert "$ svdrd finetune -m bmshj2018-hyperprior --lambda 0.0067 --checkpoint docs/study/base/lambda-0.0067" in out
+    Path("study.toml").write_text(re.sub(r"(?m)^weights.*\n", "", Path("docs/study/study.toml").read_text()))
+    assert svdrd(["experiment", "study.toml", "--dry-run"]) == 0
+    assert (
+        "\nbase/lambda-0.013: to do\n"
+        "$ svdrd finetune -m bmshj2018-hyperprior --lambda 0.013 --checkpoint=demo/base/checkpoint.pth.tar --mu=0 "
+        "--dataset=photographs/cid22 --val-dataset=photographs/val4 --patch-size 128 128 --batch-size=8 "
+        "--crops-per-image=20 --learning-rate=0.0005 --aux-learning-rate=0.01 --lr-schedule=cosine --steps=3500 "
+        "--num-workers=0 --seed=0 --precision=bf16 --channels-last --device=cpu -o runs/study/base/lambda-0.013 "
+        "--resume auto\n"
+    ) in capsys.readouterr().out
+
+
+def test_the_documented_configuration(beside_the_documentation: Path, capsys: pytest.CaptureFixture[str]):
+    text = text_between(Path("docs/experiment.md").read_text(), "```toml\n", "\n```\n\nAll arms")
+    Path("study.toml").write_text(text.removeprefix("```toml\n"))
+    assert svdrd(["experiment", "study.toml", "--dry-run"]) == 0
+    assert "4 rates, 3 arms, 2 seeds, 1 folder; into runs/study\n58 stages" in capsys.readouterr().out
