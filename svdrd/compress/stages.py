@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from svdrd.compress import checkpoints, finetune
-from svdrd.compress.arguments import as_config, check_arguments
+from svdrd.compress.arguments import as_config, check_arguments, read_configuration
 from svdrd.compress.data import ImageFolder
 from svdrd.compress.errors import BadInput
 from svdrd.compress.provenance import digest_of, sha256, weights_of
@@ -27,6 +27,9 @@ NOT_COMPARED = frozenset(
         "dataset", "val-dataset", "checkpoint",
     )
 )  # fmt: skip
+
+# What a run's own files do not hold.
+CONTENTS = ("weights of the start", "training images", "validation images")
 
 
 class Contents:
@@ -168,9 +171,7 @@ class FinetuneStage(Stage):
         training, validation = self.contents.training(self.arguments)
         return {
             **self._compared(self.arguments),
-            "weights of the start": self.contents.weights(self.start),
-            "training images": training,
-            "validation images": validation,
+            **dict(zip(CONTENTS, (self.contents.weights(self.start), training, validation), strict=True)),
         }
 
     def result(self) -> str:
@@ -188,10 +189,14 @@ class FinetuneStage(Stage):
         return self.folder
 
     def found(self) -> dict[str, Any] | None:
-        """Of a run without a record, made by ``svdrd finetune`` itself: what its checkpoint says."""
+        """The record, with the options of the run that is really there; without a record, what its checkpoint says."""
         record = super().found()
-        if record is not None or not self.checkpoint.exists():
+        if not self.checkpoint.exists():
             return record
+        if record is not None:
+            config = read_configuration(str(self.folder / "config.json"), self.name)
+            options = {key: value for key, value in config.items() if key not in NOT_COMPARED}
+            return {**options, **{key: record[key] for key in CONTENTS if key in record}}
         state = checkpoints.load(self.checkpoint)
         if "arguments" not in state:
             raise BadInput(f"{self.name}: {self.checkpoint} is no run of svdrd finetune; remove {self.folder}")

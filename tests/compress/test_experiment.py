@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -234,6 +235,13 @@ def test_another_configuration_of_what_is_done_is_refused(place: Path, capsys: p
     assert stages_run(capsys.readouterr().out) == []
     write_study(one_rate)
 
+    # The record of the stage is that of the study, the run is another.
+    shutil.copytree("study/arms/basis/lambda-0.016/seed-0", "kept")
+    another_run_in_the_folder_of_the_basis_arm()
+    changed("arms/basis/lambda-0.016/seed-0: mu was 1.0, is 300.0", capsys)
+    shutil.rmtree("study/arms/basis/lambda-0.016/seed-0")
+    Path("kept").rename("study/arms/basis/lambda-0.016/seed-0")
+
     photograph = synthetic_photograph(176, 192, 7)
     photograph.save("held_out/2.png")
     changed("evaluations/held-out/base/lambda-0.016: the images are others than before", capsys)
@@ -281,14 +289,17 @@ def test_runs_of_svdrd_finetune_are_adopted(place: Path, capsys: pytest.CaptureF
         name for name in stages_run(capsys.readouterr().out) if not name.startswith(("evaluations", "report"))
     ] == []
 
-    other = Path("study/arms/basis/lambda-0.016/seed-0")
-    for path in other.iterdir():
+    another_run_in_the_folder_of_the_basis_arm()
+    changed("arms/basis/lambda-0.016/seed-0: mu was 1.0, is 300.0", capsys)
+
+
+def another_run_in_the_folder_of_the_basis_arm() -> None:
+    folder = Path("study/arms/basis/lambda-0.016/seed-0")
+    for path in folder.iterdir():
         path.unlink()
-    Path("study/stages/arms/basis/lambda-0.016/seed-0.json").unlink(missing_ok=True)
     start = ["--lambda", "0.016", "--checkpoint", "study/base/lambda-0.016/checkpoint.pth.tar", "-n", "0", "--mu", "1"]
     options = ["--patch-size", "64", "64", "--batch-size", "2", "--steps", "3", "-lr", "1e-3", "--block-size", "8"]
-    assert svdrd(["finetune", *start, *options, "-d", "photographs", "-o", str(other)]) == 0
-    changed("arms/basis/lambda-0.016/seed-0: mu was 1.0, is 300.0", capsys)
+    assert svdrd(["finetune", *start, *options, "-d", "photographs", "-o", str(folder)]) == 0
 
 
 def given_weights() -> None:
