@@ -460,7 +460,7 @@ def test_the_zoo_is_a_base(place: Path, capsys: pytest.CaptureFixture[str]):
     assert svdrd(["experiment", "study.toml", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "arms/basis/lambda-0.0067/seed-0: to do\n$ svdrd finetune -m bmshj2018-hyperprior -q 3 --steps=3" in out
-    command = "$ svdrd evaluate -m bmshj2018-hyperprior -q 1 -d held_out -o "
+    command = "$ svdrd evaluate -m bmshj2018-hyperprior --quality 1 -d held_out -o "
     assert f"{command}study/evaluations/held-out/base/lambda-0.0018.json" in out
 
 
