@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "code a folder of images with a codec: bpp, PSNR, MS-SSIM",
     "compare": "compare arms: BD-rate, RD loss, curves, crops side by side",
     "recompose": "what the singular vectors of the originals would give a codec's images: PSNR, figures",
+    "experiment": "run a whole study: base codecs, fine-tuning arms, evaluation, comparison",
     "data": "get a data set of photographs: kodak, div2k, clic",
     "info": "versions, devices, backends (what svdrd prints without arguments)",
 }

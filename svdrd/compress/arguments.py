@@ -176,20 +176,26 @@ def options_of_file(parser: argparse.ArgumentParser, path: str) -> list[str]:
     Keys are the long names of the options, with ``-`` or ``_``; ``true`` and ``false`` switch. TOML's tables (and
     JSON's objects) are headings without a meaning.
     """
+    where = f"--config {path}"
+    return words_of(parser, dict(_flat(read_configuration(path, where))), where)
+
+
+def words_of(parser: argparse.ArgumentParser, options: Mapping[str, Any], where: str) -> list[str]:
+    """Options by their long names as words of a command line; ``where`` begins the message of an error."""
     actions = {name.replace("-", "_"): (name, action) for name, action in _long_options(parser)}
     words = []
-    for key, value in _flat(_read_configuration(path)):
+    for key, value in options.items():
         name = key.replace("-", "_")
         if name not in actions or actions[name][1].dest in ("config", "help", "dry_run"):
             similar = difflib.get_close_matches(name, actions, n=1)
             hint = f"did you mean {actions[similar[0]][0]}?" if similar else "svdrd finetune --help lists them"
-            raise BadInput(f"--config {path}: no option {key!r}; {hint}")
+            raise BadInput(f"{where}: no option {key!r}; {hint}")
         option, action = actions[name]
         if value is None:
             continue
         if isinstance(value, bool) != isinstance(action, argparse.BooleanOptionalAction):
             wanted = "true or false" if isinstance(action, argparse.BooleanOptionalAction) else "a value, or none"
-            raise BadInput(f"--config {path}: {key} = {json.dumps(value)}: wanted {wanted}")
+            raise BadInput(f"{where}: {key} = {json.dumps(value)}: wanted {wanted}")
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{option}")
         elif isinstance(value, list) and value:
@@ -208,17 +214,22 @@ def _long_options(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argpar
                 yield option[2:], action
 
 
-def _read_configuration(path: str) -> dict[str, Any]:
+def read_configuration(path: str, where: str) -> dict[str, Any]:
+    """A TOML or, by its suffix, JSON file; ``where`` begins the message of an error.
+
+    Raises:
+        BadInput: no such file, not TOML (JSON), or not a table (object).
+    """
     try:
         text = Path(path).read_text()
         value = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
     except OSError as error:
-        raise BadInput(f"--config {path}: {error.strerror}; give a .toml or .json file of options") from error
+        raise BadInput(f"{where}: {error.strerror}; give a .toml or .json file of options") from error
     except ValueError as error:
         kind = "JSON" if Path(path).suffix == ".json" else "TOML"
-        raise BadInput(f"--config {path}: not {kind} ({error}); for example: batch-size = 16") from error
+        raise BadInput(f"{where}: not {kind} ({error}); for example: batch-size = 16") from error
     if not isinstance(value, dict):
-        raise BadInput(f"--config {path}: holds a {type(value).__name__}, wanted an object of options by name")
+        raise BadInput(f"{where}: holds a {type(value).__name__}, wanted an object of options by name")
     return value
 
 

@@ -307,5 +307,9 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     if args.output is not None:
         made = settings_of(args.model, images, args.estimate, args.device)
         made["points"] = [origin(args.model, args.metric, codec) for codec in codecs]
-        args.output.write_text(json.dumps(document(f"{args.model}-{args.metric}", points, made), indent=2) + "\n")
+        # Whole or not at all: who finds the file takes it for all of the images.
+        temporary = args.output.with_name(args.output.name + ".tmp")
+        content = document(f"{args.model}-{args.metric}", points, made)
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.replace(args.output)
     return 0

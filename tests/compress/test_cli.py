@@ -42,7 +42,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
     assert all(f"  {command} " in out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["finetune", "evaluate", "compare", "recompose", "data"])
+@pytest.mark.parametrize("command", ["finetune", "evaluate", "compare", "recompose", "experiment", "data"])
 def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
