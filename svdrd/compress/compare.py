@@ -20,6 +20,7 @@ from svdrd.compress.curve import Curve
 from svdrd.compress.errors import BadInput
 from svdrd.compress.evaluate import average, check_device, check_names, open_images
 from svdrd.compress.evaluations import DataSet, Evaluations, Point, file_name
+from svdrd.compress.models import add_codec_arguments, codec_arguments
 from svdrd.compress.rd_curves import draw_curves, write_plot_json
 from svdrd.compress.table_files import write_tables
 from svdrd.compress.tables import conventions, summary
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--anchor", nargs="+", default=[], help="arms to compare with (default: the first of each codec)")
     add("--metric", choices=METRICS, default="mse", help="distortion of the zoo's training (default: %(default)s)")
+    add_codec_arguments(parser)
     add(
         "--estimate",
         "--entropy-estimation",
@@ -99,7 +101,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     folders = data_folders(args.dataset)
     if to_code and not folders:
         raise BadInput("--dataset: missing; give a folder of images, for example --dataset kodak=photographs/kodak")
-    kept = Evaluations(args.output / "evaluations", args.estimate, args.device, args.metric)
+    kept = Evaluations(args.output / "evaluations", args.estimate, args.device, args.metric, codec_arguments(args))
     data_sets = [kept.data_set(name, open_images(folder)) for name, folder in folders.items()]
     if wishes is not None:
         check_visual(wishes, args.point, arms, data_sets)

@@ -96,13 +96,17 @@ class Evaluations:
         estimated: estimates the rates instead of coding.
         device: to compute on.
         metric: of the zoo's weights.
+        options: of :func:`svdrd.compress.models.load_codec`, for all codecs alike.
     """
 
-    def __init__(self, folder: Path, estimated: bool, device: str, metric: str) -> None:
+    def __init__(
+        self, folder: Path, estimated: bool, device: str, metric: str, options: dict[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.estimated = estimated
         self.device = device
         self.metric = metric
+        self.options = options or {}
         self.kept: dict[tuple[str, ...], Point] = {}
         for path in sorted(folder.rglob("*.json")):
             try:
@@ -118,7 +122,7 @@ class Evaluations:
     def load(self, arm: Arm, source: Source) -> CompressionModel:
         """Raises BadInput where the weights are no such codec."""
         assert arm.model is not None
-        return load_codec(arm.model, metric=self.metric, **source.codec)
+        return load_codec(arm.model, metric=self.metric, **source.codec, **self.options)
 
     def find(self, arm: Arm, source: Source, data_set: DataSet) -> Point | None:
         """The kept result of a point, if there is one."""

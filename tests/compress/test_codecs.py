@@ -133,6 +133,12 @@ def test_lic_tcm(crops: Path, tmp_path: Path):
     random = [*lic_tcm, "--init", "random", "--model-args", "N=12"]
     resumed, results = trained_evaluated_resumed(crops, tmp_path / "run", random, lic_tcm)
     assert resumed["arguments"]["lic_tcm_repo"] == str(STAND_IN)
+    compared = ["-d", str(crops / "to_code"), "-o", str(tmp_path / "compared")]
+    checkpoint = str(tmp_path / "run" / checkpoints.LAST)
+    arms = ["--arm", "one", checkpoint, "--arm", "other", checkpoint]
+    assert svdrd(["compare", *lic_tcm, *compared, *arms]) == 0
+    (kept,) = (tmp_path / "compared" / "evaluations").rglob("*.json")
+    assert json.loads(kept.read_text())["results"]["bpp"][0] > 0
     straight = ["--lambda", "0.01", "-d", str(crops), "--batch-size", "1", "-n", "0", "--device", "cpu"]
     assert svdrd(["finetune", *random, *straight, "--steps", "2", "-o", str(tmp_path / "straight")]) == 0
     # A run stopped after one step validates there too, which the straight one does at the end of the epoch only.
