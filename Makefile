@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SANITIZERS ?= address,undefined
 PYTEST_ARGS ?=
+# The tests of one file stay in one process; 0 runs all in this one, for a debugger.
+TEST_PROCESSES ?= 2
 DEMO_ARGS ?=
 # Of gpu-check: which pieces, and options such as --resume.
 PIECES ?=
@@ -59,7 +61,7 @@ $(VENV)/.installed: $(VENV)/.requirements $(VENV)/.build-mode setup.py $(wildcar
 install: $(VENV)/.installed
 
 test: install emulation
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .
