@@ -352,7 +352,7 @@ def test_signal_to_the_whole_process_group(photographs: Path, tmp_path: Path, nu
         (["-lr", "1e-4"], "the run has learning_rate 0.001, given is 0.0001"),
         (["--seed", "5"], "the run has seed 0, given is 5"),
         (["--lr-schedule", "cosine"], "the run has lr_schedule plateau"),
-        (["--patch-size", "128", "128"], "the run has patch_size"),
+        (["--batch-size", "3"], "the run has batch_size 2, given is 3"),
         (["-m", "bmshj2018-factorized"], "not a bmshj2018-factorized"),
     ],
 )
