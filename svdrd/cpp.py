@@ -7,9 +7,7 @@ from torch import Tensor
 
 from svdrd import backends
 
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+_NAMES = {torch.float32: "float32", torch.float64: "float64"}
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,7 +18,7 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     k = min(m, n)
     u, s, vh = a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
     backends.native.svd(
-        _name(a.dtype), a.data_ptr(), b, m, n, u.data_ptr(), s.data_ptr(), vh.data_ptr(), torch.get_num_threads()
+        _NAMES[a.dtype], a.data_ptr(), b, m, n, u.data_ptr(), s.data_ptr(), vh.data_ptr(), torch.get_num_threads()
     )
     return u, s, vh
 
@@ -34,7 +32,7 @@ def svd_backward(
     b, m, n = u.shape[0], u.shape[1], vh.shape[2]
     derivative = u.new_empty(b, m, n)
     pointers = [0 if x is None else x.data_ptr() for x in tensors]
-    backends.native.svd_backward(_name(u.dtype), *pointers, b, m, n, derivative.data_ptr(), torch.get_num_threads())
+    backends.native.svd_backward(_NAMES[u.dtype], *pointers, b, m, n, derivative.data_ptr(), torch.get_num_threads())
     return derivative
 
 
@@ -49,7 +47,7 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
     u, s, vh = (a.new_empty(shape) for shape in shapes)
     factors = (u.data_ptr(), s.data_ptr(), vh.data_ptr()) if save_factors else (0, 0, 0)
     backends.native.polar_factor(
-        _name(a.dtype), a.data_ptr(), b, m, n, rcond, smooth, p.data_ptr(), *factors, torch.get_num_threads()
+        _NAMES[a.dtype], a.data_ptr(), b, m, n, rcond, smooth, p.data_ptr(), *factors, torch.get_num_threads()
     )
     return p, u, s, vh
 
@@ -61,7 +59,7 @@ def polar_factor_backward(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth
     b, m, n = grad.shape
     derivative = torch.empty_like(grad)
     backends.native.polar_factor_backward(
-        _name(grad.dtype), grad.data_ptr(), u.data_ptr(), s.data_ptr(), vh.data_ptr(), b, m, n, smooth,
+        _NAMES[grad.dtype], grad.data_ptr(), u.data_ptr(), s.data_ptr(), vh.data_ptr(), b, m, n, smooth,
         derivative.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return derivative
@@ -85,7 +83,7 @@ def basis_loss(
     derivative_x_hat = torch.empty_like(x_hat) if need_grad_x_hat else x_hat.new_empty(0)
     derivative_x = torch.empty_like(x) if need_grad_x else x.new_empty(0)
     backends.native.basis_loss(
-        _name(x_hat.dtype), x_hat.data_ptr(), x.data_ptr(), b, h, w, block_height, block_width, rcond, smooth,
+        _NAMES[x_hat.dtype], x_hat.data_ptr(), x.data_ptr(), b, h, w, block_height, block_width, rcond, smooth,
         loss.data_ptr(), derivative_x_hat.data_ptr() if need_grad_x_hat else 0,
         derivative_x.data_ptr() if need_grad_x else 0, torch.get_num_threads(),
     )  # fmt: skip

@@ -437,9 +437,11 @@ for _name in _SCHEMAS:
 
 def _only_autograd_takes_part(*tensors: Tensor) -> bool:
     """Whether the kernels of ``cpp`` compute, and no compiler, tracer, transform, mode or subclass wants to see it."""
+    for x in tensors:
+        if type(x) is not Tensor or not x.is_cpu:
+            return False
     return (
-        all(type(x) is Tensor and x.device.type == "cpu" for x in tensors)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
