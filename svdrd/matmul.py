@@ -24,17 +24,17 @@ LARGEST_RCOND = 0.25
 # Each minimax quintic is made for [l, 1] with l no smaller than this: then no singular value, once above it, is sent
 # back to near 0, where rounding would swallow it.
 _CUSHION = 0.04
-# Room above 1 for rounding: every quintic leaves the largest singular value below 1 / (1 + _MARGIN).
-_MARGIN = 2e-3
+# Room above 1 for rounding: every quintic leaves the largest singular value below 1 / (1 + MARGIN).
+MARGIN = 2e-3
 # Where the minimax quintics end: every value above rcond s_1 is then in [_NEAR, 2 - _NEAR].
 _NEAR = 0.95
-_TRUNCATIONS = 6
+TRUNCATIONS = 6
 # (5 x^3 - 3 x^5) / 2 = x: below, values go to 0, above to 1.
 _WATERSHED = (2 / 3) ** 0.5
-# G^(2^_SQUARINGS) bounds s_1 to within a factor n^(1 / 2^(_SQUARINGS + 2)).
-_SQUARINGS = 6
+# G^(2^SQUARINGS) bounds s_1 to within a factor n^(1 / 2^(SQUARINGS + 2)).
+SQUARINGS = 6
 # The steps whose last product is formed in float64 when the input is float32.
-_OPENING = 3
+OPENING = 3
 # Entries of the matrices that are worked on at once; bounds the memory.
 _CHUNK = 1 << 21
 
@@ -51,7 +51,7 @@ class Quintic(NamedTuple):
         return x * (self.a + y * (self.b + y * self.c))
 
 
-_TRUNCATE = Quintic(0.0, 2.5, -1.5)
+TRUNCATE = Quintic(0.0, 2.5, -1.5)
 
 
 def _solve(matrix: list[list[float]]) -> list[float]:
@@ -91,7 +91,7 @@ def _quintics(lower: float, count: int) -> tuple[list[Quintic], float]:
     steps: list[Quintic] = []
     for k in range(count):
         quintic, error = minimax_quintic(max(lower, _CUSHION))
-        top = (1 + error) * (1 + _MARGIN) if k < count - 1 else 1.0  # the last one is left centred on 1
+        top = (1 + error) * (1 + MARGIN) if k < count - 1 else 1.0  # the last one is left centred on 1
         steps.append(Quintic(*(x / top for x in quintic)))
         lower = steps[-1](lower)
     return steps, lower
@@ -114,8 +114,8 @@ def watershed(steps: Sequence[Quintic]) -> float:
 
 @lru_cache(maxsize=64)
 def schedule(rcond: float) -> tuple[Quintic, ...]:
-    """The quintics with their watershed at ``rcond / (1 + _MARGIN)``, for matrices of norm ``1 / (1 + _MARGIN)``."""
-    target = rcond / (1 + _MARGIN)
+    """The quintics with their watershed at ``rcond / (1 + MARGIN)``, for matrices of norm ``1 / (1 + MARGIN)``."""
+    target = rcond / (1 + MARGIN)
     count = 1
     while _quintics(1.2 * target, count)[1] < _NEAR:
         count += 1
@@ -123,16 +123,16 @@ def schedule(rcond: float) -> tuple[Quintic, ...]:
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if watershed(_quintics(middle, count)[0]) > target else (middle, high)
-    return (*_quintics(high, count)[0], *[_TRUNCATE] * _TRUNCATIONS)
+    return (*_quintics(high, count)[0], *[TRUNCATE] * TRUNCATIONS)
 
 
 def _norm_bound(products: Products, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Upper bounds of the spectral norms, at most ``n^(1 / 2^(_SQUARINGS + 2))`` times too large.
+    """Upper bounds of the spectral norms, at most ``n^(1 / 2^(SQUARINGS + 2))`` times too large.
 
-    ``s_1^2 <= ||G^p||_F^(1/p)`` with ``G = x^T x`` and ``p = 2^_SQUARINGS``.
+    ``s_1^2 <= ||G^p||_F^(1/p)`` with ``G = x^T x`` and ``p = 2^SQUARINGS``.
     """
     norms: list[Tensor] = []
-    for _ in range(_SQUARINGS + 1):
+    for _ in range(SQUARINGS + 1):
         x, norm = products.unit_gram(x, norms[-1] if norms else None, dtype)
         norms.append(norm)
     bound = torch.ones_like(norms[0])
@@ -142,7 +142,7 @@ def _norm_bound(products: Products, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _Scaled(NamedTuple):
-    """``matrix`` in float64, tall, of norm at most ``1 / (1 + _MARGIN)``: ``2^-exponent factor`` times the original.
+    """``matrix`` in float64, tall, of norm at most ``1 / (1 + MARGIN)``: ``2^-exponent factor`` times the original.
 
     ``health`` is 1, or NaN for an item with NaN or Inf, whose matrix is zero.
     """
@@ -161,7 +161,7 @@ def _scaled(
     """
     x, exponent, health = products.read(matrices, torch.float64, True, smooth if smooth > 0 else None)
     if factor is None:
-        factor = 1 / ((1 + _MARGIN) * _norm_bound(products, x, dtype).double())
+        factor = 1 / ((1 + MARGIN) * _norm_bound(products, x, dtype).double())
     return _Scaled(x * per_item(factor), exponent, factor, health)
 
 
@@ -173,7 +173,7 @@ def _iterated(products: Products, x: Tensor, steps: Sequence[Quintic], dtype: to
     products are formed in float64, and nothing else needs to be.
     """
     for k, (a, b, c) in enumerate(steps):
-        if k == _OPENING:
+        if k == OPENING:
             x = x.to(dtype)
         gram = products.gram(x, dtype)
         q = products.gram(gram, dtype, c, gram, b)  # b gram + c gram^2
@@ -217,7 +217,7 @@ def _derivative(
     """
     h, omega, outside = _parts(products, matrices, factor, p, g, dtype, smooth)
     for k, (a, b, c) in enumerate(steps):
-        if k == _OPENING:
+        if k == OPENING:
             h = h.to(dtype)
         gram = products.gram(h, dtype)
         q = products.gram(gram, dtype, c, gram, b)

@@ -243,7 +243,7 @@ def test_schedule_is_that_of_the_specification(fused: Any) -> None:
         repeats, count, *coefficients = fused.schedule(max(rcond, EPS))
         first, *later = (matmul.Quintic(*coefficients[i : i + 3]) for i in range(0, 15, 3))
         steps = [first] * repeats + later
-        steps = (steps + [matmul._TRUNCATE] * count)[:count]
+        steps = (steps + [matmul.TRUNCATE] * count)[:count]
         assert tuple(steps) == matmul.schedule(max(rcond, EPS))
 
 

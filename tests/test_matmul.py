@@ -76,14 +76,14 @@ def product_vjp(g: Tensor, a: Tensor, rcond: float, smooth: float = 0.0) -> Tens
 @pytest.mark.parametrize("rcond", [0.25, 0.1, 3e-2, 1e-3, 1e-5, 4 * 2**-23, 2**-23, 4 * 2**-52, 2**-52])
 def test_the_step_lies_at_rcond_and_the_band_around_it_is_as_documented(rcond: float) -> None:
     steps = matmul.schedule(rcond)
-    threshold = rcond / (1 + matmul._MARGIN)
+    threshold = rcond / (1 + matmul.MARGIN)
 
     def image(x: Tensor) -> Tensor:
         for a, b, c in steps:
             x = x * (a + x**2 * (b + x**2 * c))
         return x
 
-    assert matmul.watershed(steps[: -matmul._TRUNCATIONS]) == pytest.approx(threshold, rel=1e-6)
+    assert matmul.watershed(steps[: -matmul.TRUNCATIONS]) == pytest.approx(threshold, rel=1e-6)
     # Also a little above the norm that is promised, by which rounding may raise it.
     kept = torch.logspace(0, 1, 200_001, dtype=torch.float64).log10()
     kept = (1.13 * threshold) * ((1 + 1e-3) / (1.13 * rcond)) ** kept
@@ -113,9 +113,9 @@ def test_norm_bound(m: int, n: int, dtype: torch.dtype) -> None:
     a = animals(max(m, n), min(m, n), dtype)
     s = torch.linalg.svdvals(a.double())[:, 0]
     bound = matmul._norm_bound(TORCH, a, dtype).double()
-    looseness = min(m, n) ** (1 / 2 ** (matmul._SQUARINGS + 2)) * (1 + 1e-4)
+    looseness = min(m, n) ** (1 / 2 ** (matmul.SQUARINGS + 2)) * (1 + 1e-4)
     some = s > torch.finfo(dtype).tiny ** 0.5  # matrices come scaled to entries near 1
-    assert (bound >= s * (1 - 1e-4))[some].all()  # rounding; _MARGIN is 20 times that
+    assert (bound >= s * (1 - 1e-4))[some].all()  # rounding; MARGIN is 20 times that
     assert (bound <= s * looseness)[some].all()
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from svdrd.compress.errors import BadInput
+from svdrd.compress.files import replacing
 
 LAST = "checkpoint.pth.tar"
 BEST = "checkpoint_best_loss.pth.tar"
@@ -19,30 +19,19 @@ BEST = "checkpoint_best_loss.pth.tar"
 def save(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Writes ``state`` to ``path``: either the whole new file is there afterwards, or the old one untouched.
 
-    The temporary file lies in the same folder, because only a rename within one file system is atomic. It is removed
-    where writing fails; :func:`remove_leftovers` removes one that a killed process left.
+    :func:`remove_leftovers` removes what a killed process left half written.
 
     Raises:
         OSError: the disk is full, the folder is gone, and so on.
     """
-    path = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with replacing(path) as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file readable by its owner only.
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
+    except RuntimeError as error:
         # On a full disk torch.save stumbles over its own count of the bytes written, and hides what happened.
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
-    _sync_folder(path.parent)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
@@ -84,20 +73,3 @@ def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu")
     if not isinstance(state, dict):
         raise BadInput(f"checkpoint {str(path)!r}: holds a {type(state).__name__}, wanted a dict with a 'state_dict'")
     return state
-
-
-def _sync_folder(folder: Path) -> None:
-    """Without it the rename itself may be lost with the power."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,7 +5,6 @@ checksum is right; what is there already is not fetched again.
 """
 
 import argparse
-import hashlib
 import http.client
 import shutil
 import urllib.error
@@ -18,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from svdrd.compress.errors import BadInput, Stopped
+from svdrd.compress.files import sha256
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 60
@@ -159,12 +159,12 @@ def get(source: Source, folder: Path) -> None:
         raise BadInput(f"--output {folder}: {error.strerror}; choose a folder that can be written to") from error
     is_zip = source.name.endswith(".zip")
     target = folder / source.folder if is_zip else folder / source.name
-    if target.is_dir() if is_zip else target.is_file() and sha256_of(target) == source.sha256:
+    if target.is_dir() if is_zip else target.is_file() and sha256(target) == source.sha256:
         return
     part = folder / f"{source.name}.part"
     try:
         fetch(source, part)
-        if (found := sha256_of(part)) != source.sha256:
+        if (found := sha256(part)) != source.sha256:
             part.unlink()
             raise DownloadFailed(
                 f"{source.url}: its SHA-256 is {found}, expected is {source.sha256}; it was damaged on the way, or has "
@@ -218,14 +218,6 @@ def unpack(archive: Path, target: Path) -> None:
     top = entries[0] if len(entries) == 1 and entries[0].is_dir() else temporary
     top.replace(target)
     shutil.rmtree(temporary, ignore_errors=True)
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _advice(source: Source, folder: Path, part: Path, error: Exception) -> str:

@@ -7,7 +7,6 @@ about.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from svdrd.compress.criterion import METRICS
 from svdrd.compress.data import ImageFolder
 from svdrd.compress.errors import BadInput
+from svdrd.compress.files import write_json
 from svdrd.compress.metrics import MS_SSIM_SMALLEST_SIDE, ms_ssim_8bit, psnr, to_8bit
 from svdrd.compress.models import add_codec_arguments, codec_arguments, load_codec, padding
 from svdrd.compress.provenance import origin, settings_of
@@ -308,8 +308,5 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         made = settings_of(args.model, images, args.estimate, args.device)
         made["points"] = [origin(args.model, args.metric, codec) for codec in codecs]
         # Whole or not at all: who finds the file takes it for all of the images.
-        temporary = args.output.with_name(args.output.name + ".tmp")
-        content = document(f"{args.model}-{args.metric}", points, made)
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(args.output)
+        write_json(args.output, document(f"{args.model}-{args.metric}", points, made))
     return 0

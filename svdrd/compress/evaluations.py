@@ -7,7 +7,6 @@ the same codec, with the same kind of rate.
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from svdrd.compress.curve import Curve
 from svdrd.compress.data import ImageFolder
 from svdrd.compress.errors import BadInput, Stopped
 from svdrd.compress.evaluate import DecoderMismatch, document, evaluate
+from svdrd.compress.files import write_json
 from svdrd.compress.models import load_codec
 from svdrd.compress.provenance import origin, settings_of, weights_of
 
@@ -174,19 +174,6 @@ class Evaluations:
 def file_name(*names: str) -> str:
     """Of an arm of a codec; the colon of a `package.module:factory` is not allowed everywhere."""
     return "-".join(names).replace(":", ".")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """The whole new file is there afterwards, or the old one: a kept result is never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def curve(arm: str, codec: str, dataset: str, points: Sequence[tuple[Source, Point]]) -> Curve:

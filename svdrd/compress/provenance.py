@@ -2,22 +2,13 @@
 
 import hashlib
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 from svdrd.compress import checkpoints
 from svdrd.compress.data import ImageFolder
+from svdrd.compress.files import sha256
 from svdrd.compress.models import lambda_for
 from svdrd.compress.summary import versions
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def weights_of(metric: str, codec: dict[str, Any]) -> str:

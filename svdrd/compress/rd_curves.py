@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from svdrd.compress.bd_rate import PRIMARY, NoBDRate, checked, common_range, rate_at
 from svdrd.compress.comparison import QUALITIES, BDRate
 from svdrd.compress.curve import Curve
-from svdrd.compress.evaluations import write_json
+from svdrd.compress.files import write_json
 
 AXIS_NAMES = {"psnr": "PSNR (dB)", "ms-ssim": "MS-SSIM (dB)"}
 # The anchor is grey. Curves that lie on each other show through: the later the smaller and thinner.

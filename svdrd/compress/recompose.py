@@ -11,7 +11,6 @@ need the original: they say what is lost by bases, and are no codec.
 
 import argparse
 import csv
-import json
 import math
 import os
 import sys
@@ -44,6 +43,7 @@ from svdrd.compress.evaluate import (
     load_codecs,
     padded,
 )
+from svdrd.compress.files import write_json
 from svdrd.compress.metrics import psnr, to_8bit
 from svdrd.compress.models import PADDING, add_codec_arguments, input_sides
 from svdrd.ops import recompose, svd
@@ -345,7 +345,7 @@ def write(args: argparse.Namespace, images: ImageFolder, rates: Sequence[dict[st
         "results": {name: [rate["results"][key] for rate in rates] for key, name in names.items()},
         "rates": [{key: value for key, value in rate.items() if key != "pictures"} for rate in rates],
     }
-    (folder / "recompose.json").write_text(json.dumps(document, indent=2) + "\n")
+    write_json(folder / "recompose.json", document)
     shown = images.name(shown_index(args, images))
     figures.psnr_bpp(rates, f"{args.model}, mean of {len(images)} images, {matrices}", args.estimate, folder)
     figures.strip(rates, shown, args.estimate, folder)

@@ -11,7 +11,8 @@ from svdrd.compress import checkpoints, finetune
 from svdrd.compress.arguments import as_config, check_arguments, read_configuration
 from svdrd.compress.data import ImageFolder
 from svdrd.compress.errors import BadInput
-from svdrd.compress.provenance import digest_of, sha256, weights_of
+from svdrd.compress.files import sha256, write_json
+from svdrd.compress.provenance import digest_of, weights_of
 
 DONE, TO_DO = "done", "to do"
 # Stands for the weights that an earlier stage has yet to make.
@@ -144,12 +145,9 @@ class Stage(ABC):
 
     def begin(self) -> None:
         """Writes the record."""
-        self.record_path.parent.mkdir(parents=True, exist_ok=True)
         self.place().parent.mkdir(parents=True, exist_ok=True)
         record = {"command": ["svdrd", *self.command], "settings": self.settings()}
-        temporary = self.record_path.with_name(self.record_path.name + ".tmp")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        temporary.replace(self.record_path)
+        write_json(self.record_path, record)
 
 
 class FinetuneStage(Stage):

@@ -50,7 +50,7 @@ def schedule(position: float) -> tuple[float, ...]:
     steps = matmul.schedule(position)
     repeats = next(k for k, step in enumerate(steps) if step != steps[0])
     later = steps[repeats : repeats + _LATER]
-    if any(step != matmul._TRUNCATE for step in steps[repeats + _LATER :]):
+    if any(step != matmul.TRUNCATE for step in steps[repeats + _LATER :]):
         raise AssertionError(f"svdrd.matmul.schedule({position}) has more than {_LATER} steps of their own")
     return repeats, len(steps), *steps[0], *(coefficient for step in later for coefficient in step)
 
@@ -90,8 +90,7 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
         kernels.fused_polar_kernel, a, m, n, smooth, b, a, p, smooth, *Shape.of(m, n), *Shape.of(m, n)[1:],
         *schedule(matmul.step_position(a.dtype, rcond, smooth)),
     )  # fmt: skip
-    nothing = a.new_empty(0)
-    return p, nothing, nothing, nothing
+    return p, a.new_empty(0), a.new_empty(0), a.new_empty(0)
 
 
 def polar_factor_backward(
@@ -110,21 +109,9 @@ def polar_factor_backward(
         p = a.new_empty(b, stacked[0], shape.width)
         _launch(kernels.fused_polar_kernel, a, m, n, smooth, b, a, p, smooth, *shape, *stacked, *steps)
     _launch(
-        kernels.fused_polar_backward_kernel,
-        grad,
-        m,
-        n,
-        smooth,
-        b,
-        grad,
-        a,
-        p,
-        derivative,
-        smooth,
-        *shape,
-        *stacked,
+        kernels.fused_polar_backward_kernel, grad, m, n, smooth, b, grad, a, p, derivative, smooth, *shape, *stacked,
         *steps,
-    )
+    )  # fmt: skip
     return derivative
 
 

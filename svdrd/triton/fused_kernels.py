@@ -20,13 +20,13 @@ import triton.language as tl
 from svdrd import matmul
 from svdrd.triton.jacobi_kernels import _exponent, _largest, _power_of_two
 
-OPENING = tl.constexpr(matmul._OPENING)
+OPENING = tl.constexpr(matmul.OPENING)
 # Tiles of more columns leave no room for iterating H in float64.
 DOUBLE_H = tl.constexpr(16)
-SQUARINGS = tl.constexpr(matmul._SQUARINGS)
-MARGIN = tl.constexpr(matmul._MARGIN)
-TRUNCATE_B = tl.constexpr(matmul._TRUNCATE.b)
-TRUNCATE_C = tl.constexpr(matmul._TRUNCATE.c)
+SQUARINGS = tl.constexpr(matmul.SQUARINGS)
+MARGIN = tl.constexpr(matmul.MARGIN)
+TRUNCATE_B = tl.constexpr(matmul.TRUNCATE.b)
+TRUNCATE_C = tl.constexpr(matmul.TRUNCATE.c)
 
 
 @triton.jit

@@ -287,13 +287,13 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
     if save_factors or not takes(m, n, a.dtype, rcond):
         return NotImplemented
     a = a.contiguous()
-    p, nothing = torch.empty_like(a), a.new_empty(0)
+    p = torch.empty_like(a)
     products = TritonProducts(tile_edge(min(m, n), a.device))
     batches = [Blocks.matrices(x) for x in (a, p)]
     chunk = _chunk(products, batches[0], smooth)
     for matrices, into in zip(*(batch.split(chunk) for batch in batches), strict=True):
         matmul.write_polar_factor(products, matrices, into, a.dtype, rcond, smooth)
-    return p, nothing, nothing.clone(), nothing.clone()
+    return p, a.new_empty(0), a.new_empty(0), a.new_empty(0)
 
 
 def polar_factor_backward(

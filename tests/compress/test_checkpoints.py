@@ -12,7 +12,7 @@ pytest.importorskip("compressai")
 
 from compressai.utils.eval_model.__main__ import load_checkpoint as eval_model_load
 
-from svdrd.compress import BadInput, checkpoints, finetune, load_codec
+from svdrd.compress import BadInput, checkpoints, files, finetune, load_codec
 from tests.compress.conftest import TINY_CODEC, TINY_RUN
 
 
@@ -144,7 +144,7 @@ def test_a_full_disk_is_an_oserror_not_torchs_own(tmp_path: Path):
         return full, str(name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints.tempfile, "mkstemp", on_the_full_disk)
+        patch.setattr(files.tempfile, "mkstemp", on_the_full_disk)
         with pytest.raises(OSError, match="No space left on device"):
             checkpoints.save(path, {"epoch": 2, "weights": torch.zeros(100_000)})
     assert list(tmp_path.iterdir()) == [path]

@@ -14,7 +14,8 @@ pytest.importorskip("compressai")
 
 from svdrd.__main__ import main
 from svdrd.compress import download
-from svdrd.compress.download import DATA_SETS, DownloadFailed, Source, get, sha256_of
+from svdrd.compress.download import DATA_SETS, DownloadFailed, Source, get
+from svdrd.compress.files import sha256
 from tests.conftest import PHOTOGRAPHS
 
 CONTENT = bytes(range(256)) * 10_000
@@ -224,4 +225,4 @@ def test_the_table():
 def test_kodak_is_kodak(kodak: list[Path]):
     assert PHOTOGRAPHS in kodak[0].parents
     for path, source in zip(kodak, DATA_SETS["kodak"], strict=True):
-        assert (path.name, path.stat().st_size, sha256_of(path)) == (source.name, source.size, source.sha256)
+        assert (path.name, path.stat().st_size, sha256(path)) == (source.name, source.size, source.sha256)
