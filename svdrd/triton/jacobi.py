@@ -17,6 +17,8 @@ from svdrd.triton.configuration import Configuration
 LARGEST = 64
 # Of float64 matrices the polar factor and the loss do not fit on the chip with more columns than these.
 LARGEST_DOUBLE_POLAR = 32
+# Nor does the loss of float32, with the compiler of Triton 3.6.
+LARGEST_LOSS = 32
 # Matrices of fewer columns share the kernels of this many.
 SMALLEST = 4
 # Rows of a program's tile: one for each thread of a warp, or one matrix of more columns.
@@ -35,6 +37,14 @@ TILES = {
 # 32-bit registers of a thread that may go to tiles; beyond, another warp takes half of the columns. Pairs of registers,
 # for float64, leave gaps.
 REGISTERS = {torch.float32: 160, torch.float64: 144}
+# Forms (M, N) that spill nevertheless with one of the compilers of Triton 3.6 to 3.9 for one of the GPUs of
+# svdrd.triton.aot, and get twice the warps.
+TIGHT = {
+    (kernels.svd_kernel, torch.float32): {(64, 4), (64, 8), (64, 16)},
+    (kernels.polar_kernel, torch.float32): {(32, 4), (32, 32), (64, 64)},
+    (kernels.loss_kernel, torch.float32): {(64, 16)},
+    (kernels.recompose_kernel, torch.float64): {(64, 8), (64, 16)},
+}
 
 
 class Shape(NamedTuple):
@@ -66,8 +76,13 @@ def takes(m: int, n: int) -> bool:
 
 
 def takes_polar(m: int, n: int, dtype: torch.dtype) -> bool:
-    """Whether the other operators are."""
+    """Whether the other operators but the loss are."""
     return takes(m, n) and (dtype == torch.float32 or min(m, n) <= LARGEST_DOUBLE_POLAR)
+
+
+def takes_loss(m: int, n: int) -> bool:
+    """Whether :func:`basis_loss` is, of both dtypes."""
+    return takes(m, n) and min(m, n) <= LARGEST_LOSS
 
 
 @cache
@@ -75,6 +90,8 @@ def configuration(kernel: Any, dtype: torch.dtype, long: int, narrow: int, rows:
     """The form of ``kernel`` for matrices padded to ``long x narrow``."""
     registers = rows * (TILES[kernel] * long + 2 * narrow) * dtype.itemsize // (4 * 32)
     num_warps = triton.next_power_of_2(-(-registers // REGISTERS[dtype]))
+    if (long, narrow) in TIGHT.get((kernel, dtype), ()):
+        num_warps *= 2
     constants = {"R": rows, "M": long, "N": narrow}
     maxnreg = min(255, 65536 // (32 * num_warps))
     return Configuration.of(kernel, constants, num_warps, dtype=DTYPES[dtype], maxnreg=maxnreg)
@@ -88,6 +105,8 @@ def configurations() -> Iterator[Configuration]:
             continue
         for kernel in TILES:
             if kernel is not kernels.svd_kernel and not takes_polar(long, narrow, dtype):
+                continue
+            if kernel is kernels.loss_kernel and not takes_loss(long, narrow):
                 continue
             yield configuration(kernel, dtype, long, narrow, max(ROWS, narrow))
 
@@ -165,8 +184,8 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.basis_loss`; takes what :func:`takes_polar` says."""
-    if not takes_polar(block_height, block_width, x_hat.dtype):
+    """As :func:`svdrd.reference.basis_loss`; takes what :func:`takes_loss` says."""
+    if not takes_loss(block_height, block_width):
         return NotImplemented
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape

@@ -25,6 +25,9 @@ LARGEST_TILE = 64
 # Rows of an operand that a program holds at a time, by the edge of its tile; and its warps.
 DEPTHS = {16: 16, 32: 16, 64: 16}
 WARPS = {16: 1, 32: 4, 64: 4}
+# Of the largest tile with sums in float64, which 4 warps cannot hold on sm_100 with Triton 3.6: it has no tensor cores
+# for float64 there.
+DOUBLE_WARPS = 8
 STAGES = 3
 # The edge of the tiles of what only reads or writes, and its warps.
 EDGE = 32
@@ -67,6 +70,8 @@ def configuration(kernel: Any, dtypes: tuple[torch.dtype, ...], **constants: Any
     others = {name: dtype for name, dtype in zip(names, rest, strict=True) if dtype != first}
     tile = constants.get("TILE")
     warps, stages = (EDGE_WARPS, 1) if tile is None else (WARPS.get(tile, max(WARPS.values())), STAGES)
+    if tile == LARGEST_TILE and dtypes[-1] == torch.float64:
+        warps = DOUBLE_WARPS
     return Configuration.of(kernel, constants, warps, stages, first, others=others)
 
 

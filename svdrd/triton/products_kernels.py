@@ -69,12 +69,12 @@ def symmetric_kernel(
         x_rows = tl.load(x + (at + rows[None, :])).to(dtype)
         x_columns = tl.load(x + (at + columns[None, :])).to(dtype)
         if SAME:
-            total = tl.dot(tl.trans(x_rows), x_columns, total, input_precision=precision)
+            total = tl.dot(tl.trans(x_rows), x_columns, total, input_precision=precision, out_dtype=dtype)
         else:
             y_rows = tl.load(y + (at + rows[None, :])).to(dtype)
             y_columns = tl.load(y + (at + columns[None, :])).to(dtype)
-            total = tl.dot(tl.trans(x_rows), y_columns, total, input_precision=precision)
-            total = tl.dot(tl.trans(signed * y_rows), x_columns, total, input_precision=precision)
+            total = tl.dot(tl.trans(x_rows), y_columns, total, input_precision=precision, out_dtype=dtype)
+            total = tl.dot(tl.trans(signed * y_rows), x_columns, total, input_precision=precision, out_dtype=dtype)
     total *= tl.full([1, 1], alpha, dtype)
     upper = rows[:, None].to(tl.int64) * n + columns[None, :]
     lower = columns[:, None].to(tl.int64) * n + rows[None, :]
@@ -126,7 +126,7 @@ def product_kernel(
         else:
             left = tl.load(x + (rows[:, None].to(tl.int64) * length + across[None, :]))
         right = tl.load(y + (across[:, None].to(tl.int64) * n + columns[None, :]))
-        total = tl.dot(left.to(dtype), right.to(dtype), total, input_precision=precision)
+        total = tl.dot(left.to(dtype), right.to(dtype), total, input_precision=precision, out_dtype=dtype)
     total *= tl.full([1, 1], alpha, dtype)
     at = item * (height * TILE) * n + rows[:, None].to(tl.int64) * n + columns[None, :]
     if add > 0:
