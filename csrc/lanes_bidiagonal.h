@@ -53,8 +53,9 @@ inline Pack<T> sum_of_squares(const Pack<T>* x, int64_t count, int64_t stride) {
 
 // y_j = tau sum_i v_i a_ij for `columns` columns of a; v has the stride of a's rows.
 template <typename T, int block>
-inline void reflector_products(const Pack<T>* v, const Pack<T>& first, const Pack<T>& tau, const Pack<T>* a,
-                               int64_t v_stride, int64_t a_stride, int64_t rows, Pack<T>* y) {
+[[gnu::always_inline]] inline void reflector_products(const Pack<T>* v, const Pack<T>& first, const Pack<T>& tau,
+                                                      const Pack<T>* a, int64_t v_stride, int64_t a_stride,
+                                                      int64_t rows, Pack<T>* y) {
   Pack<T> sum[block];
   for (int j = 0; j < block; ++j) sum[j] = first * a[j];
   for (int64_t i = 1; i < rows; ++i) {
@@ -65,8 +66,8 @@ inline void reflector_products(const Pack<T>* v, const Pack<T>& first, const Pac
 }
 
 template <typename T, int block>
-inline void reflector_update(const Pack<T>* v, const Pack<T>& first, Pack<T>* a, int64_t v_stride, int64_t a_stride,
-                             int64_t rows, const Pack<T>* y) {
+[[gnu::always_inline]] inline void reflector_update(const Pack<T>* v, const Pack<T>& first, Pack<T>* a, int64_t v_stride,
+                                                    int64_t a_stride, int64_t rows, const Pack<T>* y) {
   Pack<T> yj[block];
   for (int j = 0; j < block; ++j) {
     yj[j] = y[j];
@@ -95,7 +96,8 @@ struct BidiagonalFactors {
 };
 
 template <typename T>
-void bidiagonalise(Pack<T>* a, int64_t rows, int64_t columns, const BidiagonalFactors<T>& factors) {
+[[gnu::always_inline]] inline void bidiagonalise(Pack<T>* a, int64_t rows, int64_t columns,
+                                                 const BidiagonalFactors<T>& factors) {
   constexpr int block = column_block<T>();
   const int64_t stride = row_stride(columns);
   for (int64_t k = 0; k < columns; ++k) {
@@ -151,8 +153,8 @@ void bidiagonalise(Pack<T>* a, int64_t rows, int64_t columns, const BidiagonalFa
 }
 
 template <typename T>
-inline void apply_reflector(const Pack<T>* v, int64_t v_stride, const Pack<T>& tau, Pack<T>* a, int64_t a_stride,
-                            int64_t rows, int64_t columns, Pack<T>* y) {
+[[gnu::always_inline]] inline void apply_reflector(const Pack<T>* v, int64_t v_stride, const Pack<T>& tau, Pack<T>* a,
+                                                   int64_t a_stride, int64_t rows, int64_t columns, Pack<T>* y) {
   constexpr int block = column_block<T>();
   int64_t j = 0;
   for (; j + block <= columns; j += block) {
@@ -167,8 +169,8 @@ inline void apply_reflector(const Pack<T>* v, int64_t v_stride, const Pack<T>& t
 
 // u <- Q u for u of rows x columns; a and factors as bidiagonalise left them.
 template <typename T>
-void apply_left_reflectors(const Pack<T>* a, const BidiagonalFactors<T>& factors, Pack<T>* u, int64_t rows,
-                           int64_t columns) {
+[[gnu::always_inline]] inline void apply_left_reflectors(const Pack<T>* a, const BidiagonalFactors<T>& factors, Pack<T>* u,
+                                                         int64_t rows, int64_t columns) {
   const int64_t stride = row_stride(columns);
   for (int64_t k = columns - 1; k >= 0; --k)
     apply_reflector(a + k * stride + k, stride, factors.tau_left[k], u + k * stride, stride, rows - k, columns,
@@ -177,7 +179,8 @@ void apply_left_reflectors(const Pack<T>* a, const BidiagonalFactors<T>& factors
 
 // v <- P v for v of columns x columns.
 template <typename T>
-void apply_right_reflectors(const Pack<T>* a, const BidiagonalFactors<T>& factors, Pack<T>* v, int64_t columns) {
+[[gnu::always_inline]] inline void apply_right_reflectors(const Pack<T>* a, const BidiagonalFactors<T>& factors, Pack<T>* v,
+                                                          int64_t columns) {
   const int64_t stride = row_stride(columns);
   for (int64_t k = columns - 3; k >= 0; --k)
     apply_reflector(a + k * stride + k + 1, int64_t{1}, factors.tau_right[k], v + (k + 1) * stride, stride,

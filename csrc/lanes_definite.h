@@ -129,11 +129,150 @@ struct DefiniteInverse {
   }
 };
 
+// The same for two blocks of 4 x 4 a side, which fit the registers but for a few entries: half of DefiniteInverse's time goes
+// into writing its matrices.
+template <typename T>
+struct SmallDefiniteInverse {
+  using Native = typename Pack<T>::Native;
+  using Block = Native[4][4];
+
+  const Pack<T>* from;
+  Pack<T>* a;
+  int part;
+
+  static constexpr int64_t stride = row_stride(8);
+
+  Native entry(int i, int j) const { return from[i * stride + j].part[part]; }
+  void store(int i, int j, const Native& value) const {
+    a[i * stride + j].part[part] = a[j * stride + i].part[part] = value;
+  }
+
+  // l: in its lower triangle the matrix, out below the diagonal L. inverse = D^-1.
+  [[gnu::always_inline]] static void eliminate(Block& l, Native (&inverse)[4]) {
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      inverse[q] = (Native{} + T(1)) / l[q][q];
+#pragma GCC unroll 4
+      for (int p = q + 1; p < 4; ++p) {
+        const Native factor = l[p][q] * inverse[q];
+#pragma GCC unroll 4
+        for (int r = p; r < 4; ++r) l[r][p] -= factor * l[r][q];
+      }
+#pragma GCC unroll 4
+      for (int p = q + 1; p < 4; ++p) l[p][q] *= inverse[q];
+    }
+  }
+
+  // y = L^-1, below the diagonal.
+  [[gnu::always_inline]] static void invert_factor(const Block& l, Block& y) {
+#pragma GCC unroll 4
+    for (int p = 1; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < p; ++q) {
+        y[p][q] = -l[p][q];
+#pragma GCC unroll 4
+        for (int r = q + 1; r < p; ++r) y[p][q] -= l[p][r] * y[r][q];
+      }
+  }
+
+  [[gnu::always_inline]] void compute() const {
+    Block l11, l21, l22;
+    Native inverse1[4], inverse2[4];
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q <= p; ++q) {
+        l11[p][q] = entry(p, q);
+        l22[p][q] = entry(4 + p, 4 + q);
+      }
+    eliminate(l11, inverse1);
+    // L21 D1, then L21, while its share is taken from A22.
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        l21[p][q] = entry(4 + p, q);
+#pragma GCC unroll 4
+        for (int r = 0; r < q; ++r) l21[p][q] -= l11[q][r] * l21[p][r];
+      }
+#pragma GCC unroll 4
+    for (int p = 3; p >= 0; --p)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const Native factor = l21[p][k] * inverse1[k];
+#pragma GCC unroll 4
+        for (int q = 0; q <= p; ++q) l22[p][q] -= factor * l21[q][k];
+        l21[p][k] = factor;
+      }
+    eliminate(l22, inverse2);
+
+    // Y11 = L11^-1, Y21 = -L22^-1 L21 Y11, Y22 = L22^-1.
+    Block y11, y21, y22;
+    invert_factor(l11, y11);
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        Native sum = l21[p][q];
+#pragma GCC unroll 4
+        for (int r = q + 1; r < 4; ++r) sum += l21[p][r] * y11[r][q];
+#pragma GCC unroll 4
+        for (int r = 0; r < p; ++r) sum += l22[p][r] * y21[r][q];
+        y21[p][q] = -sum;
+      }
+    invert_factor(l22, y22);
+
+    // Y^T (D^-1 Y), from the lower right.
+    Block scaled;
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q <= p; ++q) scaled[p][q] = p == q ? inverse2[p] : inverse2[p] * y22[p][q];
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q <= p; ++q) {
+        Native sum = scaled[p][q];
+#pragma GCC unroll 4
+        for (int k = p + 1; k < 4; ++k) sum += y22[k][p] * scaled[k][q];
+        store(4 + p, 4 + q, sum);
+      }
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) scaled[p][q] = inverse2[p] * y21[p][q];
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        Native sum = scaled[p][q];
+#pragma GCC unroll 4
+        for (int k = p + 1; k < 4; ++k) sum += y22[k][p] * scaled[k][q];
+        store(4 + p, q, sum);
+      }
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q <= p; ++q) {
+        Native sum = p == q ? inverse1[p] : inverse1[p] * y11[p][q];
+#pragma GCC unroll 4
+        for (int k = p + 1; k < 4; ++k) sum += y11[k][p] * (inverse1[k] * y11[k][q]);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) sum += y21[k][p] * scaled[k][q];
+        store(p, q, sum);
+      }
+  }
+};
+
 // a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. y: a matrix of scratch.
 // Of a matrix that is not positive definite nothing of use comes out.
 template <typename T>
 [[gnu::noinline]] void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* y, Pack<T>* a) {
   for (int part = 0; part < Pack<T>::parts; ++part) {
+    if (n == 8) {
+      SmallDefiniteInverse<T>{from, a, part}.compute();
+      continue;
+    }
     const DefiniteInverse<T> inverse{from, a, y, n, row_stride(n), part};
     inverse.eliminate();
     inverse.invert_factor();

@@ -6,6 +6,7 @@
 
 #include "lanes_bidiagonal.h"
 #include "lanes_qr.h"
+#include "lanes_size.h"
 #include "simd.h"
 
 namespace svdrd {
@@ -103,22 +104,27 @@ constexpr W iteration_tolerance() {
 }
 
 // Not inlined: two copies might contract multiply-adds differently, and equal matrices must give equal bits everywhere.
-template <typename W>
+template <int64_t known, typename W>
 [[gnu::noinline]] void factorise(Factorisation<W>& f, W tolerance) {
-  const int64_t columns = f.columns, stride = row_stride(columns);
-  bidiagonalise(f.a, f.rows, columns, f.bidiagonal);
-  set_identity(f.u, f.rows, columns);
+  const int64_t rows = known_or<known>(f.rows), columns = known_or<known>(f.columns), stride = row_stride(columns);
+  bidiagonalise(f.a, rows, columns, f.bidiagonal);
+  set_identity(f.u, rows, columns);
   set_identity(f.v, columns, columns);
   Pack<W>* values = f.values();
-  diagonalise(values, f.bidiagonal.superdiagonal, columns, f.u, columns, f.v, columns, tolerance, f.rotations);
+  diagonalise<known>(values, f.bidiagonal.superdiagonal, columns, f.u, f.v, tolerance, f.rotations);
   for (int64_t j = 0; j < columns; ++j) {
     const Mask<W> negative = values[j] < Pack<W>(W(0));
     values[j] = abs(values[j]);
     for (int64_t i = 0; i < columns; ++i)
       f.v[i * stride + j] = select(negative, -f.v[i * stride + j], f.v[i * stride + j]);
   }
-  apply_left_reflectors(f.a, f.bidiagonal, f.u, f.rows, columns);
+  apply_left_reflectors(f.a, f.bidiagonal, f.u, rows, columns);
   apply_right_reflectors(f.a, f.bidiagonal, f.v, columns);
+}
+
+template <typename W>
+inline void factorise(Factorisation<W>& f, W tolerance) {
+  with_known_size<8>(f.rows, f.columns, [&](auto known) { factorise<known>(f, tolerance); });
 }
 
 // rank[l * columns + j]: the place of lane l's j-th value in descending order, equal values in the order of their

@@ -23,6 +23,7 @@
 #include "lanes_factor.h"
 #include "lanes_polar.h"
 #include "lanes_product.h"
+#include "lanes_size.h"
 #include "lanes_transfer.h"
 #include "simd.h"
 
@@ -84,9 +85,9 @@ struct Newton {
 };
 
 // M_0 = A^T A. Returns its trace without the padding.
-inline Pack<double> form_square(Newton& w) {
-  const int64_t n = w.padded, stride = row_stride(n);
-  for_each_lower_entry(transposed(w.a, n), plain(w.a, n), n, w.rows,
+[[gnu::always_inline]] inline Pack<double> form_square(Newton& w, int64_t rows, int64_t n) {
+  const int64_t stride = row_stride(n);
+  for_each_lower_entry(transposed(w.a, n), plain(w.a, n), n, rows,
                        [&w, stride](int64_t i, int64_t j, int part, const auto& sum) {
                          w.square[i * stride + j].part[part] = sum;
                        });
@@ -100,11 +101,12 @@ inline Pack<double> form_square(Newton& w) {
 
 // p = P(a), rounded to float, in the accepted lanes: those where norm(a) norm(a^-1) <= bound and norm(a) is neither very
 // small nor very large, nor NaN. In the others p holds nothing of use. Not inlined: equal matrices must give equal bits everywhere.
-[[gnu::noinline]] inline void newton_polar(Newton& w, double bound, Pack<float>* p) {
-  const int64_t n = w.padded, stride = row_stride(n);
+template <int64_t known>
+[[gnu::noinline]] void newton_polar(Newton& w, double bound, Pack<float>* p) {
+  const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows), stride = row_stride(n);
   const Pack<double> quarter(0.25), half(0.5), one(1.0);
   Pack<double>* scratch = w.deviation;
-  const Pack<double> trace = form_square(w);
+  const Pack<double> trace = form_square(w, rows, n);
   invert_definite(w.square, n, scratch, w.inverse_m[0]);
   Pack<double> inverse_trace(0.0);
   // Of a singular matrix the computed inverse may have negative entries here, which must not cancel large ones.
@@ -136,7 +138,8 @@ inline Pack<double> form_square(Newton& w) {
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j <= i; ++j)
           w.deviation[i * stride + j] = w.deviation[j * stride + i] =
-              centred_forward * w.square[i * stride + j] + centred_backward * w.inverse_m[k][i * stride + j];
+              sum_of_products(centred_forward, w.square[i * stride + j], centred_backward,
+                              w.inverse_m[k][i * stride + j]);
         w.deviation[i * stride + i] = w.deviation[i * stride + i] + diagonal;
       }
       // (1 + x)^(-1/2) = 1 - x/2 + 3/8 x^2 - 5/16 x^3 for |x| <= e, with 3/4 e^2 x, the nearest to it there, for x^3.
@@ -149,7 +152,7 @@ inline Pack<double> form_square(Newton& w) {
       for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j <= i; ++j) {
           const int64_t at = i * stride + j;
-          w.square[at] = forward * w.square[at] + backward * w.inverse_m[k][at];
+          w.square[at] = sum_of_products(forward, w.square[at], backward, w.inverse_m[k][at]);
         }
         w.square[i * stride + i] = w.square[i * stride + i] + half;
       }
@@ -165,8 +168,8 @@ inline Pack<double> form_square(Newton& w) {
                           half * w.inverse_scale[k],
                           w.inverse_h[k]);
   }
-  product(plain(w.a, n), plain(w.inverse_h[0], n), w.rows, n, n, w.unrounded);
-  convert_matrix(w.unrounded, w.rows, n, p);
+  product(plain(w.a, n), plain(w.inverse_h[0], n), rows, n, n, w.unrounded);
+  convert_matrix(w.unrounded, rows, n, p);
 }
 
 // b = factor (a - a^T).
@@ -183,8 +186,9 @@ inline void skew(const Pack<T>* a, const Pack<T>& factor, int64_t n, Pack<T>* b)
 
 // Omega <- (g Omega + H^-1 Omega H^-1 / g) / 2.
 template <typename T>
-inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale, const Pack<T>& inverse_scale, int64_t n,
-                      Pack<T>* scratch, Pack<T>* omega) {
+[[gnu::always_inline]] inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale,
+                                             const Pack<T>& inverse_scale, int64_t n, Pack<T>* scratch,
+                                             Pack<T>* omega) {
   const Pack<T> half(T(0.5));
   product(plain(omega, n), plain(inverse_h, n), n, n, n, scratch);
   add_antisymmetric_product(plain(inverse_h, n), plain(scratch, n), n, n, half * scale, omega,
@@ -192,19 +196,21 @@ inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale, const Pack
 }
 
 // grad = the vector-Jacobian product of P with `upstream`, both rows x padded; w and p as newton_polar left them.
-[[gnu::noinline]] inline void newton_backward(Newton& w, const Pack<float>* p, const Pack<float>* upstream,
-                                              Pack<float>* grad) {
-  const int64_t n = w.padded, stride = row_stride(n);
+template <int64_t known>
+[[gnu::noinline]] void newton_backward(Newton& w, const Pack<float>* p, const Pack<float>* upstream,
+                                       Pack<float>* grad) {
+  const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows), stride = row_stride(n);
+  const bool tall = known == 0 && rows > w.columns;
   const Pack<float> half(0.5f);
   Pack<float>* omega = w.omega;
   Pack<float>* scratch = w.inner;
-  product(transposed(p, n), plain(upstream, n), n, w.rows, n, w.inner);
-  if (w.rows > w.columns) {
+  product(transposed(p, n), plain(upstream, n), n, rows, n, w.inner);
+  if (tall) {
     // (I - P P^T) G H^-1
-    product(plain(p, n), plain(w.inner, n), w.rows, n, n, grad);
-    for (int64_t at = 0; at < w.rows * stride; ++at) grad[at] = upstream[at] - grad[at];
+    product(plain(p, n), plain(w.inner, n), rows, n, n, grad);
+    for (int64_t at = 0; at < rows * stride; ++at) grad[at] = upstream[at] - grad[at];
     convert_matrix(w.inverse_h[0], n, n, w.inverse_h_single);
-    product(plain(grad, n), plain(w.inverse_h_single, n), w.rows, n, n, w.outside);
+    product(plain(grad, n), plain(w.inverse_h_single, n), rows, n, n, w.outside);
   }
 
   // At H_4 = c^(1/2) (I + K) the solution is that for c^(1/2) I, call it Omega, less V, plus (K V + V K) / 2, where
@@ -215,7 +221,7 @@ inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale, const Pack
   Pack<float>* k4 = w.inverse_h_single;
   for (int64_t i = 0; i < n; ++i) {
     for (int64_t at = i * stride; at < i * stride + n; ++at)
-      k4[at] = convert<float>(linear * w.deviation[at] - eighth * w.inverse_h4[at]);
+      k4[at] = convert<float>(difference_of_products(linear, w.deviation[at], eighth, w.inverse_h4[at]));
     k4[i * stride + i] = k4[i * stride + i] + convert<float>(constant);
   }
   product(plain(k4, n), plain(omega, n), n, n, n, scratch);
@@ -237,9 +243,19 @@ inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale, const Pack
   undo_step(w.inverse_h[0], w.scale[0], w.inverse_scale[0], n, w.inverse_m[1], precise);
   convert_matrix(precise, n, n, omega);
 
-  product(plain(p, n), plain(omega, n), w.rows, n, n, grad);
-  if (w.rows > w.columns)
-    for (int64_t at = 0; at < w.rows * stride; ++at) grad[at] = grad[at] + w.outside[at];
+  product(plain(p, n), plain(omega, n), rows, n, n, grad);
+  if (tall)
+    for (int64_t at = 0; at < rows * stride; ++at) grad[at] = grad[at] + w.outside[at];
+}
+
+// Both for the matrices of w.
+
+inline void newton_polar(Newton& w, double bound, Pack<float>* p) {
+  with_known_size<8, 16>(w.rows, w.columns, [&](auto known) { newton_polar<known>(w, bound, p); });
+}
+
+inline void newton_backward(Newton& w, const Pack<float>* p, const Pack<float>* upstream, Pack<float>* grad) {
+  with_known_size<8, 16>(w.rows, w.columns, [&](auto known) { newton_backward<known>(w, p, upstream, grad); });
 }
 
 }  // namespace SVDRD_ISA

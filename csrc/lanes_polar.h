@@ -153,7 +153,7 @@ inline void divide_smoothly(Pack<T>* w, const Pack<T>* s, const Pack<T>* r, cons
       const Pack<T> sum = s[i] + s[j];
       const Mask<T> both_zero = sum == zero;
       const Pack<T> weight = s[i] / select(both_zero, one, sum);
-      const Pack<T> mean = select(both_zero, e, r[j] * weight + r[i] * (one - weight));
+      const Pack<T> mean = select(both_zero, e, sum_of_products(r[j], weight, r[i], one - weight));
       const Pack<T> skew = select(both_zero, one / e, (s[i] / r[i] + s[j] / r[j]) / select(both_zero, one, sum));
       const Pack<T> symmetric = (e / r[i]) * (e / r[j]) / mean;
       const Pack<T> difference = (wij - wji) * half * skew;

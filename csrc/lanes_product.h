@@ -98,7 +98,8 @@ template <typename T, typename Store>
 
 // c (rows x columns) = a b with `count` terms in each sum.
 template <typename T>
-void product(const Operand<T>& a, const Operand<T>& b, int64_t rows, int64_t count, int64_t columns, Pack<T>* c) {
+[[gnu::always_inline]] inline void product(const Operand<T>& a, const Operand<T>& b, int64_t rows, int64_t count,
+                                           int64_t columns, Pack<T>* c) {
   const int64_t stride = row_stride(columns);
   for_each_entry(a, b, rows, count, columns,
                  [=](int64_t i, int64_t j, int part, const auto& sum) { c[i * stride + j].part[part] = sum; });
@@ -106,23 +107,24 @@ void product(const Operand<T>& a, const Operand<T>& b, int64_t rows, int64_t cou
 
 // c = alpha d + beta a b, n x n with n a multiple of 4, where a b is symmetric and so is d. c may be d.
 template <typename T>
-[[gnu::noinline]] void add_symmetric_product(const Operand<T>& a, const Operand<T>& b, int64_t n, int64_t count,
-                                             const Pack<T>& alpha, const Pack<T>* d, const Pack<T>& beta, Pack<T>* c) {
+[[gnu::always_inline]] inline void add_symmetric_product(const Operand<T>& a, const Operand<T>& b, int64_t n,
+                                                         int64_t count, const Pack<T>& alpha, const Pack<T>* d,
+                                                         const Pack<T>& beta, Pack<T>* c) {
   const int64_t stride = row_stride(n);
   for_each_lower_entry(a, b, n, count, [=](int64_t i, int64_t j, int part, const auto& sum) {
     c[i * stride + j].part[part] = c[j * stride + i].part[part] =
-        alpha.part[part] * d[i * stride + j].part[part] + beta.part[part] * sum;
+        native_multiply_add<T>(alpha.part[part], d[i * stride + j].part[part], beta.part[part] * sum);
   });
 }
 
 // The same where both are antisymmetric.
 template <typename T>
-[[gnu::noinline]] void add_antisymmetric_product(const Operand<T>& a, const Operand<T>& b, int64_t n, int64_t count,
-                                                 const Pack<T>& alpha, const Pack<T>* d, const Pack<T>& beta,
-                                                 Pack<T>* c) {
+[[gnu::always_inline]] inline void add_antisymmetric_product(const Operand<T>& a, const Operand<T>& b, int64_t n,
+                                                             int64_t count, const Pack<T>& alpha, const Pack<T>* d,
+                                                             const Pack<T>& beta, Pack<T>* c) {
   const int64_t stride = row_stride(n);
   for_each_lower_entry(a, b, n, count, [=](int64_t i, int64_t j, int part, const auto& sum) {
-    const auto value = alpha.part[part] * d[i * stride + j].part[part] + beta.part[part] * sum;
+    const auto value = native_multiply_add<T>(alpha.part[part], d[i * stride + j].part[part], beta.part[part] * sum);
     c[j * stride + i].part[part] = -value;
     c[i * stride + j].part[part] = i == j ? sum - sum : value;
   });

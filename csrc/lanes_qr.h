@@ -9,6 +9,7 @@
 #pragma once
 
 #include "lanes_bidiagonal.h"
+#include "lanes_size.h"
 #include "simd.h"
 
 namespace svdrd {
@@ -35,7 +36,8 @@ struct RotationBuffer {
 // Rotates columns k and k + 1 of `block` rows for k = first .. last - 1: the chain through the shared column is what
 // limits a single row, several rows hide its latency and share the loads of the rotations.
 template <typename T, int block>
-inline void rotate_rows(Pack<T>* a, int64_t stride, const Rotation<T>* rotations, int64_t first, int64_t last) {
+[[gnu::always_inline]] inline void rotate_rows(Pack<T>* a, int64_t stride, const Rotation<T>* rotations, int64_t first,
+                                               int64_t last) {
   Pack<T> x[block];
   for (int i = 0; i < block; ++i) x[i] = a[i * stride + first];
   for (int64_t k = first; k < last; ++k) {
@@ -43,23 +45,23 @@ inline void rotate_rows(Pack<T>* a, int64_t stride, const Rotation<T>* rotations
     const Pack<T> s = rotations[k].sine;
     for (int i = 0; i < block; ++i) {
       const Pack<T> y = a[i * stride + k + 1];
-      a[i * stride + k] = c * x[i] + s * y;
-      x[i] = c * y - s * x[i];
+      a[i * stride + k] = sum_of_products(c, x[i], s, y);
+      x[i] = difference_of_products(c, y, s, x[i]);
     }
   }
   for (int i = 0; i < block; ++i) a[i * stride + last] = x[i];
 }
 
-template <typename T>
-void apply_rotations(Pack<T>* a, int64_t rows, const Rotation<T>* rotations, const RotationBuffer<T>& buffer) {
+// a: columns x columns.
+template <int64_t known, typename T>
+[[gnu::noinline]] void apply_rotations(Pack<T>* a, const Rotation<T>* rotations, const RotationBuffer<T>& buffer) {
   constexpr int block = 8 / Pack<T>::parts;
-  const int64_t columns = buffer.columns;
-  const int64_t stride = row_stride(columns);
-  int64_t i = 0;
-  for (; i + block <= rows; i += block)
+  const int64_t columns = known_or<known>(buffer.columns), rows = columns;
+  const int64_t stride = row_stride(columns), in_blocks = rows / block * block;
+  for (int64_t i = 0; i < in_blocks; i += block)
     for (int q = 0; q < buffer.sweeps; ++q)
       rotate_rows<T, block>(a + i * stride, stride, rotations + q * columns, buffer.first[q], buffer.last[q]);
-  for (; i < rows; ++i)
+  for (int64_t i = in_blocks; i < rows; ++i)
     for (int q = 0; q < buffer.sweeps; ++q)
       rotate_rows<T, 1>(a + i * stride, stride, rotations + q * columns, buffer.first[q], buffer.last[q]);
 }
@@ -69,7 +71,7 @@ template <typename T>
 [[gnu::always_inline]] inline Rotation<T> make_rotation(const Pack<T>& f, const Pack<T>& g, const Mask<T>& wanted,
                                                         Pack<T>& r) {
   const Pack<T> bound(negligible_entry<T>() * negligible_entry<T>());
-  const Pack<T> squared = f * f + g * g;
+  const Pack<T> squared = sum_of_products(f, f, g, g);
   const Mask<T> rotates = wanted & (bound <= squared);
   const Pack<T> inverse = reciprocal_sqrt(max(squared, bound));
   r = select(rotates, squared * inverse, f);
@@ -125,9 +127,9 @@ template <typename T>
   // d_low is needed: (d_low^2 - shift^2) / d_low = d_low (1 - ratio^2).
   const Pack<T> f = abs(above_bottom), g = abs(coupling), h = abs(bottom);
   const Pack<T> tiny(negligible_entry<T>() * negligible_entry<T>());
-  const Pack<T> sum = (f + h) * (f + h) + g * g, difference = (f - h) * (f - h) + g * g;
+  const Pack<T> sum = sum_of_products(f + h, f + h, g, g), difference = sum_of_products(f - h, f - h, g, g);
   const Pack<T> twice_larger =
-      sum * reciprocal_sqrt(max(sum, tiny)) + difference * reciprocal_sqrt(max(difference, tiny));
+      sum_of_products(sum, reciprocal_sqrt(max(sum, tiny)), difference, reciprocal_sqrt(max(difference, tiny)));
   const Pack<T> divisor = twice_larger * first;
   const Pack<T> ratio = Pack<T>(T(2)) * f * h / select(divisor == zero, Pack<T>(T(1)), divisor);
   // A zero on the diagonal, or a shift that rounding would not see: the zero-shift sweep, which also splits off a zero.
@@ -155,19 +157,22 @@ template <typename T>
     f = select(starts, w.start, f);
     g = select(starts, ek, g);
     Pack<T> r;
-    right[k] = make_rotation(f, g, inside, r);
+    // Not read back from right[k]: the way through memory would be in every lane's chain of rotations.
+    const Rotation<T> from_right = make_rotation(f, g, inside, r);
+    right[k] = from_right;
     if (k > first) e[k - 1] = select(inside & ~starts, r, e[k - 1]);
-    const Pack<T> c = right[k].cosine, s = right[k].sine;
+    const Pack<T> c = from_right.cosine, s = from_right.sine;
     const Pack<T> d_next = d[k + 1];
-    f = c * dk + s * ek;
-    ek = c * ek - s * dk;
+    f = sum_of_products(c, dk, s, ek);
+    ek = difference_of_products(c, ek, s, dk);
     g = s * d_next;
     const Pack<T> d_rotated = c * d_next;
-    left[k] = make_rotation(f, g, inside, r);
+    const Rotation<T> from_left = make_rotation(f, g, inside, r);
+    left[k] = from_left;
     d[k] = select(inside, r, dk);
-    const Pack<T> cl = left[k].cosine, sl = left[k].sine;
-    f = cl * ek + sl * d_rotated;
-    dk = select(inside, cl * d_rotated - sl * ek, d_next);
+    const Pack<T> cl = from_left.cosine, sl = from_left.sine;
+    f = sum_of_products(cl, ek, sl, d_rotated);
+    dk = select(inside, difference_of_products(cl, d_rotated, sl, ek), d_next);
     e[k] = select(inside, f, e[k]);
     if (k + 1 < last) {
       const Mask<T> continues = inside & (next < w.high);
@@ -180,11 +185,11 @@ template <typename T>
 }
 
 // Superdiagonal entries up to tolerance * (the largest entry) count as zero.
-// d, e -> the singular values (signed, unsorted) in d; u (left_rows x columns) and v (right_rows x columns) are
-// multiplied from the right by the singular vectors of the bidiagonal matrix.
-template <typename T>
-void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, int64_t left_rows, Pack<T>* v, int64_t right_rows,
-                 T tolerance, RotationBuffer<T>& buffer) {
+// d, e -> the singular values (signed, unsorted) in d; the first `columns` rows of u and v are multiplied from the right
+// by the singular vectors of the bidiagonal matrix.
+template <int64_t known, typename T>
+void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v, T tolerance,
+                 RotationBuffer<T>& buffer) {
   Pack<T> largest = abs(d[0]);
   for (int64_t k = 1; k < columns; ++k) largest = max(largest, max(abs(d[k]), abs(e[k - 1])));
   const Pack<T> absolute_tolerance = largest * Pack<T>(tolerance);
@@ -201,13 +206,13 @@ void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, int64_t le
     top = last;
     sweep(d, e, w, first, last, buffer);
     if (buffer.sweeps == buffered_sweeps) {
-      apply_rotations(u, left_rows, buffer.left, buffer);
-      apply_rotations(v, right_rows, buffer.right, buffer);
+      apply_rotations<known>(u, buffer.left, buffer);
+      apply_rotations<known>(v, buffer.right, buffer);
       buffer.sweeps = 0;
     }
   }
-  apply_rotations(u, left_rows, buffer.left, buffer);
-  apply_rotations(v, right_rows, buffer.right, buffer);
+  apply_rotations<known>(u, buffer.left, buffer);
+  apply_rotations<known>(v, buffer.right, buffer);
 }
 
 }  // namespace SVDRD_ISA

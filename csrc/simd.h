@@ -3,7 +3,7 @@
 // group can be factored in double.
 //
 // Built on GCC/Clang vector extensions, so one source serves AVX-512, AVX2, SSE2 and NEON; intrinsics appear only where
-// the extensions have no word (square root, its reciprocal, a mask's test).
+// the extensions have no word (square root, its reciprocal, a mask's test, one rounding for a product and a sum).
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,8 @@
 
 #if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if !defined(SVDRD_ISA)
@@ -140,15 +142,70 @@ template <typename T>
   Pack<T> r;
   SVDRD_FOR_PARTS(T, r.part[k] = mask.part[k] ? a.part[k] : b.part[k])
 }
+// a > b ? a : b in one instruction: of the comparison and the selection GCC makes two.
+template <typename T>
+inline typename Pack<T>::Native native_max(const typename Pack<T>::Native& a, const typename Pack<T>::Native& b) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  using Native = typename Pack<T>::Native;
+  if constexpr (native_bytes<T> == 64 && sizeof(T) == 4)
+    return (Native)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+  if constexpr (native_bytes<T> == 64 && sizeof(T) == 8)
+    return (Native)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
+#endif
+  return a > b ? a : b;
+}
 template <typename T>
 inline Pack<T> max(const Pack<T>& a, const Pack<T>& b) {
   Pack<T> r;
-  SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] > b.part[k] ? a.part[k] : b.part[k])
+  SVDRD_FOR_PARTS(T, r.part[k] = native_max<T>(a.part[k], b.part[k]))
 }
 template <typename T>
 inline Pack<T> min(const Pack<T>& a, const Pack<T>& b) {
   Pack<T> r;
   SVDRD_FOR_PARTS(T, r.part[k] = a.part[k] < b.part[k] ? a.part[k] : b.part[k])
+}
+// a b + c with one rounding where the processor has it.
+template <typename T>
+[[gnu::always_inline]] inline typename Pack<T>::Native native_multiply_add(const typename Pack<T>::Native& a,
+                                                                           const typename Pack<T>::Native& b,
+                                                                           const typename Pack<T>::Native& c) {
+  using Native [[maybe_unused]] = typename Pack<T>::Native;
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  if constexpr (native_bytes<T> == 64 && sizeof(T) == 4)
+    return (Native)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+  if constexpr (native_bytes<T> == 64 && sizeof(T) == 8)
+    return (Native)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#endif
+#if defined(__AVX2__) && defined(__FMA__)
+  if constexpr (native_bytes<T> == 32 && sizeof(T) == 4)
+    return (Native)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  if constexpr (native_bytes<T> == 32 && sizeof(T) == 8)
+    return (Native)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  if constexpr (native_bytes<T> == 16 && sizeof(T) == 4)
+    return (Native)_mm_fmadd_ps((__m128)a, (__m128)b, (__m128)c);
+  if constexpr (native_bytes<T> == 16 && sizeof(T) == 8)
+    return (Native)_mm_fmadd_pd((__m128d)a, (__m128d)b, (__m128d)c);
+#endif
+#if defined(__aarch64__)
+  if constexpr (sizeof(T) == 4) return (Native)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+  if constexpr (sizeof(T) == 8) return (Native)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#endif
+  return a * b + c;
+}
+
+// a b + c d and a b - c d, of which c d is rounded. Written out, the compiler would be free to round either product, and
+// might choose another one for another number of lanes.
+template <typename T>
+[[gnu::always_inline]] inline Pack<T> sum_of_products(const Pack<T>& a, const Pack<T>& b, const Pack<T>& c,
+                                                      const Pack<T>& d) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = native_multiply_add<T>(a.part[k], b.part[k], c.part[k] * d.part[k]))
+}
+template <typename T>
+[[gnu::always_inline]] inline Pack<T> difference_of_products(const Pack<T>& a, const Pack<T>& b, const Pack<T>& c,
+                                                             const Pack<T>& d) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = native_multiply_add<T>(a.part[k], b.part[k], -(c.part[k] * d.part[k])))
 }
 #undef SVDRD_FOR_PARTS
 
@@ -300,7 +357,7 @@ inline Pack<T> shift_lanes(const Pack<T>& a, int count) {
 // Matrices of Packs are row-major with an odd number of Packs from row to row: with a power of two a column's entries
 // would share a few sets of the first-level cache and evict one another (4 KB from row to row at 32 columns of
 // doubles).
-inline int64_t row_stride(int64_t columns) { return columns | 1; }
+constexpr int64_t row_stride(int64_t columns) { return columns | 1; }
 
 }  // namespace SVDRD_ISA
 }  // namespace svdrd
