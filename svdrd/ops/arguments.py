@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-_COMPUTE_DTYPE = {
-    torch.float16: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-}
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def compute_dtype(call: str, **tensors: Tensor) -> torch.dtype:
@@ -24,7 +19,7 @@ def compute_dtype(call: str, **tensors: Tensor) -> torch.dtype:
             raise TypeError(
                 f"{call}: {name} is a {type(tensor).__name__}; it has to be a tensor. Write torch.as_tensor({name})."
             )
-        if tensor.dtype not in _COMPUTE_DTYPE:
+        if tensor.dtype not in _DTYPES:
             raise TypeError(
                 f"{call}: {name} has dtype {tensor.dtype}; it has to be float16, bfloat16, float32 or float64. "
                 f"Write {name}.float()."
@@ -34,13 +29,14 @@ def compute_dtype(call: str, **tensors: Tensor) -> torch.dtype:
                 f"{call}: {name} has shape {tuple(tensor.shape)}; it has to be (..., m, n). "
                 f"Write {name}.reshape(m, n) with the matrix that is meant."
             )
-        # The dispatcher would drop the tangent without a word.
-        if forward_ad.unpack_dual(tensor).tangent is not None:
+        # The dispatcher would drop the tangent without a word. Outside of every level there is none.
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
             raise NotImplementedError(
                 f"{call}: {name} carries a forward-mode tangent, which is not implemented; use reverse mode. The "
                 "Jacobian of polar_factor is symmetric: torch.autograd.grad(polar_factor(a), a, tangent) applies it."
             )
-        widest = torch.promote_types(widest, _COMPUTE_DTYPE[tensor.dtype])
+        if tensor.dtype == torch.float64:
+            widest = torch.float64
     return widest
 
 
