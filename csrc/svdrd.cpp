@@ -51,7 +51,7 @@ struct Kernels {
   const KernelTable<T>& few;       // 4 lanes
   const KernelTable<T>& many;      // as many lanes as a register holds floats
   const KernelTable<T>& many_svd;  // float32 on AVX-512: twice as many, whose two chains of operations hide latency
-  const KernelTable<T>& many_loss;  // there: half as many, which Newton's iteration in double finds in nearer caches
+  const KernelTable<T>& many_loss;  // half of `many`, which Newton's iteration in double finds in nearer caches
 };
 
 Kernels<float> kernels(float) {
@@ -61,7 +61,7 @@ Kernels<float> kernels(float) {
             avx512_x32::float_kernels(), avx512_x8::float_kernels()};
   if (chosen_instruction_set() == InstructionSet::avx2)
     return {avx2::float_kernels(), avx2_x4::float_kernels(), avx2_x8::float_kernels(), avx2_x8::float_kernels(),
-            avx2_x8::float_kernels()};
+            avx2_x4::float_kernels()};
 #endif
   const KernelTable<float>& lanes = baseline_x4::float_kernels();
   return {baseline::float_kernels(), lanes, lanes, lanes, lanes};
