@@ -291,10 +291,15 @@ inline void secular_weights(int64_t k, const double* d, const double* gaps, int6
   }
 }
 
+// What is wanted beside the eigenvalues: the whole eigenvectors, the first and the last entry of each, which is what the
+// values of a larger matrix take of its parts, or nothing.
+enum class Wanted { vectors, ends, nothing };
+
 // Joins the eigen decompositions of two halves, sizes n1 and n - n1, coupled by e: rows 0..n1 of q hold eigenvectors in
 // columns 0..n1, the other rows in the other columns, d their values. On return all rows of q are eigenvectors, in no
-// special order.
-inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, int64_t stride, Scratch& scratch) {
+// special order. Where no vectors are wanted, each row of q holds the ends of an eigenvector alone.
+inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, int64_t stride, Wanted wanted,
+                         Scratch& scratch) {
   constexpr int64_t w = lanes<double>;
   ScratchScope scope(scratch);
   double* z = scratch.take<double>(n);
@@ -302,9 +307,14 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
   const double rho = 2 * __builtin_fabs(e);
   const double sign = e < 0 ? -1 : 1;
   const double half = 0.70710678118654752440;
+  const bool ends = wanted != Wanted::vectors;
+  const int64_t columns = ends ? 2 : n;
   double largest = 0, largest_z = 0;
   for (int64_t i = 0; i < n; ++i) {
-    z[i] = half * (i < n1 ? q[i * stride + n1 - 1] : sign * q[i * stride + n1]);
+    double* row = q + i * stride;
+    double& inner = i < n1 ? row[ends ? 1 : n1 - 1] : row[ends ? 0 : n1];
+    z[i] = half * (i < n1 ? inner : sign * inner);
+    if (ends) inner = 0;
     if (__builtin_fabs(z[i]) > largest_z) largest_z = __builtin_fabs(z[i]);
     if (__builtin_fabs(d[i]) > largest) largest = __builtin_fabs(d[i]);
   }
@@ -329,7 +339,7 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
       if (__builtin_fabs((d[j] - d[pending]) * c * s) <= tolerance) {
         z[j] = length;
         z[pending] = 0;
-        rotate(q + pending * stride, q + j * stride, c, s, n);
+        rotate(q + pending * stride, q + j * stride, c, s, columns);
         const double d_pending = d[pending], d_j = d[j];
         d[pending] = d_pending * c * c + d_j * s * s;
         d[j] = d_pending * s * s + d_j * c * c;
@@ -346,7 +356,7 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
 
   // The rows in the order of their kinds, so that each half of the columns multiplies only the rows that are nonzero
   // there.
-  const int64_t rows_stride = row_stride<double>(n);
+  const int64_t rows_stride = ends ? columns : row_stride<double>(n);
   double* rows = scratch.take<double>(n * rows_stride);
   double* new_d = scratch.take<double>(n);
   int64_t* place = scratch.take<int64_t>(k);
@@ -355,10 +365,10 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
   int64_t next[3] = {0, count[0], count[0] + count[1]};
   for (int64_t i = 0; i < k; ++i) {
     place[i] = next[kind[kept[i]]]++;
-    copy(rows + place[i] * rows_stride, q + kept[i] * stride, n);
+    copy(rows + place[i] * rows_stride, q + kept[i] * stride, columns);
   }
   for (int64_t i = 0; i < deflated_count; ++i) {
-    copy(rows + (k + i) * rows_stride, q + deflated[i] * stride, n);
+    copy(rows + (k + i) * rows_stride, q + deflated[i] * stride, columns);
     new_d[k + i] = d[deflated[i]];
   }
 
@@ -375,12 +385,16 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
   }
   if (k == 1) {
     new_d[0] = poles[0] + rho * z2[0];
-    copy(q, rows, n);
+    copy(q, rows, columns);
   } else {
     double* weights = scratch.take<double>(k);
     double* components = scratch.take<double>(k * gap_stride);
     double* norms = scratch.take_zeros<double>(padded);
     secular_equation(k, poles, z2, rho, new_d, gaps, gap_stride);
+    if (wanted == Wanted::nothing) {
+      for (int64_t i = 0; i < n; ++i) d[i] = new_d[i];
+      return;
+    }
     secular_weights(k, poles, gaps, gap_stride, z_kept, weights);
     for (int64_t i = 0; i < k; ++i)
       for (int64_t j = 0; j < padded; j += w) {
@@ -393,32 +407,64 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
       for (int64_t j = 0; j < padded; j += w)
         store(components + i * gap_stride + j, load(components + i * gap_stride + j) * load(norms + j));
     const int64_t second = count[0];
-    gemm<double>(k, n1, count[0] + count[1], transposed(components, gap_stride), plain(rows, rows_stride), q, stride);
-    gemm<double>(k, n - n1, k - second, transposed(components + second * gap_stride, gap_stride),
-                 plain(rows + second * rows_stride + n1, rows_stride), q + n1, stride);
+    if (ends) {
+      for (int64_t j = 0; j < padded; j += w) {
+        Lanes first_entry{}, last_entry{};
+        for (int64_t i = 0; i < k; ++i) {
+          const Lanes component = load(components + i * gap_stride + j);
+          first_entry += component * rows[i * rows_stride];
+          last_entry += component * rows[i * rows_stride + 1];
+        }
+        for (int64_t l = 0; l < w && j + l < k; ++l) {
+          q[(j + l) * stride] = first_entry[l];
+          q[(j + l) * stride + 1] = last_entry[l];
+        }
+      }
+    } else {
+      gemm<double>(k, n1, count[0] + count[1], transposed(components, gap_stride), plain(rows, rows_stride), q, stride);
+      gemm<double>(k, n - n1, k - second, transposed(components + second * gap_stride, gap_stride),
+                   plain(rows + second * rows_stride + n1, rows_stride), q + n1, stride);
+    }
   }
-  for (int64_t i = k; i < n; ++i) copy(q + i * stride, rows + i * rows_stride, n);
+  for (int64_t i = k; i < n; ++i) copy(q + i * stride, rows + i * rows_stride, columns);
   for (int64_t i = 0; i < n; ++i) d[i] = new_d[i];
 }
 
 constexpr int64_t leaf_size = 12;
 
 // Eigenvalues d and eigenvectors (rows of q, which must come zeroed) of the tridiagonal matrix d, e, in no special
-// order.
+// order. Where no vectors are wanted, q is n x 2.
 inline void tridiagonal_eigen(double* d, double* e, int64_t n, double negligible, double* q, int64_t stride,
-                              Scratch& scratch) {
+                              Wanted wanted, Scratch& scratch) {
+  const bool ends = wanted != Wanted::vectors;
   if (n <= leaf_size) {
-    for (int64_t i = 0; i < n; ++i) q[i * stride + i] = 1;
-    tridiagonal_ql(d, e, n, negligible, q, stride, n);
+    if (ends) {
+      q[0] = 1;
+      q[(n - 1) * stride + 1] = 1;
+    } else {
+      for (int64_t i = 0; i < n; ++i) q[i * stride + i] = 1;
+    }
+    tridiagonal_ql(d, e, n, negligible, q, stride, ends ? 2 : n);
     return;
   }
   const int64_t n1 = round_up(n / 2, 8) < n ? round_up(n / 2, 8) : n / 2;
   const double coupling = e[n1 - 1];
   d[n1 - 1] -= __builtin_fabs(coupling);
   d[n1] -= __builtin_fabs(coupling);
-  tridiagonal_eigen(d, e, n1, negligible, q, stride, scratch);
-  tridiagonal_eigen(d + n1, e + n1, n - n1, negligible, q + n1 * stride + n1, stride, scratch);
-  merge_halves(d, coupling, n, n1, q, stride, scratch);
+  const Wanted of_halves = ends ? Wanted::ends : Wanted::vectors;
+  tridiagonal_eigen(d, e, n1, negligible, q, stride, of_halves, scratch);
+  tridiagonal_eigen(d + n1, e + n1, n - n1, negligible, q + n1 * stride + (ends ? 0 : n1), stride, of_halves, scratch);
+  merge_halves(d, coupling, n, n1, q, stride, wanted, scratch);
+}
+
+// What of the off-diagonal entries of d, e counts as zero.
+inline double negligible_coupling(const double* d, const double* e, int64_t n) {
+  double norm = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const double row = __builtin_fabs(d[i]) + __builtin_fabs(e[i]);
+    if (row > norm) norm = row;
+  }
+  return 0.01 * epsilon * norm;
 }
 
 // Eigenvalues and eigenvectors of the symmetric a (n x n; the whole 8 x 8 blocks are read and must hold zeros beyond n,
@@ -429,15 +475,21 @@ inline void symmetric_eigen(double* a, int64_t a_stride, int64_t n, double* d, d
   double* e = scratch.take_zeros<double>(n);
   double* tau = scratch.take_zeros<double>(n);
   tridiagonalise(a, a_stride, n, d, e, tau, scratch);
-  double norm = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const double row = __builtin_fabs(d[i]) + __builtin_fabs(e[i]);
-    if (row > norm) norm = row;
-  }
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j) v[i * v_stride + j] = 0;
-  tridiagonal_eigen(d, e, n, 0.01 * epsilon * norm, v, v_stride, scratch);
+  tridiagonal_eigen(d, e, n, negligible_coupling(d, e, n), v, v_stride, Wanted::vectors, scratch);
   if (n > 1) apply_reflectors(v, v_stride, n, a, a_stride, n - 1, n, 1, tau, false, scratch);
+  sort_descending(d, order, n, scratch);
+}
+
+// The eigenvalues alone, of an a as above: d[order[i]] is the i-th largest.
+inline void symmetric_eigenvalues(double* a, int64_t a_stride, int64_t n, double* d, int64_t* order, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  double* e = scratch.take_zeros<double>(n);
+  double* tau = scratch.take_zeros<double>(n);
+  tridiagonalise(a, a_stride, n, d, e, tau, scratch);
+  double* ends = scratch.take_zeros<double>(2 * n);
+  tridiagonal_eigen(d, e, n, negligible_coupling(d, e, n), ends, 2, Wanted::nothing, scratch);
   sort_descending(d, order, n, scratch);
 }
 

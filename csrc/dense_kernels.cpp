@@ -15,7 +15,8 @@ void svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* v
   DenseWorkspace<T> workspace;
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i)
-      dense_svd(a + i * m * n, m, n, u + i * m * k, s + i * k, vh + i * k * n, workspace);
+      dense_svd(a + i * m * n, m, n, u == nullptr ? nullptr : u + i * m * k, s + i * k,
+                vh == nullptr ? nullptr : vh + i * k * n, workspace);
 }
 
 template <typename T>

@@ -80,19 +80,40 @@ struct Decomposition {
   double* s;  // in the scaled units
 };
 
-// Y = A V and its column norms, in about descending order.
+// The sizes and the scale, and whether all is finite.
 template <typename T>
-inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+inline Decomposition begin_decomposition(const T* a, int64_t stride, int64_t m, int64_t n) {
   Decomposition result{};
   result.wide = m < n;
   result.p = m < n ? n : m;
   result.q = m < n ? m : n;
-  const int64_t p = result.p, q = result.q;
   const T largest = largest_magnitude(a, m, n, stride);
   result.finite = largest == largest;
-  if (!result.finite) return result;
-  __builtin_frexp(static_cast<double>(largest), &result.exponent);
+  if (result.finite) __builtin_frexp(static_cast<double>(largest), &result.exponent);
+  return result;
+}
 
+// The matrix as `d` wants it, tall and scaled.
+template <typename T>
+inline Operand<double> scaled_tall(const T* a, int64_t stride, int64_t m, int64_t n, const Decomposition& d,
+                                   Scratch& scratch) {
+  // In two factors, because 2^-exponent alone can overflow.
+  const int half = -d.exponent / 2;
+  const double scale = __builtin_ldexp(1, half), other_scale = __builtin_ldexp(1, -d.exponent - half);
+  const int64_t a_stride = row_stride<double>(n);
+  double* scaled = scratch.take<double>(m * a_stride);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j)
+      scaled[i * a_stride + j] = static_cast<double>(a[i * stride + j]) * scale * other_scale;
+  return d.wide ? transposed(scaled, a_stride) : plain(scaled, a_stride);
+}
+
+// Y = A V and its column norms, in about descending order.
+template <typename T>
+inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+  Decomposition result = begin_decomposition(a, stride, m, n);
+  if (!result.finite) return result;
+  const int64_t p = result.p, q = result.q;
   result.u_stride = row_stride<double>(p);
   result.v_stride = row_stride<double>(q);
   result.s = scratch.take<double>(q);
@@ -100,16 +121,7 @@ inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, i
   result.v = scratch.take<double>(q * result.v_stride);
   ScratchScope scope(scratch);
 
-  // In two factors, because 2^-exponent alone can overflow.
-  const int half = -result.exponent / 2;
-  const double scale = __builtin_ldexp(1, half), other_scale = __builtin_ldexp(1, -result.exponent - half);
-  const int64_t a_stride = row_stride<double>(n);
-  double* scaled = scratch.take<double>(m * a_stride);
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j)
-      scaled[i * a_stride + j] = static_cast<double>(a[i * stride + j]) * scale * other_scale;
-  const Operand<double> tall = result.wide ? transposed(scaled, a_stride) : plain(scaled, a_stride);
-
+  const Operand<double> tall = scaled_tall(a, stride, m, n, result, scratch);
   double* gram = scratch.take_zeros<double>(round_up(q, 8) * result.v_stride);
   double* vectors = scratch.take<double>(q * result.v_stride);
   double* values = scratch.take<double>(q);
@@ -123,6 +135,26 @@ inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, i
     result.s[i] = __builtin_sqrt(dot(row, row, p));
   }
   return result;
+}
+
+// The singular values of a float32 matrix, in descending order and its own units: to 1e-8 s_1, which is below the rounding
+// of float32. Returns whether all is finite.
+inline bool gram_values(const float* a, int64_t stride, int64_t m, int64_t n, float* s, Scratch& scratch) {
+  const Decomposition d = begin_decomposition(a, stride, m, n);
+  if (!d.finite) return false;
+  ScratchScope scope(scratch);
+  const Operand<double> tall = scaled_tall(a, stride, m, n, d, scratch);
+  const int64_t gram_stride = row_stride<double>(d.q);
+  double* gram = scratch.take_zeros<double>(round_up(d.q, 8) * gram_stride);
+  double* values = scratch.take<double>(d.q);
+  int64_t* order = scratch.take<int64_t>(d.q);
+  gemm<double>(d.q, d.q, d.p, tall.transposed(), tall, gram, gram_stride, {1, false, true});
+  symmetric_eigenvalues(gram, gram_stride, d.q, values, order, scratch);
+  for (int64_t i = 0; i < d.q; ++i) {
+    const double square = values[order[i]];
+    s[i] = static_cast<float>(__builtin_ldexp(__builtin_sqrt(square > 0 ? square : 0), d.exponent));
+  }
+  return true;
 }
 
 // Rotates the rows of r (count x count), and those of q along, until the rows of r are orthogonal. norms: |r_i|. A
@@ -337,6 +369,7 @@ inline void write_decomposition(const Decomposition& d, T* u, T* s, T* vh, Scrat
   int64_t* order = scratch.take<int64_t>(d.q);
   sort_descending(d.s, order, d.q, scratch);
   for (int64_t i = 0; i < d.q; ++i) s[i] = static_cast<T>(__builtin_ldexp(d.s[order[i]], d.exponent));
+  if (u == nullptr) return;
   if (d.wide) {
     write_columns(u, d.v, d.v_stride, order, d.q, d.q);
     write_rows(vh, left.u, left.stride, order, d.q, d.p);
@@ -360,6 +393,11 @@ inline void dense_svd(const T* a, int64_t m, int64_t n, T* u, T* s, T* vh, Dense
   const int64_t k = m < n ? m : n;
   if (k == 0) return;
   dense::ScratchScope scope(workspace.scratch);
+  if constexpr (sizeof(T) == 4)
+    if (u == nullptr) {
+      if (!dense::gram_values(a, n, m, n, s, workspace.scratch)) dense::fill_nan(s, 1, k, k);
+      return;
+    }
   const dense::Decomposition d = dense::decompose(a, n, m, n, workspace.scratch);
   if (!d.finite) {
     dense::fill_nan(u, m, k, k);

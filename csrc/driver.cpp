@@ -376,6 +376,25 @@ class Check {
       if (rank > 0 && rank < k_ && s[0] > 0)
         floor_.see(static_cast<double>(s[static_cast<size_t>(rank)] / s[0]) / eps, name(i));
     }
+    check_values_alone(f);
+  }
+
+  // They are as near to those beside the vectors as both may be to the truth, have the same bits in any batch, and order.
+  void check_values_alone(const Factors& f) {
+    std::vector<T> values(f.s.size(), T(NAN)), single(static_cast<size_t>(k_), T(NAN));
+    svdrd::svd<T>(a_.data(), count_, m_, n_, nullptr, values.data(), nullptr, 2);
+    for (int64_t i = 0; i < count_; ++i) {
+      svdrd::svd<T>(a_.data() + i * size_, 1, m_, n_, nullptr, single.data(), nullptr, 1);
+      if (!same_bits(values, i, single, 0, k_)) fail("bits of the values alone", name(i), m_, n_, 0);
+      const auto s = slice(f.s, i, k_), alone = slice(values, i, k_);
+      const Real size = s[0] * units(std::max(m_, n_)) + resolution;
+      for (int64_t j = 0; j < k_; ++j) {
+        const size_t at = static_cast<size_t>(j);
+        svd_.see(static_cast<double>(std::abs(alone[at] - s[at]) / size), name(i));
+        if (!(alone[at] >= 0) || (j > 0 && alone[at] > alone[at - 1]))
+          fail("order of the values alone", name(i), m_, n_, static_cast<double>(alone[at]));
+      }
+    }
   }
 
   void check_svd_backward() {

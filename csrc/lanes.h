@@ -81,17 +81,21 @@ Placement<T> place_right(T* u, T* vh, int64_t first, int64_t end, const Shape& s
                       : place(vh, first, end, k * shape.n, int64_t{1}, shape.n);
 }
 
-// Writes u, s and vh of one group in descending order, NaN where the input was not finite.
+// Writes u, s and vh of one group in descending order, NaN where the input was not finite. u and vh may be null.
 template <typename T, typename W>
 void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep_in_range, int32_t* rank, int64_t first,
                    int64_t end, const Shape& shape, T* u, T* s, T* vh) {
   const int64_t k = shape.columns();
-  const Placement<T> left = place_left(u, vh, first, end, shape);
-  const Placement<T> right = place_right(u, vh, first, end, shape);
+  const bool vectors = u != nullptr;
+  Placement<T> left{}, right{};
   const Placement<T> values = place(s, first, end, k, int64_t{1}, int64_t{1});
   rank_descending(f.values(), k, f.bidiagonal.products, rank);
-  store(f.u, f.rows, f.columns, f.columns, rank, left);
-  store(f.v, f.columns, f.columns, f.columns, rank, right);
+  if (vectors) {
+    left = place_left(u, vh, first, end, shape);
+    right = place_right(u, vh, first, end, shape);
+    store(f.u, f.rows, f.columns, f.columns, rank, left);
+    store(f.v, f.columns, f.columns, f.columns, rank, right);
+  }
   const W* entries = reinterpret_cast<const W*>(f.values());
   for (int l = 0; l < values.count; ++l) {
     const int half = scale.exponent[l] / 2;
@@ -108,8 +112,8 @@ void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep
       values.base[l][rank[l * k + j]] = value;
     }
     if (!scale.finite[l]) {
-      store_nan(f.rows, f.columns, l, left);
-      store_nan(f.columns, f.columns, l, right);
+      if (vectors) store_nan(f.rows, f.columns, l, left);
+      if (vectors) store_nan(f.columns, f.columns, l, right);
       store_nan(int64_t{1}, k, l, values);
     }
   }
@@ -136,9 +140,11 @@ void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s
     int64_t next_first, next_end;
     groups.following(next_first, next_end);
     prefetch<false>(place_matrices(a, next_first, next_end, shape), w.f.rows, w.f.columns);
-    prefetch<true>(place_left(u, vh, first, end, shape), w.f.rows, w.f.columns);
-    prefetch<true>(place_right(u, vh, first, end, shape), w.f.columns, w.f.columns);
-    factorise(w.f, iteration_tolerance<T, T>());
+    if (u != nullptr) {
+      prefetch<true>(place_left(u, vh, first, end, shape), w.f.rows, w.f.columns);
+      prefetch<true>(place_right(u, vh, first, end, shape), w.f.columns, w.f.columns);
+    }
+    factorise(w.f, iteration_tolerance<T, T>(), u != nullptr);
     store_factors(w.f, scale, false, w.rank, first, end, shape, u, s, vh);
   }
 }

@@ -104,27 +104,32 @@ constexpr W iteration_tolerance() {
 }
 
 // Not inlined: two copies might contract multiply-adds differently, and equal matrices must give equal bits everywhere.
+// Without `vectors`, u and v come out as nothing of use.
 template <int64_t known, typename W>
-[[gnu::noinline]] void factorise(Factorisation<W>& f, W tolerance) {
+[[gnu::noinline]] void factorise(Factorisation<W>& f, W tolerance, bool vectors) {
   const int64_t rows = known_or<known>(f.rows), columns = known_or<known>(f.columns), stride = row_stride(columns);
   bidiagonalise(f.a, rows, columns, f.bidiagonal);
-  set_identity(f.u, rows, columns);
-  set_identity(f.v, columns, columns);
+  if (vectors) {
+    set_identity(f.u, rows, columns);
+    set_identity(f.v, columns, columns);
+  }
   Pack<W>* values = f.values();
-  diagonalise<known>(values, f.bidiagonal.superdiagonal, columns, f.u, f.v, tolerance, f.rotations);
+  diagonalise<known>(values, f.bidiagonal.superdiagonal, columns, vectors ? f.u : nullptr, f.v, tolerance, f.rotations);
   for (int64_t j = 0; j < columns; ++j) {
     const Mask<W> negative = values[j] < Pack<W>(W(0));
     values[j] = abs(values[j]);
-    for (int64_t i = 0; i < columns; ++i)
-      f.v[i * stride + j] = select(negative, -f.v[i * stride + j], f.v[i * stride + j]);
+    if (vectors)
+      for (int64_t i = 0; i < columns; ++i)
+        f.v[i * stride + j] = select(negative, -f.v[i * stride + j], f.v[i * stride + j]);
   }
+  if (!vectors) return;
   apply_left_reflectors(f.a, f.bidiagonal, f.u, rows, columns);
   apply_right_reflectors(f.a, f.bidiagonal, f.v, columns);
 }
 
 template <typename W>
-inline void factorise(Factorisation<W>& f, W tolerance) {
-  with_known_size<8>(f.rows, f.columns, [&](auto known) { factorise<known>(f, tolerance); });
+inline void factorise(Factorisation<W>& f, W tolerance, bool vectors = true) {
+  with_known_size<8>(f.rows, f.columns, [&](auto known) { factorise<known>(f, tolerance, vectors); });
 }
 
 // rank[l * columns + j]: the place of lane l's j-th value in descending order, equal values in the order of their

@@ -186,7 +186,7 @@ template <typename T>
 
 // Superdiagonal entries up to tolerance * (the largest entry) count as zero.
 // d, e -> the singular values (signed, unsorted) in d; the first `columns` rows of u and v are multiplied from the right
-// by the singular vectors of the bidiagonal matrix.
+// by the singular vectors of the bidiagonal matrix, unless u is null.
 template <int64_t known, typename T>
 void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v, T tolerance,
                  RotationBuffer<T>& buffer) {
@@ -196,6 +196,13 @@ void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v
   buffer.columns = columns;
   buffer.sweeps = 0;
   int64_t top = columns - 1;
+  const auto apply_buffered = [&] {
+    if (u != nullptr) {
+      apply_rotations<known>(u, buffer.left, buffer);
+      apply_rotations<known>(v, buffer.right, buffer);
+    }
+    buffer.sweeps = 0;
+  };
   // Two sweeps a singular value are typical. The bound only guards the loop: whatever it would leave, u and v stay
   // orthogonal.
   for (int64_t iteration = 0; iteration < 40 * columns; ++iteration) {
@@ -205,14 +212,9 @@ void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v
     const int64_t last = static_cast<int64_t>(largest_lane(w.high));
     top = last;
     sweep(d, e, w, first, last, buffer);
-    if (buffer.sweeps == buffered_sweeps) {
-      apply_rotations<known>(u, buffer.left, buffer);
-      apply_rotations<known>(v, buffer.right, buffer);
-      buffer.sweeps = 0;
-    }
+    if (buffer.sweeps == buffered_sweeps) apply_buffered();
   }
-  apply_rotations<known>(u, buffer.left, buffer);
-  apply_rotations<known>(v, buffer.right, buffer);
+  apply_buffered();
 }
 
 }  // namespace SVDRD_ISA

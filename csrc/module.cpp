@@ -77,9 +77,11 @@ void svd(const std::string& dtype, Address a, int64_t batch, int64_t m, int64_t 
   check_sizes(batch, m, n, threads);
   const int64_t k = m < n ? m : n;
   check_pointer("a", a, batch * m * n);
-  check_pointer("u", u, batch * m * k);
   check_pointer("s", s, batch * k);
-  check_pointer("vh", vh, batch * k * n);
+  if (u != 0 || vh != 0) {
+    check_pointer("u", u, batch * m * k);
+    check_pointer("vh", vh, batch * k * n);
+  }
   dispatch(dtype_from(dtype), [&](auto type) {
     svdrd::svd(pointer(a, type), batch, m, n, pointer(u, type), pointer(s, type), pointer(vh, type), threads);
   });

@@ -11,7 +11,8 @@ namespace svdrd {
 
 // Thin SVD, A = U diag(S) Vh, k = min(m, n).
 // a: batch x m x n, u: batch x m x k, s: batch x k (descending, >= 0), vh: batch x k x n. U and V are orthonormal
-// also where singular values vanish.
+// also where singular values vanish. u and vh both null: the values alone, which may differ from those beside the vectors
+// by rounding.
 template <typename T>
 void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads);
 

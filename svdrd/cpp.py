@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdrd import backends
+from svdrd import backends, reference
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -21,6 +21,23 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _NAMES[a.dtype], a.data_ptr(), b, m, n, u.data_ptr(), s.data_ptr(), vh.data_ptr(), torch.get_num_threads()
     )
     return u, s, vh
+
+
+def singular_values(a: Tensor) -> Tensor:
+    """The second result of :func:`svd`, to rounding, in less than half the time."""
+    assert backends.native is not None
+    a = a.contiguous()
+    b, m, n = a.shape
+    s = a.new_empty(b, min(m, n))
+    backends.native.svd(_NAMES[a.dtype], a.data_ptr(), b, m, n, 0, s.data_ptr(), 0, torch.get_num_threads())
+    return s
+
+
+def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
+    """As the operator's default in :mod:`svdrd.library`."""
+    s = singular_values(reference.to_blocks(x_hat, block_height, block_width))
+    u, _, vh = svd(reference.to_blocks(x, block_height, block_width))
+    return reference.from_blocks((u * s[:, None, :]) @ vh, *x.shape).contiguous()
 
 
 def svd_backward(

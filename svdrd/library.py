@@ -110,6 +110,7 @@ _CPP: dict[str, Callable[..., Any]] = {
     "polar_factor": cpp.polar_factor,
     "polar_factor_backward": _polar_factor_backward_cpp,
     "basis_loss": cpp.basis_loss,
+    "recompose": cpp.recompose,
 }
 
 # In the order in which they are asked, as below. svd's backward is the default's: a few batched products.

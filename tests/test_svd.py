@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from svdrd import backends, cpp
 from svdrd.ops import svd
 from tests.zoo import LARGE_SIZES, SIZES, ZOO, exact_rank, with_spectrum
 
@@ -120,3 +121,18 @@ def test_derivative_keeps_small_genuine_values(backend: str) -> None:
     expected = derivative(a.double(), g.double())
     error = torch.linalg.matrix_norm(derivative(a, g).double() - expected) / torch.linalg.matrix_norm(expected)
     assert error < 1e-2
+
+
+@pytest.mark.skipif(backends.native is None, reason="the cpp backend is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("m", "n"), SIZES + LARGE_SIZES)
+def test_values_alone(m: int, n: int, dtype: torch.dtype) -> None:
+    for scale in SCALES[dtype]:
+        a = (torch.stack([ZOO[name](m, n) for name in ZOO]) * scale).to(dtype)
+        expected, s = cpp.svd(a)[1], cpp.singular_values(a)
+        assert (s[:, :-1] >= s[:, 1:]).all()
+        assert (s >= 0).all()
+        bound = max(m, n) * torch.finfo(dtype).eps * expected[:, :1] + torch.finfo(dtype).tiny
+        assert ((s - expected).abs() <= bound).all()
+    a[1, 0, 0] = torch.nan
+    assert torch.equal(cpp.singular_values(a).isnan().any(-1), torch.arange(len(a)) == 1)
