@@ -69,12 +69,14 @@ def configuration(kernel: Any, dtypes: tuple[torch.dtype, ...], **constants: Any
     names = kernel.arg_names[1 : len(dtypes)]
     others = {name: dtype for name, dtype in zip(names, rest, strict=True) if dtype != first}
     tile = constants.get("TILE")
-    warps, stages = (EDGE_WARPS, 1) if tile is None else (WARPS.get(tile, max(WARPS.values())), STAGES)
+    if tile is None:
+        return Configuration.of(kernel, constants, EDGE_WARPS, 1, first, others=others)
+    warps = WARPS.get(tile, max(WARPS.values()))
     if tile == LARGEST_TILE and dtypes[-1] == torch.float64:
         warps = DOUBLE_WARPS
-    # Triton 3.9's compiler stops at 128 registers for one of the float64 products, and spills.
-    maxnreg = min(255, 65536 // (32 * warps)) if dtypes[-1] == torch.float64 or first == "fp64" else None
-    return Configuration.of(kernel, constants, warps, stages, first, maxnreg=maxnreg, others=others)
+    # Triton 3.9's compiler stops at 128 registers for one of the products of a float64 operand, and spills.
+    maxnreg = min(255, 65536 // (32 * warps)) if dtypes[0] == torch.float64 else None
+    return Configuration.of(kernel, constants, warps, STAGES, first, maxnreg=maxnreg, others=others)
 
 
 def configurations() -> Iterator[Configuration]:
