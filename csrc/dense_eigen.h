@@ -7,12 +7,11 @@
 #pragma once
 
 #include "dense_householder.h"
+#include "dense_tridiagonal_ql.h"
 
 namespace svdrd {
 namespace SVDRD_ISA {
 namespace dense {
-
-constexpr double epsilon = 2.220446049250313e-16;
 
 // y = A x for the part of the symmetric matrix a that starts at row and column `first`, a multiple of 8. Reads the
 // upper triangle and the whole 8 x 8 blocks on the diagonal. n, the padded size, is a multiple of 8.
@@ -100,60 +99,6 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
     }
   }
 }
-
-// Implicit QL with Wilkinson's shift (EISPACK tql2) for the small problems at the leaves. z (n rows): rows are rotated
-// along. Off-diagonals up to `negligible` are treated as zero.
-inline void tridiagonal_ql(double* d, double* e, int64_t n, double negligible, double* z, int64_t z_stride,
-                           int64_t z_columns) {
-  constexpr int most_iterations = 60;
-  for (int64_t l = 0; l + 1 < n; ++l) {
-    for (int iteration = 0; iteration < most_iterations; ++iteration) {
-      int64_t m = l;
-      while (m + 1 < n &&
-             __builtin_fabs(e[m]) > 0.5 * epsilon * (__builtin_fabs(d[m]) + __builtin_fabs(d[m + 1])) + negligible)
-        ++m;
-      if (m == l) break;
-      double g = (d[l + 1] - d[l]) / (2 * e[l]);
-      double r = __builtin_sqrt(g * g + 1);
-      g = d[m] - d[l] + e[l] / (g + __builtin_copysign(r, g));
-      double s = 1, c = 1, p = 0;
-      int64_t i = m - 1;
-      for (; i >= l; --i) {
-        const double f = s * e[i], b = c * e[i];
-        r = __builtin_sqrt(f * f + g * g);
-        if (i + 1 < m) e[i + 1] = r;
-        if (r == 0) {
-          d[i + 1] -= p;
-          break;
-        }
-        s = f / r;
-        c = g / r;
-        g = d[i + 1] - p;
-        r = (d[i] - g) * s + 2 * c * b;
-        p = s * r;
-        d[i + 1] = g + p;
-        g = c * r - b;
-        rotate(z + i * z_stride, z + (i + 1) * z_stride, c, s, z_columns);
-      }
-      if (i < l) {
-        d[l] -= p;
-        e[l] = g;
-      }
-    }
-  }
-}
-
-using Lanes = Vector<double>;
-using LaneMask = NativeTypes<double>::MaskVector;
-
-inline bool all_lanes(LaneMask mask) {
-  for (int64_t l = 0; l < lanes<double>; ++l)
-    if (!mask[l]) return false;
-  return true;
-}
-
-inline Lanes magnitude(Lanes x) { return x < 0 ? -x : x; }
-inline Lanes square_root(Lanes x) { return native_sqrt<double>(x); }
 
 // The roots of 1 + rho sum_i z_i^2 / (d_i - lambda) = 0, d ascending and distinct, rho > 0, every z_i nonzero, k >= 2.
 // Row i of gaps holds d_i - lambda_j to full relative accuracy, which is what makes the eigenvectors orthogonal. d and
@@ -430,31 +375,98 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
   for (int64_t i = 0; i < n; ++i) d[i] = new_d[i];
 }
 
-constexpr int64_t leaf_size = 12;
+// Where divide and conquer cuts a tridiagonal matrix of n > leaf_size rows.
+inline int64_t first_part(int64_t n) { return round_up(n / 2, 8) < n ? round_up(n / 2, 8) : n / 2; }
+
+struct Range {
+  int64_t first, size;
+};
+
+// Cuts d, e into leaves, in order, each of which is then a matrix of its own. Returns their number.
+inline int64_t cut_into_leaves(double* d, const double* e, Range range, Range* leaves) {
+  if (range.size <= leaf_size) {
+    leaves[0] = range;
+    return 1;
+  }
+  const int64_t n1 = first_part(range.size), cut = range.first + n1;
+  d[cut - 1] -= __builtin_fabs(e[cut - 1]);
+  d[cut] -= __builtin_fabs(e[cut - 1]);
+  const int64_t count = cut_into_leaves(d, e, {range.first, n1}, leaves);
+  return count + cut_into_leaves(d, e, {cut, range.size - n1}, leaves + count);
+}
+
+// Eigenvalues and eigenvectors of the leaves of d, e, written to d and q as tridiagonal_eigen says.
+inline void solve_leaves(double* d, const double* e, const Range* leaves, int64_t count, double negligible, double* q,
+                         int64_t stride, bool ends) {
+  constexpr int64_t w = lanes<double>;
+  Leaves together;
+  for (int64_t first = 0; first < count; first += w) {
+    const int64_t used = count - first < w ? count - first : w;
+    const Range* group = leaves + first;
+    int64_t n = 0;
+    for (int64_t l = 0; l < used; ++l) n = group[l].size > n ? group[l].size : n;
+    const int64_t columns = ends ? 2 : n;
+    double parts[2 * leaf_size][w] = {};
+    for (int64_t l = 0; l < used; ++l)
+      for (int64_t i = 0; i < group[l].size; ++i) {
+        parts[i][l] = d[group[l].first + i];
+        if (i + 1 < group[l].size) parts[leaf_size + i][l] = e[group[l].first + i];
+      }
+    for (int64_t i = 0; i < n; ++i) {
+      together.d[i] = load(parts[i]);
+      together.e[i] = load(parts[leaf_size + i]);
+      for (int64_t j = 0; j < columns; ++j) together.rows[i * columns + j] = splat(!ends && i == j ? 1.0 : 0.0);
+    }
+    if (ends)
+      for (int64_t l = 0; l < used; ++l) {
+        together.rows[0][l] = 1;
+        together.rows[2 * (group[l].size - 1) + 1][l] = 1;
+      }
+    if (ends)
+      ql_of_leaves<2>(together, n, negligible, columns);
+    else if (n == 8)
+      ql_of_leaves<8>(together, n, negligible, columns);
+    else
+      ql_of_leaves<0>(together, n, negligible, columns);
+    for (int64_t i = 0; i < n; ++i) store(parts[i], together.d[i]);
+    for (int64_t l = 0; l < used; ++l) {
+      const Range leaf = group[l];
+      for (int64_t i = 0; i < leaf.size; ++i) d[leaf.first + i] = parts[i][l];
+    }
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < columns; ++j) {
+        double entries[w];
+        store(entries, together.rows[i * columns + j]);
+        for (int64_t l = 0; l < used; ++l) {
+          const Range leaf = group[l];
+          if (i < leaf.size && (ends || j < leaf.size))
+            q[(leaf.first + i) * stride + (ends ? 0 : leaf.first) + j] = entries[l];
+        }
+      }
+  }
+}
+
+// Takes the eigenvectors of the leaves of d, e to those of the whole.
+inline void merge_leaves(double* d, const double* e, int64_t n, double* q, int64_t stride, Wanted wanted,
+                         Scratch& scratch) {
+  if (n <= leaf_size) return;
+  const bool ends = wanted != Wanted::vectors;
+  const int64_t n1 = first_part(n);
+  const Wanted of_halves = ends ? Wanted::ends : Wanted::vectors;
+  merge_leaves(d, e, n1, q, stride, of_halves, scratch);
+  merge_leaves(d + n1, e + n1, n - n1, q + n1 * stride + (ends ? 0 : n1), stride, of_halves, scratch);
+  merge_halves(d, e[n1 - 1], n, n1, q, stride, wanted, scratch);
+}
 
 // Eigenvalues d and eigenvectors (rows of q, which must come zeroed) of the tridiagonal matrix d, e, in no special
 // order. Where no vectors are wanted, q is n x 2.
-inline void tridiagonal_eigen(double* d, double* e, int64_t n, double negligible, double* q, int64_t stride,
+inline void tridiagonal_eigen(double* d, const double* e, int64_t n, double negligible, double* q, int64_t stride,
                               Wanted wanted, Scratch& scratch) {
-  const bool ends = wanted != Wanted::vectors;
-  if (n <= leaf_size) {
-    if (ends) {
-      q[0] = 1;
-      q[(n - 1) * stride + 1] = 1;
-    } else {
-      for (int64_t i = 0; i < n; ++i) q[i * stride + i] = 1;
-    }
-    tridiagonal_ql(d, e, n, negligible, q, stride, ends ? 2 : n);
-    return;
-  }
-  const int64_t n1 = round_up(n / 2, 8) < n ? round_up(n / 2, 8) : n / 2;
-  const double coupling = e[n1 - 1];
-  d[n1 - 1] -= __builtin_fabs(coupling);
-  d[n1] -= __builtin_fabs(coupling);
-  const Wanted of_halves = ends ? Wanted::ends : Wanted::vectors;
-  tridiagonal_eigen(d, e, n1, negligible, q, stride, of_halves, scratch);
-  tridiagonal_eigen(d + n1, e + n1, n - n1, negligible, q + n1 * stride + (ends ? 0 : n1), stride, of_halves, scratch);
-  merge_halves(d, coupling, n, n1, q, stride, wanted, scratch);
+  ScratchScope scope(scratch);
+  Range* leaves = scratch.take<Range>(n);
+  const int64_t count = cut_into_leaves(d, e, {0, n}, leaves);
+  solve_leaves(d, e, leaves, count, negligible, q, stride, wanted != Wanted::vectors);
+  merge_leaves(d, e, n, q, stride, wanted, scratch);
 }
 
 // What of the off-diagonal entries of d, e counts as zero.

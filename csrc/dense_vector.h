@@ -60,6 +60,22 @@ inline Vector<double> reciprocal(Vector<double> x) {
 #endif
 }
 
+constexpr double epsilon = 2.220446049250313e-16;
+
+using Lanes = Vector<double>;
+using LaneMask = NativeTypes<double>::MaskVector;
+
+inline bool all_lanes(LaneMask mask) {
+  for (int64_t l = 0; l < lanes<double>; ++l)
+    if (!mask[l]) return false;
+  return true;
+}
+
+inline bool any_lane(LaneMask mask) { return !all_lanes(~mask); }
+
+inline Lanes magnitude(Lanes x) { return x < 0 ? -x : x; }
+inline Lanes square_root(Lanes x) { return native_sqrt<double>(x); }
+
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 inline double square_root(double x) { return __builtin_sqrt(x); }
 

@@ -272,33 +272,38 @@ inline Pack<T> sqrt(const Pack<T>& a) {
 
 // 1 / sqrt(a) to about one unit in the last place, for normal positive a.
 template <typename T>
-[[gnu::always_inline]] inline Pack<T> reciprocal_sqrt(const Pack<T>& a) {
+[[gnu::always_inline]] inline typename Pack<T>::Native native_reciprocal_sqrt(const typename Pack<T>::Native& a) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
   // The estimate y has 14 bits: with r = 1 - a y^2, 1/sqrt(a) = y (1 - r)^(-1/2), by its series up to what r < 2^-13
   // needs. A rotation's latency is what the QR sweep waits for, and this is about half that of the root and the
   // division. Plain Newton steps always err downward, by up to 0.4 units in the last place; thousands of rotations
   // would add that up to a shrinkage of every singular value.
-  Pack<T> y;
-  for (int k = 0; k < Pack<T>::parts; ++k) {
-    using Native = typename Pack<T>::Native;
-    if constexpr (native_bytes<T> == 64 && sizeof(T) == 4)
-      y.part[k] = (Native)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)a.part[k]);
-    else if constexpr (native_bytes<T> == 64)
-      y.part[k] = (Native)_mm512_maskz_rsqrt14_pd(0xff, (__m512d)a.part[k]);
-    else if constexpr (native_bytes<T> == 32 && sizeof(T) == 4)
-      y.part[k] = (Native)_mm256_rsqrt14_ps((__m256)a.part[k]);
-    else if constexpr (sizeof(T) == 4)
-      y.part[k] = (Native)_mm_rsqrt14_ps((__m128)a.part[k]);
-    else
-      y.part[k] = (Native)_mm256_rsqrt14_pd((__m256d)a.part[k]);
-  }
-  const Pack<T> r = Pack<T>(T(1)) - (a * y) * y;
-  Pack<T> series = Pack<T>(T(0.5)) + Pack<T>(T(0.375)) * r;
-  if constexpr (sizeof(T) == 8) series = series + (r * r) * (Pack<T>(T(0.3125)) + Pack<T>(T(0.2734375)) * r);
+  using Native = typename Pack<T>::Native;
+  Native y;
+  if constexpr (native_bytes<T> == 64 && sizeof(T) == 4)
+    y = (Native)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)a);
+  else if constexpr (native_bytes<T> == 64)
+    y = (Native)_mm512_maskz_rsqrt14_pd(0xff, (__m512d)a);
+  else if constexpr (native_bytes<T> == 32 && sizeof(T) == 4)
+    y = (Native)_mm256_rsqrt14_ps((__m256)a);
+  else if constexpr (sizeof(T) == 4)
+    y = (Native)_mm_rsqrt14_ps((__m128)a);
+  else
+    y = (Native)_mm256_rsqrt14_pd((__m256d)a);
+  const Native r = T(1) - (a * y) * y;
+  Native series = T(0.5) + T(0.375) * r;
+  if constexpr (sizeof(T) == 8) series = series + (r * r) * (T(0.3125) + T(0.2734375) * r);
   return y + (y * r) * series;
 #else
-  return Pack<T>(T(1)) / sqrt(a);
+  return T(1) / native_sqrt<T>(a);
 #endif
+}
+
+template <typename T>
+[[gnu::always_inline]] inline Pack<T> reciprocal_sqrt(const Pack<T>& a) {
+  Pack<T> r;
+  for (int k = 0; k < Pack<T>::parts; ++k) r.part[k] = native_reciprocal_sqrt<T>(a.part[k]);
+  return r;
 }
 
 template <typename To, typename From>
