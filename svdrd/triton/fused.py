@@ -1,10 +1,10 @@
-"""Launchers of the fused products: float32 polar factors and losses of matrices of up to 16 rows or columns."""
+"""Launchers of the fused products: float32 polar factors and losses of matrices with a side of up to 32."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -13,15 +13,22 @@ from torch import Tensor
 from svdrd import matmul
 from svdrd.triton import fused_kernels as kernels
 from svdrd.triton.configuration import Configuration
-from svdrd.triton.jacobi import Shape
 
 # The least that tensor cores multiply.
 SMALLEST = 16
 # Rows of the largest tile by its columns. What is not here spills: docs/performance.md has what was tried.
-LARGEST = {16: 64}
+LARGEST = {16: 64, 32: 64}
+# Entries of each of the four H that the derivative keeps, in float32, of the matrices that it works on at a time.
+PART = 1 << 24
 # Steps with coefficients of their own between those that repeat the first and those that truncate.
 _LATER = 4
-KERNELS = (kernels.fused_polar_kernel, kernels.fused_polar_backward_kernel, kernels.fused_loss_kernel)
+KERNELS = (
+    kernels.fused_polar_kernel,
+    kernels.fused_difference_kernel,
+    kernels.fused_opening_kernel,
+    kernels.fused_inside_kernel,
+    kernels.fused_outside_kernel,
+)
 
 
 def tile(m: int, n: int, smooth: float) -> tuple[int, int]:
@@ -58,8 +65,8 @@ def schedule(position: float) -> tuple[float, ...]:
 @cache
 def configuration(kernel: Any, long: int, narrow: int) -> Configuration:
     """The form of ``kernel`` for tiles of ``long x narrow``."""
-    num_warps = min(4, long // 16)
-    return Configuration.of(kernel, {"M": long, "N": narrow}, num_warps, maxnreg=255)
+    others = {"scales": "fp64"} if "scales" in kernel.arg_names else None
+    return Configuration.of(kernel, {"M": long, "N": narrow}, min(4, long // 16), maxnreg=255, others=others)
 
 
 def configurations() -> Iterator[Configuration]:
@@ -72,24 +79,79 @@ def configurations() -> Iterator[Configuration]:
             long *= 2
 
 
-def _launch(kernel: Any, first: Tensor, m: int, n: int, smooth: float, batch: int, *arguments: Any) -> None:
-    if batch == 0:
-        return
-    with torch.cuda.device_of(first):
-        configuration(kernel, *tile(m, n, smooth)).launch((batch,), *arguments)
+class _Blocks(NamedTuple):
+    """Blocks of ``m x n`` that the images ``(b, h, w)`` consist of: a batch of matrices is one of images of one block.
+
+    Each has ``rows`` on the longer side of its polar factor: with smoothing, that of ``[A; e I]``.
+    """
+
+    images: Tensor
+    m: int
+    n: int
+    rcond: float
+    smooth: float
+
+    @property
+    def count(self) -> int:
+        return self.images.numel() // (self.m * self.n)
+
+    @property
+    def rows(self) -> int:
+        return max(self.m, self.n) + (min(self.m, self.n) if self.smooth > 0 else 0)
+
+    def launch(self, kernel: Any, count: int, *arguments: Any) -> None:
+        if count:
+            with torch.cuda.device_of(self.images):
+                configuration(kernel, *tile(self.m, self.n, self.smooth)).launch((count,), *arguments)
+
+    def polar_factors(self, p: Tensor, rows: int) -> None:
+        """Writes them to ``p``, with ``rows`` of them."""
+        self.launch(
+            kernels.fused_polar_kernel, self.count, self.images, p, self.smooth, *self.images.shape[1:], self.m, self.n,
+            rows, *self._steps(),
+        )  # fmt: skip
+
+    def stacked_polar_factors(self) -> Tensor:
+        """All rows of them."""
+        p = self.images.new_empty(self.count * min(self.m, self.n) * self.rows)
+        self.polar_factors(p, self.rows)
+        return p
+
+    def derivative(self, grad: Tensor, rows_grad: int, p: Tensor) -> Tensor:
+        """The vector-Jacobian product for ``grad``, which has ``rows_grad``, in images. ``p`` has all rows."""
+        derivative, entries = torch.empty_like(self.images), min(self.m, self.n) ** 2
+        part = max(1, min(self.count, PART // entries))
+        squares = self.images.new_empty(part * (kernels.OPENING.value + 2) * entries)
+        scales = self.images.new_empty(part * 2, dtype=torch.float64)
+        geometry = (*self.images.shape[1:], self.m, self.n)
+        for start in range(0, self.count, part):
+            count = min(part, self.count - start)
+            self.launch(
+                kernels.fused_opening_kernel, count, grad, self.images, p, squares, scales, self.smooth, *geometry,
+                rows_grad, self.rows, start, *self._steps(),
+            )  # fmt: skip
+            self.launch(
+                kernels.fused_inside_kernel, count, p, squares, scales, derivative, *geometry, self.rows, start,
+                *self._steps(),
+            )  # fmt: skip
+            self.launch(
+                kernels.fused_outside_kernel, count, grad, p, squares, scales, derivative, *geometry, rows_grad,
+                self.rows, start, int(self.smooth > 0), *self._steps(),
+            )  # fmt: skip
+        return derivative
+
+    def _steps(self) -> tuple[float, ...]:
+        return schedule(matmul.step_position(self.images.dtype, self.rcond, self.smooth))
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`svdrd.matmul.polar_factor`, which takes longer; takes what :func:`takes` says, and saves no factors."""
-    b, m, n = a.shape
+    m, n = a.shape[1:]
     if save_factors or not takes(m, n, a.dtype, rcond, smooth):
         return NotImplemented
     a = a.contiguous()
     p = torch.empty_like(a)
-    _launch(
-        kernels.fused_polar_kernel, a, m, n, smooth, b, a, p, smooth, *Shape.of(m, n), *Shape.of(m, n)[1:],
-        *schedule(matmul.step_position(a.dtype, rcond, smooth)),
-    )  # fmt: skip
+    _Blocks(a, m, n, rcond, smooth).polar_factors(p, max(m, n))
     return p, a.new_empty(0), a.new_empty(0), a.new_empty(0)
 
 
@@ -97,22 +159,13 @@ def polar_factor_backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
     """As :func:`svdrd.matmul.polar_factor_vjp`; takes what :func:`takes` says, without the factors."""
-    b, m, n = grad.shape
+    m, n = grad.shape[1:]
     if not takes(m, n, grad.dtype, rcond, smooth):
         return NotImplemented
-    grad, a, p = (x.contiguous() for x in (grad, a, p))
-    derivative, shape = torch.empty_like(grad), Shape.of(m, n)
-    steps = schedule(matmul.step_position(a.dtype, rcond, smooth))
-    stacked = shape[1:]
-    if smooth > 0:  # what lies below P belongs to it, and was not kept
-        stacked = (shape.length + shape.width, 1, shape.width)
-        p = a.new_empty(b, stacked[0], shape.width)
-        _launch(kernels.fused_polar_kernel, a, m, n, smooth, b, a, p, smooth, *shape, *stacked, *steps)
-    _launch(
-        kernels.fused_polar_backward_kernel, grad, m, n, smooth, b, grad, a, p, derivative, smooth, *shape, *stacked,
-        *steps,
-    )  # fmt: skip
-    return derivative
+    blocks = _Blocks(a.contiguous(), m, n, rcond, smooth)
+    # What lies below P belongs to it, and was not kept.
+    p = blocks.stacked_polar_factors() if smooth > 0 else p.contiguous()
+    return blocks.derivative(grad.contiguous(), max(m, n), p)
 
 
 def basis_loss(
@@ -128,27 +181,22 @@ def basis_loss(
     """As :func:`svdrd.matmul.basis_loss`; takes what :func:`takes` says."""
     if not takes(block_height, block_width, x_hat.dtype, rcond, smooth):
         return NotImplemented
-    x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape
     loss = x_hat.new_empty(b, h // block_height, w // block_width)
-    steps = schedule(matmul.step_position(x.dtype, rcond, smooth))
-    length = max(block_height, block_width) + (min(block_height, block_width) if smooth > 0 else 0)
-    # A polar factor of each block, for which there are no registers while another one is iterated.
-    factors = x_hat.new_empty(loss.numel() * min(block_height, block_width) * length)
-    derivative_x_hat, derivative_x = (
-        torch.empty_like(x_hat) if needed else x_hat.new_empty(0) for needed in (need_grad_x_hat, need_grad_x)
-    )
 
-    def launch(first: Tensor, second: Tensor, derivative: Tensor, gradient: bool) -> None:
-        _launch(
-            kernels.fused_loss_kernel, first, block_height, block_width, smooth, loss.numel(), first, second, loss,
-            derivative, factors, smooth, h, w, block_height, block_width, 2, int(gradient), *steps,
-        )  # fmt: skip
+    def one_side(first: Tensor, second: Tensor, need_grad: bool) -> Tensor:
+        """Computes the loss and, if needed, its derivative by the first image."""
+        blocks = _Blocks(first.contiguous(), block_height, block_width, rcond, smooth)
+        p = blocks.stacked_polar_factors()
+        other = blocks._replace(images=second.contiguous()).stacked_polar_factors()
+        blocks.launch(
+            kernels.fused_difference_kernel, blocks.count, p, other, loss, block_height, block_width, blocks.rows, int(need_grad)
+        )
+        return blocks.derivative(other, blocks.rows, p) if need_grad else first.new_empty(0)
 
-    # |P1 - P2| is symmetric: the derivative by x is that by x_hat with the sides exchanged, in a second launch, because
+    # |P1 - P2| is symmetric: the derivative by x is that by x_hat with the sides exchanged, computed afresh, because
     # training does not ask for it.
-    if need_grad_x_hat or not need_grad_x:
-        launch(x_hat, x, derivative_x_hat, need_grad_x_hat)
-    if need_grad_x:
-        launch(x, x_hat, derivative_x, True)
+    nothing = x.new_empty(0)
+    derivative_x_hat = one_side(x_hat, x, need_grad_x_hat) if need_grad_x_hat or not need_grad_x else nothing
+    derivative_x = one_side(x, x_hat, True) if need_grad_x else nothing
     return loss, derivative_x_hat, derivative_x

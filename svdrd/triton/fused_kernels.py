@@ -21,8 +21,6 @@ from svdrd import matmul
 from svdrd.triton.jacobi_kernels import _exponent, _largest, _power_of_two
 
 OPENING = tl.constexpr(matmul.OPENING)
-# Tiles of more columns leave no room for iterating H in float64.
-DOUBLE_H = tl.constexpr(16)
 SQUARINGS = tl.constexpr(matmul.SQUARINGS)
 MARGIN = tl.constexpr(matmul.MARGIN)
 TRUNCATE_B = tl.constexpr(matmul.TRUNCATE.b)
@@ -132,20 +130,22 @@ def _measured(a: tl.tensor, shape: tl.tuple, smooth: tl.tensor, M: tl.constexpr,
 
 
 @triton.jit
-def _opened(
-    a: tl.tensor, shape: tl.tuple, scale: tl.tuple, count: tl.tensor, schedule: tl.tuple, M: tl.constexpr,
-    N: tl.constexpr,
+def _scaled(
+    a: tl.tensor, shape: tl.tuple, scale: tl.tuple, M: tl.constexpr, N: tl.constexpr
 ) -> tl.tensor:  # fmt: skip
-    """The matrix, read and scaled, after ``count`` steps in float64."""
+    """The matrix, read and scaled, in float64."""
     bad, exponent, factor, smooth = scale
-    x = _stacked(tl.where(bad, 0.0, _read(a, shape, M, N)), shape, exponent, smooth) * factor
-    for k in range(count):
-        a_k, b_k, c_k = _coefficients(k, schedule)
-        narrow = x.to(tl.float32)
-        gram = _product(tl.trans(narrow), narrow)
-        q = b_k.to(tl.float32) * gram + c_k.to(tl.float32) * _product(gram, gram)
-        x = tl.dot(x, q.to(tl.float64), acc=a_k * x, input_precision="ieee", out_dtype=tl.float64)
-    return x
+    return _stacked(tl.where(bad, 0.0, _read(a, shape, M, N)), shape, exponent, smooth) * factor
+
+
+@triton.jit
+def _opening_step(x: tl.tensor, k: tl.tensor, schedule: tl.tuple) -> tl.tensor:
+    """Step ``k`` of float64 ``x``."""
+    a_k, b_k, c_k = _coefficients(k, schedule)
+    narrow = x.to(tl.float32)
+    gram = _product(tl.trans(narrow), narrow)
+    q = b_k.to(tl.float32) * gram + c_k.to(tl.float32) * _product(gram, gram)
+    return tl.dot(x, q.to(tl.float64), acc=a_k * x, input_precision="ieee", out_dtype=tl.float64)
 
 
 @triton.jit
@@ -153,7 +153,10 @@ def _polar_factor(
     a: tl.tensor, shape: tl.tuple, scale: tl.tuple, schedule: tl.tuple, M: tl.constexpr, N: tl.constexpr
 ) -> tl.tensor:  # fmt: skip
     """P of the scaled matrix."""
-    x = _opened(a, shape, scale, OPENING, schedule, M, N).to(tl.float32)
+    x = _scaled(a, shape, scale, M, N)
+    for k in range(OPENING):
+        x = _opening_step(x, k, schedule)
+    x = x.to(tl.float32)
     for k in range(OPENING, schedule[1]):
         a_k, b_k, c_k = _single_coefficients(k, schedule)
         gram = _product(tl.trans(x), x)
@@ -163,232 +166,293 @@ def _polar_factor(
 
 
 @triton.jit
-def _read_factor(p: tl.tensor, stacked: tl.tuple, bad: tl.tensor, M: tl.constexpr, N: tl.constexpr) -> tl.tensor:
-    return tl.where(bad, 0.0, _read(p, stacked, M, N))
-
-
-@triton.jit
-def _symmetric_factor(
-    p: tl.tensor, stacked: tl.tuple, a: tl.tensor, shape: tl.tuple, scale: tl.tuple, count: tl.tensor,
-    schedule: tl.tuple, M: tl.constexpr, N: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """``P^T X_k``, which is H after ``count`` steps, in float64 from the iterate of the matrix itself; rounded once."""
-    x = _opened(a, shape, scale, count, schedule, M, N)
-    factor = _read_factor(p, stacked, scale[0], M, N)
-    h = tl.dot(tl.trans(factor).to(tl.float64), x, input_precision="ieee", out_dtype=tl.float64)
-    return (0.5 * (h + tl.trans(h))).to(tl.float32)
+def _read_square(h: tl.tensor, k: tl.tensor, width: tl.tensor, N: tl.constexpr) -> tl.tensor:
+    """Matrix ``k`` of those that :func:`fused_opening_kernel` wrote."""
+    width += tl.where(k < width + OPENING + 1, 0, 1)
+    return _read(h + k * width * width, (width, width, 1, width), N, N)
 
 
 @triton.jit
 def _scaled_upstream(
     g: tl.tensor, exponent_g: tl.tensor, shape: tl.tuple, M: tl.constexpr, N: tl.constexpr
 ) -> tl.tensor:  # fmt: skip
-    """``2^-exponent_g g``, padded with zeros; zeros if it has a NaN or Inf."""
-    upstream, _ = _finite(_read(g, shape, M, N))
-    return _times_power_of_two(upstream.to(tl.float64), -exponent_g).to(tl.float32)
+    """``2^-exponent_g g``, padded with zeros; NaN if it has a NaN or Inf."""
+    upstream, bad = _finite(_read(g, shape, M, N))
+    upstream = _times_power_of_two(upstream.to(tl.float64), -exponent_g).to(tl.float32)
+    return tl.where(bad, float("nan"), upstream)
 
 
 @triton.jit
-def _derivative(
-    g: tl.tensor, exponent_g: tl.tensor, p: tl.tensor, stacked: tl.tuple, a: tl.tensor, shape: tl.tuple,
-    scale: tl.tuple, schedule: tl.tuple, M: tl.constexpr, N: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """The vector-Jacobian product of P at the scaled matrix for ``2^-exponent_g g``: ``svdrd.matmul.polar_factor_vjp``.
+def _inside_step(h: tl.tensor, omega: tl.tensor, k: tl.tensor, schedule: tl.tuple) -> tl.tensor:
+    """Omega after step ``k``, and ``h Q``."""
+    a_k, b_k, c_k = _single_coefficients(k, schedule)
+    gram = _product(h, h)
+    d_gram = _product(h, omega)
+    d_gram += tl.trans(d_gram)
+    product = _product(gram, d_gram)
+    d_q = b_k * d_gram + c_k * (product + tl.trans(product))
+    q = b_k * gram + c_k * _product(gram, gram)
+    # In this order q and d_q need not both be held in the layout of an operand.
+    omega = a_k * omega + _product(omega, q)
+    h_q = _product(h, q)
+    omega += _product(h, d_q)
+    return 0.5 * (omega - tl.trans(omega)), h_q
 
-    What is in the span of P and what is outside are iterated one after the other, each with H beside it, and g and P
-    are read from memory where they are needed: the registers of a multiprocessor hold so much and no more.
-    """
-    factor = _read_factor(p, stacked, scale[0], M, N)
-    w = _product(tl.trans(factor), _scaled_upstream(g, exponent_g, shape, M, N))
+
+@triton.jit
+def _next_symmetric(h: tl.tensor, h_q: tl.tensor, k: tl.tensor, schedule: tl.tuple) -> tl.tensor:
+    a_k, _, _ = _single_coefficients(k, schedule)
+    h = a_k * h + h_q
+    return 0.5 * (h + tl.trans(h))
+
+
+@triton.jit
+def _first_omega(
+    g: tl.tensor, upstream: tl.tuple, exponent_g: tl.tensor, p: tl.tensor, stacked: tl.tuple, schedule: tl.tuple,
+    M: tl.constexpr, N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Omega before the first step, for ``2^-exponent_g g``."""
+    w = _product(tl.trans(_read(p, stacked, M, N)), _scaled_upstream(g, exponent_g, upstream, M, N))
     skew = w - tl.trans(w)
+    factor = _read(p, _anew(stacked, 1, schedule), M, N)
     projection = _product(tl.trans(factor), factor)
-    rank = tl.sum(projection * projection)
     omega = skew - 0.5 * _product(projection, _product(skew, projection))
-    omega = 0.5 * (omega - tl.trans(omega))
-    h = omega
-    if N > DOUBLE_H:
-        h = _symmetric_factor(p, stacked, a, shape, scale, 0, schedule, M, N)
-    for k in range(schedule[1]):
-        if N <= DOUBLE_H:  # noqa: SIM102 - known to the compiler, unlike the next
-            if k <= OPENING:
-                h = _symmetric_factor(
-                    p, _anew(stacked, k, schedule), a, _anew(shape, k, schedule), scale, k, schedule, M, N
-                )  # fmt: skip
-        a_k, b_k, c_k = _single_coefficients(k, schedule)
-        gram = _product(h, h)
-        d_gram = _product(h, omega)
-        d_gram += tl.trans(d_gram)
-        product = _product(gram, d_gram)
-        d_q = b_k * d_gram + c_k * (product + tl.trans(product))
-        q = b_k * gram + c_k * _product(gram, gram)
-        # In this order q and d_q need not both be held in the layout of an operand.
-        omega = a_k * omega + _product(omega, q)
-        h_q = _product(h, q)
-        omega += _product(h, d_q)
-        omega = 0.5 * (omega - tl.trans(omega))
-        h = a_k * h + h_q
-        h = 0.5 * (h + tl.trans(h))
-    stacked = _anew(stacked, 0, schedule)
-    result = _product(_read_factor(p, stacked, scale[0], M, N), omega)
-    if (shape[1] > shape[0]) | (scale[3] > 0) | (rank < shape[0] - 0.5):
-        factor = _read_factor(p, stacked, scale[0], M, N)
-        again = _anew(shape, 1, schedule)
-        upstream = _scaled_upstream(g, exponent_g, again, M, N)
-        outside = upstream - _product(factor, _product(tl.trans(factor), upstream))
-        outside = _product(outside, _product(tl.trans(factor), factor))
-        if N > DOUBLE_H:
-            h = _symmetric_factor(p, stacked, a, again, scale, 0, schedule, M, N)
-        for k in range(schedule[1]):
-            if N <= DOUBLE_H:  # noqa: SIM102 - known to the compiler, unlike the next
-                if k <= OPENING:
-                    h = _symmetric_factor(
-                        p, _anew(stacked, k, schedule), a, _anew(shape, k, schedule), scale, k, schedule, M, N
-                    )  # fmt: skip
-            a_k, b_k, c_k = _single_coefficients(k, schedule)
-            gram = _product(h, h)
-            q = b_k * gram + c_k * _product(gram, gram)
-            outside = a_k * outside + _product(outside, q)
-            h = a_k * h + _product(h, q)
-            h = 0.5 * (h + tl.trans(h))
-        factor = _read_factor(p, _anew(stacked, 1, schedule), scale[0], M, N)
-        result += outside - _product(factor, _product(tl.trans(factor), outside))
-    return result
+    return 0.5 * (omega - tl.trans(omega))
+
+
+@triton.jit
+def _last_omega(h: tl.tensor, width: tl.tensor, schedule: tl.tuple, N: tl.constexpr) -> tl.tensor:
+    """Omega after the last step, from what :func:`fused_opening_kernel` wrote."""
+    omega = _read_square(h, OPENING + 1, width, N)
+    for k in range(OPENING):
+        omega, _ = _inside_step(_read_square(h, k, width, N), omega, k, schedule)
+    symmetric = _read_square(h, OPENING, width, N)
+    for k in range(OPENING, schedule[1]):
+        omega, h_q = _inside_step(symmetric, omega, k, schedule)
+        symmetric = _next_symmetric(symmetric, h_q, k, schedule)
+    return omega
+
+
+@triton.jit
+def _outside_step(h: tl.tensor, outside: tl.tensor, k: tl.tensor, schedule: tl.tuple) -> tl.tensor:
+    """The outside after step ``k``, and ``h Q``."""
+    a_k, b_k, c_k = _single_coefficients(k, schedule)
+    gram = _product(h, h)
+    q = b_k * gram + c_k * _product(gram, gram)
+    return a_k * outside + _product(outside, q), _product(h, q)
+
+
+@triton.jit
+def _outside(
+    g: tl.tensor, upstream: tl.tuple, exponent_g: tl.tensor, p: tl.tensor, stacked: tl.tuple, projection: tl.tensor,
+    h: tl.tensor, schedule: tl.tuple, M: tl.constexpr, N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """What is outside the span of P, for ``2^-exponent_g g``. The iteration multiplies from the right, so it is the same to take out the span
+    of P, on the left, before or after.
+    """
+    outside = _product(_scaled_upstream(g, exponent_g, upstream, M, N), projection)
+    for k in range(OPENING):
+        outside, _ = _outside_step(_read_square(h, k, stacked[0], N), outside, k, schedule)
+    symmetric = _read_square(h, OPENING, stacked[0], N)
+    for k in range(OPENING, schedule[1]):
+        outside, h_q = _outside_step(symmetric, outside, k, schedule)
+        symmetric = _next_symmetric(symmetric, h_q, k, schedule)
+    inner = _product(tl.trans(_read(p, _anew(stacked, 0, schedule), M, N)), outside)
+    return outside - _product(_read(p, _anew(stacked, 1, schedule), M, N), inner)
 
 
 @triton.jit
 def _unscaled(derivative: tl.tensor, factor: tl.tensor, exponent: tl.tensor) -> tl.tensor:
     """The derivative by A from that by ``2^-exponent factor A``, clamped to float32."""
-    derivative = _times_power_of_two(derivative.to(tl.float64) * factor, -exponent)
+    return _clamped(_times_power_of_two(derivative.to(tl.float64) * factor, -exponent)).to(tl.float32)
+
+
+@triton.jit
+def _clamped(x: tl.tensor) -> tl.tensor:
     bound = _largest(tl.float32)
-    return tl.minimum(tl.maximum(derivative, -bound), bound).to(tl.float32)
+    return tl.where(x == x, tl.minimum(tl.maximum(x, -bound), bound), x)
+
+
+@triton.jit
+def _place(
+    item: tl.tensor, image_height: tl.tensor, image_width: tl.tensor, block_height: tl.tensor, block_width: tl.tensor
+) -> tl.tensor:  # fmt: skip
+    """Where block ``item`` of ``(b, h, w)`` images begins, and its shape."""
+    across = image_width // block_width
+    blocks = (image_height // block_height) * across
+    block = item % blocks
+    first = (item // blocks).to(tl.int64) * image_height * image_width
+    first += (block // across).to(tl.int64) * block_height * image_width + (block % across) * block_width
+    wide = block_height < block_width
+    width, length = tl.minimum(block_height, block_width), tl.maximum(block_height, block_width)
+    return first, (width, length, tl.where(wide, image_width, 1), tl.where(wide, 1, image_width))
+
+
+@triton.jit
+def _packed(item: tl.tensor, rows: tl.tensor, block_height: tl.tensor, block_width: tl.tensor) -> tl.tensor:
+    """Where matrix ``item`` of a batch begins, and its shape, if each has ``rows`` on its longer side: more than the
+    block has, where something lies below it.
+    """
+    wide = block_height < block_width
+    width = tl.minimum(block_height, block_width)
+    return item.to(tl.int64) * width * rows, (width, rows, tl.where(wide, rows, 1), tl.where(wide, 1, width))
 
 
 @triton.jit(
-    do_not_specialize=["smooth", "width", "length", "short_stride", "long_stride", "rows", "short", "long", "repeats",
+    do_not_specialize=["smooth", "image_height", "image_width", "block_height", "block_width", "rows", "repeats",
                        "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4",
                        "c4"]
 )  # fmt: skip
 def fused_polar_kernel(
-    a: tl.tensor, p: tl.tensor, smooth: tl.float64, width: tl.int32, length: tl.int32, short_stride: tl.int32,
-    long_stride: tl.int32, rows: tl.int32, short: tl.int32, long: tl.int32, repeats: tl.int32, steps: tl.int32,
-    a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64, b1: tl.float64, c1: tl.float64, a2: tl.float64,
-    b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64, c3: tl.float64, a4: tl.float64, b4: tl.float64,
-    c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
+    a: tl.tensor, p: tl.tensor, smooth: tl.float64, image_height: tl.int32, image_width: tl.int32,
+    block_height: tl.int32, block_width: tl.int32, rows: tl.int32,
+    repeats: tl.int32, steps: tl.int32, a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64,
+    b1: tl.float64, c1: tl.float64, a2: tl.float64, b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64,
+    c3: tl.float64, a4: tl.float64, b4: tl.float64, c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``P(a)`` of matrix ``program_id(0)``, or if ``rows`` is ``length + width`` with what lies below it."""
+    """P of block ``program_id(0)`` of the ``(b, h, w)`` images ``a``; with what lies below it, if p has the rows."""
     schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
     smooth = tl.full([], smooth, tl.float64)
-    shape = (width, length, short_stride, long_stride)
-    first = tl.program_id(0).to(tl.int64) * width * length
-    a += first
-    bad, exponent, factor = _measured(a, shape, smooth, M, N)
-    result = _polar_factor(a, shape, (bad, exponent, factor, smooth), schedule, M, N)
-    at = p + tl.program_id(0).to(tl.int64) * width * rows
-    _write(at, tl.where(bad, float("nan"), result), (width, rows, short, long))
+    first, shape = _place(tl.program_id(0), image_height, image_width, block_height, block_width)
+    bad, exponent, factor = _measured(a + first, shape, smooth, M, N)
+    result = _polar_factor(a + first, shape, (bad, exponent, factor, smooth), schedule, M, N)
+    first, stacked = _packed(tl.program_id(0), rows, block_height, block_width)
+    _write(p + first, tl.where(bad, float("nan"), result), stacked)
+
+
+@triton.jit(do_not_specialize=["block_height", "block_width", "rows", "need_grad"])
+def fused_difference_kernel(
+    p: tl.tensor, other: tl.tensor, loss: tl.tensor, block_height: tl.int32, block_width: tl.int32, rows: tl.int32,
+    need_grad: tl.int32, M: tl.constexpr, N: tl.constexpr,
+) -> None:  # fmt: skip
+    """``mean |p - other|`` of the polar factors of block ``program_id(0)``. With ``need_grad`` its derivative by p
+    takes the place of ``other``.
+    """
+    first, stacked = _packed(tl.program_id(0), rows, block_height, block_width)
+    shape = (stacked[0], tl.maximum(block_height, block_width), stacked[2], stacked[3])  # without what lies below P
+    difference = _read(p + first, shape, M, N) - _read(other + first, shape, M, N)
+    entries = (block_height * block_width).to(tl.float32)
+    mean = tl.sum(tl.abs(difference)) / entries
+    tl.store(loss + tl.program_id(0), mean)
+    if need_grad > 0:
+        g = (tl.where(difference > 0, 1.0, 0.0) - tl.where(difference < 0, 1.0, 0.0)) / entries
+        _write(other + first, tl.where(mean == mean, g, float("nan")), shape)
+
+
+@triton.jit
+def _upstream(
+    item: tl.tensor, rows_g: tl.tensor, block_height: tl.tensor, block_width: tl.tensor
+) -> tl.tensor:  # fmt: skip
+    """As :func:`_packed`, of a derivative: without what lies below P."""
+    first, shape = _packed(item, rows_g, block_height, block_width)
+    return first, (shape[0], tl.maximum(block_height, block_width), shape[2], shape[3])
 
 
 @triton.jit(
-    do_not_specialize=["smooth", "width", "length", "short_stride", "long_stride", "rows", "short", "long", "repeats",
-                       "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4",
-                       "c4"]
+    do_not_specialize=["smooth", "image_height", "image_width", "block_height", "block_width", "rows_g", "rows",
+                       "start", "repeats", "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3",
+                       "c3", "a4", "b4", "c4"]
 )  # fmt: skip
-def fused_polar_backward_kernel(
-    g: tl.tensor, a: tl.tensor, p: tl.tensor, derivative: tl.tensor, smooth: tl.float64, width: tl.int32,
-    length: tl.int32, short_stride: tl.int32, long_stride: tl.int32, rows: tl.int32, short: tl.int32, long: tl.int32,
-    repeats: tl.int32, steps: tl.int32,
-    a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64, b1: tl.float64, c1: tl.float64, a2: tl.float64,
-    b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64, c3: tl.float64, a4: tl.float64, b4: tl.float64,
-    c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
+def fused_opening_kernel(
+    g: tl.tensor, a: tl.tensor, p: tl.tensor, h: tl.tensor, scales: tl.tensor, smooth: tl.float64,
+    image_height: tl.int32, image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, rows_g: tl.int32,
+    rows: tl.int32, start: tl.int32,
+    repeats: tl.int32, steps: tl.int32, a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64,
+    b1: tl.float64, c1: tl.float64, a2: tl.float64, b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64,
+    c3: tl.float64, a4: tl.float64, b4: tl.float64, c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The vector-Jacobian product for g of P at a; p is what :func:`fused_polar_kernel` wrote with these rows."""
-    schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
-    smooth = tl.full([], smooth, tl.float64)
-    shape = (width, length, short_stride, long_stride)
-    first = tl.program_id(0).to(tl.int64) * width * length
-    a += first
-    g += first
-    bad, exponent, factor = _measured(a, shape, smooth, M, N)
-    scale = (bad, exponent, factor, smooth)
-    p += tl.program_id(0).to(tl.int64) * width * rows
-    upstream, bad_upstream = _finite(_read(g, shape, M, N))
-    exponent_g = _exponent(tl.max(tl.abs(upstream)).to(tl.float64))
-    result = _derivative(
-        g, exponent_g, p, (width, rows, short, long), a, shape, scale, schedule, M, N
-    )  # fmt: skip
-    result = _unscaled(result, factor, exponent - exponent_g)
-    result = tl.where(bad | bad_upstream, float("nan"), result)
-    _write(derivative + first, result, _anew(shape, 2, schedule))
-
-
-@triton.jit(
-    do_not_specialize=["smooth", "image_height", "image_width", "block_height", "block_width", "sides", "need_grad",
-                       "repeats", "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3",
-                       "a4", "b4", "c4"]
-)  # fmt: skip
-def fused_loss_kernel(
-    x_hat: tl.tensor, x: tl.tensor, loss: tl.tensor, derivative: tl.tensor, factors: tl.tensor, smooth: tl.float64,
-    image_height: tl.int32, image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, sides: tl.int32,
-    need_grad: tl.int32, repeats: tl.int32, steps: tl.int32,
-    a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64, b1: tl.float64, c1: tl.float64, a2: tl.float64,
-    b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64, c3: tl.float64, a4: tl.float64, b4: tl.float64,
-    c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
-) -> None:  # fmt: skip
-    """``mean |P(x_hat) - P(x)|`` of block ``program_id(0)`` of ``(b, h, w)`` images, and with ``need_grad`` its
-    derivative by x_hat.
-
-    Args:
-        factors: room for one polar factor a block, and what lies below it: P(x), then P(x_hat).
-        sides: 2. As a constant it would let the compiler write the two iterations out, and round each its own way:
-            equal blocks have to give equal bits.
+    """What the derivative at block ``start + program_id(0)`` of the images ``a`` starts from: H before the first step
+    and after each of the first ``OPENING``, which are done in float64 and rounded here, then Omega before the first,
+    and exponent and factor that the result is to be scaled by. p is what :func:`fused_polar_kernel` wrote with these
+    rows, NaN included.
     """
     schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
     smooth = tl.full([], smooth, tl.float64)
-    wide = block_height < block_width
-    width, length = tl.minimum(block_height, block_width), tl.maximum(block_height, block_width)
-    shape = (width, length, tl.where(wide, image_width, 1), tl.where(wide, 1, image_width))
-    across = image_width // block_width
-    blocks = (image_height // block_height) * across
-    item = tl.program_id(0)
-    block = item % blocks
-    corner = (item // blocks).to(tl.int64) * image_height * image_width
-    corner += (block // across).to(tl.int64) * block_height * image_width + (block % across) * block_width
-    x_hat += corner
-    x += corner
-    derivative += corner
+    item = start + tl.program_id(0)
+    first_g, upstream = _upstream(item, rows_g, block_height, block_width)
+    tile, _ = _finite(_read(g + first_g, upstream, M, N))
+    exponent_g = _exponent(tl.max(tl.abs(tile)).to(tl.float64))
+    first_p, stacked = _packed(item, rows, block_height, block_width)
+    h += tl.program_id(0).to(tl.int64) * (OPENING + 2) * stacked[0] * stacked[0]
+    omega = _first_omega(g + first_g, upstream, exponent_g, p + first_p, stacked, schedule, M, N)
+    width, _, _, _ = _anew(stacked, 0, schedule)
+    _write(h + (OPENING + 1) * width * width, omega, (width, width, 1, width))
 
-    stacked = (width, length + tl.where(smooth > 0, width, 0), 1, width)
-    factors += item.to(tl.int64) * width * stacked[1]
+    first, shape = _place(item, image_height, image_width, block_height, block_width)
+    bad, exponent, factor = _measured(a + first, shape, smooth, M, N)
+    scales += tl.program_id(0).to(tl.int64) * 2
+    tl.store(scales, (exponent - exponent_g).to(tl.float64))
+    tl.store(scales + 1, factor)
+    polar = _read(p + first_p, _anew(stacked, 2, schedule), M, N).to(tl.float64)
+    x = _scaled(a + first, _anew(shape, 1, schedule), (bad, exponent, factor, smooth), M, N)
+    symmetric = tl.dot(tl.trans(polar), x, input_precision="ieee", out_dtype=tl.float64)
+    for k in range(OPENING + 1):
+        if k > 0:
+            symmetric = _opening_step(symmetric, k - 1, schedule)
+        symmetric = 0.5 * (symmetric + tl.trans(symmetric))
+        width, _, _, _ = _anew(stacked, k, schedule)
+        _write(h + k * width * width, symmetric.to(tl.float32), (width, width, 1, width))
 
-    p = tl.zeros([M, N], tl.float32)
-    exponent = tl.full([], 0, tl.int32)
-    factor = tl.full([], 1.0, tl.float64)
-    bad = width < 0
-    broken = bad
-    for side in range(sides):
-        image = x
-        if side > 0:
-            image = x_hat
-        around = _anew(shape, side, schedule)
-        bad, exponent, factor = _measured(image, around, smooth, M, N)
-        p = _polar_factor(image, around, (bad, exponent, factor, smooth), schedule, M, N)
-        if side == 0:
-            _write(factors, p, stacked)
-        broken = broken | bad
-    tl.debug_barrier()  # other threads wrote it
 
-    nan = float("nan")
-    i = tl.arange(0, M)[:, None]
-    difference = tl.where(i < length, p - _read(factors, stacked, M, N), 0.0)  # without what lies below P
-    entries = (width * length).to(tl.float32)
-    tl.store(loss + item, tl.where(broken, nan, tl.sum(tl.abs(difference)) / entries))
-    if need_grad > 0:
-        g = (tl.where(difference > 0, 1.0, 0.0) - tl.where(difference < 0, 1.0, 0.0)) / entries
-        _write(derivative, g, shape)
-        tl.debug_barrier()
-        _write(factors, p, stacked)
-        tl.debug_barrier()  # other threads read it
-        scale = (bad, exponent, factor, smooth)
-        result = _derivative(derivative, 0, factors, stacked, x_hat, shape, scale, schedule, M, N)
-        tl.debug_barrier()
-        result = tl.where(broken, nan, _unscaled(result, factor, exponent))
-        _write(derivative, result, _anew(shape, 2, schedule))
+@triton.jit(
+    do_not_specialize=["image_height", "image_width", "block_height", "block_width", "rows", "start", "repeats",
+                       "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4",
+                       "c4"]
+)  # fmt: skip
+def fused_inside_kernel(
+    p: tl.tensor, h: tl.tensor, scales: tl.tensor, derivative: tl.tensor, image_height: tl.int32,
+    image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, rows: tl.int32, start: tl.int32,
+    repeats: tl.int32, steps: tl.int32, a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64,
+    b1: tl.float64, c1: tl.float64, a2: tl.float64, b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64,
+    c3: tl.float64, a4: tl.float64, b4: tl.float64, c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
+) -> None:  # fmt: skip
+    """The part of the vector-Jacobian product of P at block ``start + program_id(0)`` that is in the span of P, written
+    where the block is in the images ``derivative``. h and scales are what :func:`fused_opening_kernel` wrote.
+    """
+    schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
+    item = start + tl.program_id(0)
+    width = tl.minimum(block_height, block_width)
+    omega = _last_omega(h + tl.program_id(0).to(tl.int64) * (OPENING + 2) * width * width, width, schedule, N)
+    first_p, stacked = _packed(item, rows, block_height, block_width)
+    result = _product(_read(p + first_p, stacked, M, N), omega)
+    scales += tl.program_id(0).to(tl.int64) * 2
+    result = _unscaled(result, tl.load(scales + 1), tl.load(scales).to(tl.int32))
+    first, shape = _place(item, image_height, image_width, block_height, block_width)
+    _write(derivative + first, result, _anew(shape, 0, schedule))
+
+
+@triton.jit(
+    do_not_specialize=["image_height", "image_width", "block_height", "block_width", "rows_g", "rows", "start",
+                       "smoothed", "repeats", "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3",
+                       "c3", "a4", "b4", "c4"]
+)  # fmt: skip
+def fused_outside_kernel(
+    g: tl.tensor, p: tl.tensor, h: tl.tensor, scales: tl.tensor, derivative: tl.tensor, image_height: tl.int32,
+    image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, rows_g: tl.int32, rows: tl.int32,
+    start: tl.int32, smoothed: tl.int32,
+    repeats: tl.int32, steps: tl.int32, a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64,
+    b1: tl.float64, c1: tl.float64, a2: tl.float64, b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64,
+    c3: tl.float64, a4: tl.float64, b4: tl.float64, c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
+) -> None:  # fmt: skip
+    """Adds to what :func:`fused_inside_kernel` wrote the part outside the span of P, where there is one: at a matrix
+    that is not square, smoothed, or of a rank below its width.
+    """
+    schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
+    item = start + tl.program_id(0)
+    first_p, stacked = _packed(item, rows, block_height, block_width)
+    tile, bad = _finite(_read(p + first_p, stacked, M, N))
+    projection = _product(tl.trans(tile), tile)
+    rank = tl.sum(projection * projection)
+    if bad | ((block_height == block_width) & (smoothed == 0) & (rank > stacked[0] - 0.5)):
+        return
+    first_g, upstream = _upstream(item, rows_g, block_height, block_width)
+    tile, _ = _finite(_read(g + first_g, upstream, M, N))
+    exponent_g = _exponent(tl.max(tl.abs(tile)).to(tl.float64))
+    h += tl.program_id(0).to(tl.int64) * (OPENING + 2) * stacked[0] * stacked[0]
+    result = _outside(g + first_g, upstream, exponent_g, p + first_p, stacked, projection, h, schedule, M, N)
+    scales += tl.program_id(0).to(tl.int64) * 2
+    result = _unscaled(result, tl.load(scales + 1), tl.load(scales).to(tl.int32))
+    first, shape = _place(item, image_height, image_width, block_height, block_width)
+    shape = _anew(shape, 0, schedule)
+    result += _read(derivative + first, shape, M, N)
+    _write(derivative + first, _clamped(result), shape)
