@@ -144,8 +144,6 @@ def test_smoothed(fused: Any, m: int, n: int) -> None:
         assert (error <= 3 * bound * torch.linalg.matrix_norm(g.double()) / e).all()
 
 
-# The parts of a derivative that is clamped may overflow in their sum, which is clamped after.
-@pytest.mark.filterwarnings("ignore:overflow encountered in add:RuntimeWarning")
 @pytest.mark.parametrize("scale", [1e30, 1e-30, 1e-42])
 def test_every_scale(fused: Any, scale: float) -> None:
     a = (zoo(6, 6, ["random", "rank k-1"]).double() * scale).float()
@@ -173,6 +171,16 @@ def test_same_bits_in_any_batch(fused: Any) -> None:
     one = fused.polar_factor_backward(g[:2], a[:2], p[:2], *(a.new_empty(0) for _ in range(3)), RCOND, 0.0)
     assert one[0].isnan().all()
     assert torch.equal(one[1], derivative[1])
+
+
+def test_same_bits_in_parts(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one block, and of two and one."""
+    a = zoo(5, 3, ["image", "random", "rank k-1"])
+    g = torch.randn(a.shape, generator=torch.Generator().manual_seed(0)).to(a)
+    whole = polar_factor_and_vjp(fused, a, g)[1]
+    for entries in (1, 18):
+        monkeypatch.setattr(fused, "PART", entries)
+        assert torch.equal(polar_factor_and_vjp(fused, a, g)[1], whole)
 
 
 def image_pair(height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ from svdrd.triton.configuration import Configuration
 SMALLEST = 16
 # Rows of the largest tile by its columns. What is not here spills: docs/performance.md has what was tried.
 LARGEST = {16: 64, 32: 64}
-# Entries of each of the four H that the derivative keeps, in float32, of the matrices that it works on at a time.
+# The derivative works on so many blocks at a time that each of the squares which it keeps of them, four H and Omega,
+# has at most this many entries.
 PART = 1 << 24
 # Steps with coefficients of their own between those that repeat the first and those that truncate.
 _LATER = 4
@@ -26,8 +27,8 @@ KERNELS = (
     kernels.fused_polar_kernel,
     kernels.fused_difference_kernel,
     kernels.fused_opening_kernel,
-    kernels.fused_inside_kernel,
-    kernels.fused_outside_kernel,
+    kernels.fused_omega_kernel,
+    kernels.fused_closing_kernel,
 )
 
 
@@ -65,18 +66,21 @@ def schedule(position: float) -> tuple[float, ...]:
 @cache
 def configuration(kernel: Any, long: int, narrow: int) -> Configuration:
     """The form of ``kernel`` for tiles of ``long x narrow``."""
-    others = {"scales": "fp64"} if "scales" in kernel.arg_names else None
-    return Configuration.of(kernel, {"M": long, "N": narrow}, min(4, long // 16), maxnreg=255, others=others)
+    names = kernel.arg_names
+    constants = {name: size for name, size in (("M", long), ("N", narrow)) if name in names}
+    others = {"scales": "fp64"} if "scales" in names else None
+    return Configuration.of(kernel, constants, min(4, max(constants.values()) // 16), maxnreg=255, others=others)
 
 
 def configurations() -> Iterator[Configuration]:
     """Every form that the launchers below can choose."""
+    forms: dict[Configuration, None] = {}
     for narrow, largest in LARGEST.items():
         long = narrow
         while long <= largest:
-            for kernel in KERNELS:
-                yield configuration(kernel, long, narrow)
+            forms.update((configuration(kernel, long, narrow), None) for kernel in KERNELS)
             long *= 2
+    yield from forms
 
 
 class _Blocks(NamedTuple):
@@ -100,6 +104,7 @@ class _Blocks(NamedTuple):
         return max(self.m, self.n) + (min(self.m, self.n) if self.smooth > 0 else 0)
 
     def launch(self, kernel: Any, count: int, *arguments: Any) -> None:
+        """Runs a program for each of ``count`` blocks."""
         if count:
             with torch.cuda.device_of(self.images):
                 configuration(kernel, *tile(self.m, self.n, self.smooth)).launch((count,), *arguments)
@@ -130,12 +135,9 @@ class _Blocks(NamedTuple):
                 kernels.fused_opening_kernel, count, grad, self.images, p, squares, scales, self.smooth, *geometry,
                 rows_grad, self.rows, start, *self._steps(),
             )  # fmt: skip
+            self.launch(kernels.fused_omega_kernel, count, squares, min(self.m, self.n), *self._steps())
             self.launch(
-                kernels.fused_inside_kernel, count, p, squares, scales, derivative, *geometry, self.rows, start,
-                *self._steps(),
-            )  # fmt: skip
-            self.launch(
-                kernels.fused_outside_kernel, count, grad, p, squares, scales, derivative, *geometry, rows_grad,
+                kernels.fused_closing_kernel, count, grad, p, squares, scales, derivative, *geometry, rows_grad,
                 self.rows, start, int(self.smooth > 0), *self._steps(),
             )  # fmt: skip
         return derivative
@@ -190,7 +192,15 @@ def basis_loss(
         p = blocks.stacked_polar_factors()
         other = blocks._replace(images=second.contiguous()).stacked_polar_factors()
         blocks.launch(
-            kernels.fused_difference_kernel, blocks.count, p, other, loss, block_height, block_width, blocks.rows, int(need_grad)
+            kernels.fused_difference_kernel,
+            blocks.count,
+            p,
+            other,
+            loss,
+            block_height,
+            block_width,
+            blocks.rows,
+            int(need_grad),
         )
         return blocks.derivative(other, blocks.rows, p) if need_grad else first.new_empty(0)
 

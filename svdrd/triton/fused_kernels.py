@@ -126,13 +126,11 @@ def _measured(a: tl.tensor, shape: tl.tuple, smooth: tl.tensor, M: tl.constexpr,
     tile, bad = _finite(_read(a, shape, M, N))
     exponent = _exponent(tl.maximum(tl.max(tl.abs(tile)).to(tl.float64), smooth))
     bound = _norm_bound(_stacked(tile, shape, exponent, smooth).to(tl.float32))
-    return bad, exponent, 1 / ((1 + MARGIN) * bound.to(tl.float64))
+    return bad, exponent, 1 / (bound.to(tl.float64) * (1 + MARGIN))
 
 
 @triton.jit
-def _scaled(
-    a: tl.tensor, shape: tl.tuple, scale: tl.tuple, M: tl.constexpr, N: tl.constexpr
-) -> tl.tensor:  # fmt: skip
+def _scaled(a: tl.tensor, shape: tl.tuple, scale: tl.tuple, M: tl.constexpr, N: tl.constexpr) -> tl.tensor:
     """The matrix, read and scaled, in float64."""
     bad, exponent, factor, smooth = scale
     return _stacked(tl.where(bad, 0.0, _read(a, shape, M, N)), shape, exponent, smooth) * factor
@@ -166,10 +164,24 @@ def _polar_factor(
 
 
 @triton.jit
-def _read_square(h: tl.tensor, k: tl.tensor, width: tl.tensor, N: tl.constexpr) -> tl.tensor:
+def _read_square(squares: tl.tensor, k: tl.tensor, width: tl.tensor, N: tl.constexpr) -> tl.tensor:
     """Matrix ``k`` of those that :func:`fused_opening_kernel` wrote."""
-    width += tl.where(k < width + OPENING + 1, 0, 1)
-    return _read(h + k * width * width, (width, width, 1, width), N, N)
+    width += tl.where(width + OPENING + 1 > k, 0, 1)  # as in _anew
+    return _read(squares + k * width * width, (width, width, 1, width), N, N)
+
+
+@triton.jit
+def _write_square(squares: tl.tensor, x: tl.tensor, k: tl.tensor, width: tl.tensor) -> tl.tensor:
+    """Writes ``x`` as matrix ``k``: elsewhere than it is read, for all that the compiler knows."""
+    width += tl.where(2 * width + OPENING + 1 > k, 0, 1)
+    _write(squares + k * width * width, x, (width, width, 1, width))
+
+
+@triton.jit
+def _upstream_exponent(upstream: tl.tensor) -> tl.tensor:
+    """The power of two that an upstream gradient is scaled by."""
+    upstream, _ = _finite(upstream)
+    return _exponent(tl.max(tl.abs(upstream)).to(tl.float64))
 
 
 @triton.jit
@@ -183,7 +195,7 @@ def _scaled_upstream(
 
 
 @triton.jit
-def _inside_step(h: tl.tensor, omega: tl.tensor, k: tl.tensor, schedule: tl.tuple) -> tl.tensor:
+def _omega_step(h: tl.tensor, omega: tl.tensor, k: tl.tensor, schedule: tl.tuple) -> tl.tensor:
     """Omega after step ``k``, and ``h Q``."""
     a_k, b_k, c_k = _single_coefficients(k, schedule)
     gram = _product(h, h)
@@ -221,19 +233,6 @@ def _first_omega(
 
 
 @triton.jit
-def _last_omega(h: tl.tensor, width: tl.tensor, schedule: tl.tuple, N: tl.constexpr) -> tl.tensor:
-    """Omega after the last step, from what :func:`fused_opening_kernel` wrote."""
-    omega = _read_square(h, OPENING + 1, width, N)
-    for k in range(OPENING):
-        omega, _ = _inside_step(_read_square(h, k, width, N), omega, k, schedule)
-    symmetric = _read_square(h, OPENING, width, N)
-    for k in range(OPENING, schedule[1]):
-        omega, h_q = _inside_step(symmetric, omega, k, schedule)
-        symmetric = _next_symmetric(symmetric, h_q, k, schedule)
-    return omega
-
-
-@triton.jit
 def _outside_step(h: tl.tensor, outside: tl.tensor, k: tl.tensor, schedule: tl.tuple) -> tl.tensor:
     """The outside after step ``k``, and ``h Q``."""
     a_k, b_k, c_k = _single_coefficients(k, schedule)
@@ -243,34 +242,11 @@ def _outside_step(h: tl.tensor, outside: tl.tensor, k: tl.tensor, schedule: tl.t
 
 
 @triton.jit
-def _outside(
-    g: tl.tensor, upstream: tl.tuple, exponent_g: tl.tensor, p: tl.tensor, stacked: tl.tuple, projection: tl.tensor,
-    h: tl.tensor, schedule: tl.tuple, M: tl.constexpr, N: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """What is outside the span of P, for ``2^-exponent_g g``. The iteration multiplies from the right, so it is the same to take out the span
-    of P, on the left, before or after.
-    """
-    outside = _product(_scaled_upstream(g, exponent_g, upstream, M, N), projection)
-    for k in range(OPENING):
-        outside, _ = _outside_step(_read_square(h, k, stacked[0], N), outside, k, schedule)
-    symmetric = _read_square(h, OPENING, stacked[0], N)
-    for k in range(OPENING, schedule[1]):
-        outside, h_q = _outside_step(symmetric, outside, k, schedule)
-        symmetric = _next_symmetric(symmetric, h_q, k, schedule)
-    inner = _product(tl.trans(_read(p, _anew(stacked, 0, schedule), M, N)), outside)
-    return outside - _product(_read(p, _anew(stacked, 1, schedule), M, N), inner)
-
-
-@triton.jit
 def _unscaled(derivative: tl.tensor, factor: tl.tensor, exponent: tl.tensor) -> tl.tensor:
-    """The derivative by A from that by ``2^-exponent factor A``, clamped to float32."""
-    return _clamped(_times_power_of_two(derivative.to(tl.float64) * factor, -exponent)).to(tl.float32)
-
-
-@triton.jit
-def _clamped(x: tl.tensor) -> tl.tensor:
+    """The derivative by A from that by ``2^-exponent factor A``, clamped to float32; NaN where it is."""
     bound = _largest(tl.float32)
-    return tl.where(x == x, tl.minimum(tl.maximum(x, -bound), bound), x)
+    scaled = _times_power_of_two(derivative.to(tl.float64) * factor, -exponent)
+    return tl.where(scaled == scaled, tl.minimum(tl.maximum(scaled, -bound), bound), scaled).to(tl.float32)
 
 
 @triton.jit
@@ -340,9 +316,7 @@ def fused_difference_kernel(
 
 
 @triton.jit
-def _upstream(
-    item: tl.tensor, rows_g: tl.tensor, block_height: tl.tensor, block_width: tl.tensor
-) -> tl.tensor:  # fmt: skip
+def _upstream(item: tl.tensor, rows_g: tl.tensor, block_height: tl.tensor, block_width: tl.tensor) -> tl.tensor:
     """As :func:`_packed`, of a derivative: without what lies below P."""
     first, shape = _packed(item, rows_g, block_height, block_width)
     return first, (shape[0], tl.maximum(block_height, block_width), shape[2], shape[3])
@@ -354,7 +328,7 @@ def _upstream(
                        "c3", "a4", "b4", "c4"]
 )  # fmt: skip
 def fused_opening_kernel(
-    g: tl.tensor, a: tl.tensor, p: tl.tensor, h: tl.tensor, scales: tl.tensor, smooth: tl.float64,
+    g: tl.tensor, a: tl.tensor, p: tl.tensor, squares: tl.tensor, scales: tl.tensor, smooth: tl.float64,
     image_height: tl.int32, image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, rows_g: tl.int32,
     rows: tl.int32, start: tl.int32,
     repeats: tl.int32, steps: tl.int32, a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64,
@@ -369,56 +343,49 @@ def fused_opening_kernel(
     schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
     smooth = tl.full([], smooth, tl.float64)
     item = start + tl.program_id(0)
-    first_g, upstream = _upstream(item, rows_g, block_height, block_width)
-    tile, _ = _finite(_read(g + first_g, upstream, M, N))
-    exponent_g = _exponent(tl.max(tl.abs(tile)).to(tl.float64))
     first_p, stacked = _packed(item, rows, block_height, block_width)
-    h += tl.program_id(0).to(tl.int64) * (OPENING + 2) * stacked[0] * stacked[0]
-    omega = _first_omega(g + first_g, upstream, exponent_g, p + first_p, stacked, schedule, M, N)
-    width, _, _, _ = _anew(stacked, 0, schedule)
-    _write(h + (OPENING + 1) * width * width, omega, (width, width, 1, width))
-
+    squares += tl.program_id(0).to(tl.int64) * (OPENING + 2) * stacked[0] * stacked[0]
     first, shape = _place(item, image_height, image_width, block_height, block_width)
     bad, exponent, factor = _measured(a + first, shape, smooth, M, N)
+    polar = _read(p + first_p, _anew(stacked, 2, schedule), M, N).to(tl.float64)
+    x = _scaled(a + first, _anew(shape, 1, schedule), (bad, exponent, factor, smooth), M, N)
+    h = tl.dot(tl.trans(polar), x, input_precision="ieee", out_dtype=tl.float64)
+    for k in range(OPENING + 1):
+        if k > 0:
+            h = _opening_step(h, k - 1, schedule)
+        h = 0.5 * (h + tl.trans(h))
+        _write_square(squares, h.to(tl.float32), k, stacked[0])
+    first_g, upstream = _upstream(item, rows_g, block_height, block_width)
+    exponent_g = _upstream_exponent(_read(g + first_g, upstream, M, N))
+    upstream = _anew(upstream, 0, schedule)
+    omega = _first_omega(g + first_g, upstream, exponent_g, p + first_p, _anew(stacked, 3, schedule), schedule, M, N)
+    _write_square(squares, omega, OPENING + 1, stacked[0])
     scales += tl.program_id(0).to(tl.int64) * 2
     tl.store(scales, (exponent - exponent_g).to(tl.float64))
     tl.store(scales + 1, factor)
-    polar = _read(p + first_p, _anew(stacked, 2, schedule), M, N).to(tl.float64)
-    x = _scaled(a + first, _anew(shape, 1, schedule), (bad, exponent, factor, smooth), M, N)
-    symmetric = tl.dot(tl.trans(polar), x, input_precision="ieee", out_dtype=tl.float64)
-    for k in range(OPENING + 1):
-        if k > 0:
-            symmetric = _opening_step(symmetric, k - 1, schedule)
-        symmetric = 0.5 * (symmetric + tl.trans(symmetric))
-        width, _, _, _ = _anew(stacked, k, schedule)
-        _write(h + k * width * width, symmetric.to(tl.float32), (width, width, 1, width))
 
 
 @triton.jit(
-    do_not_specialize=["image_height", "image_width", "block_height", "block_width", "rows", "start", "repeats",
-                       "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4",
-                       "c4"]
+    do_not_specialize=["width", "repeats", "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3",
+                       "c3", "a4", "b4", "c4"]
 )  # fmt: skip
-def fused_inside_kernel(
-    p: tl.tensor, h: tl.tensor, scales: tl.tensor, derivative: tl.tensor, image_height: tl.int32,
-    image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, rows: tl.int32, start: tl.int32,
+def fused_omega_kernel(
+    squares: tl.tensor, width: tl.int32,
     repeats: tl.int32, steps: tl.int32, a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64,
     b1: tl.float64, c1: tl.float64, a2: tl.float64, b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64,
-    c3: tl.float64, a4: tl.float64, b4: tl.float64, c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
+    c3: tl.float64, a4: tl.float64, b4: tl.float64, c4: tl.float64, N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The part of the vector-Jacobian product of P at block ``start + program_id(0)`` that is in the span of P, written
-    where the block is in the images ``derivative``. h and scales are what :func:`fused_opening_kernel` wrote.
-    """
+    """Omega after the last step in place of that before the first, both as in :func:`fused_opening_kernel`."""
     schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
-    item = start + tl.program_id(0)
-    width = tl.minimum(block_height, block_width)
-    omega = _last_omega(h + tl.program_id(0).to(tl.int64) * (OPENING + 2) * width * width, width, schedule, N)
-    first_p, stacked = _packed(item, rows, block_height, block_width)
-    result = _product(_read(p + first_p, stacked, M, N), omega)
-    scales += tl.program_id(0).to(tl.int64) * 2
-    result = _unscaled(result, tl.load(scales + 1), tl.load(scales).to(tl.int32))
-    first, shape = _place(item, image_height, image_width, block_height, block_width)
-    _write(derivative + first, result, _anew(shape, 0, schedule))
+    squares += tl.program_id(0).to(tl.int64) * (OPENING + 2) * width * width
+    omega = _read_square(squares, OPENING + 1, width, N)
+    for k in range(OPENING):
+        omega, _ = _omega_step(_read_square(squares, k, width, N), omega, k, schedule)
+    h = _read_square(squares, OPENING, width, N)
+    for k in range(OPENING, steps):
+        omega, h_q = _omega_step(h, omega, k, schedule)
+        h = _next_symmetric(h, h_q, k, schedule)
+    _write_square(squares, omega, OPENING + 1, width)
 
 
 @triton.jit(
@@ -426,33 +393,43 @@ def fused_inside_kernel(
                        "smoothed", "repeats", "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3",
                        "c3", "a4", "b4", "c4"]
 )  # fmt: skip
-def fused_outside_kernel(
-    g: tl.tensor, p: tl.tensor, h: tl.tensor, scales: tl.tensor, derivative: tl.tensor, image_height: tl.int32,
+def fused_closing_kernel(
+    g: tl.tensor, p: tl.tensor, squares: tl.tensor, scales: tl.tensor, derivative: tl.tensor, image_height: tl.int32,
     image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, rows_g: tl.int32, rows: tl.int32,
     start: tl.int32, smoothed: tl.int32,
     repeats: tl.int32, steps: tl.int32, a0: tl.float64, b0: tl.float64, c0: tl.float64, a1: tl.float64,
     b1: tl.float64, c1: tl.float64, a2: tl.float64, b2: tl.float64, c2: tl.float64, a3: tl.float64, b3: tl.float64,
     c3: tl.float64, a4: tl.float64, b4: tl.float64, c4: tl.float64, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Adds to what :func:`fused_inside_kernel` wrote the part outside the span of P, where there is one: at a matrix
-    that is not square, smoothed, or of a rank below its width.
+    """The vector-Jacobian product of P at block ``start + program_id(0)``, written where the block is in the images
+    ``derivative``: P times what :func:`fused_omega_kernel` wrote, and where the matrix is not square, smoothed, or of a
+    rank below its width, the part outside the span of P.
     """
     schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
     item = start + tl.program_id(0)
     first_p, stacked = _packed(item, rows, block_height, block_width)
-    tile, bad = _finite(_read(p + first_p, stacked, M, N))
-    projection = _product(tl.trans(tile), tile)
+    p += first_p
+    width = stacked[0]
+    squares += tl.program_id(0).to(tl.int64) * (OPENING + 2) * width * width
+    factor = _read(p, stacked, M, N)
+    projection = _product(tl.trans(factor), factor)
     rank = tl.sum(projection * projection)
-    if bad | ((block_height == block_width) & (smoothed == 0) & (rank > stacked[0] - 0.5)):
-        return
-    first_g, upstream = _upstream(item, rows_g, block_height, block_width)
-    tile, _ = _finite(_read(g + first_g, upstream, M, N))
-    exponent_g = _exponent(tl.max(tl.abs(tile)).to(tl.float64))
-    h += tl.program_id(0).to(tl.int64) * (OPENING + 2) * stacked[0] * stacked[0]
-    result = _outside(g + first_g, upstream, exponent_g, p + first_p, stacked, projection, h, schedule, M, N)
+    omega = _read_square(squares, OPENING + 1, width, N)
+    outside = tl.zeros([M, N], tl.float32)
+    if (tl.maximum(block_height, block_width) > width) | (smoothed > 0) | (rank < width - 0.5):
+        first_g, upstream = _upstream(item, rows_g, block_height, block_width)
+        exponent_g = _upstream_exponent(_read(g + first_g, upstream, M, N))
+        outside = _product(_scaled_upstream(g + first_g, exponent_g, _anew(upstream, 0, schedule), M, N), projection)
+        for k in range(OPENING):
+            outside, _ = _outside_step(_read_square(squares, k, width, N), outside, k, schedule)
+        h = _read_square(squares, OPENING, width, N)
+        for k in range(OPENING, steps):
+            outside, h_q = _outside_step(h, outside, k, schedule)
+            h = _next_symmetric(h, h_q, k, schedule)
+        # The steps multiply from the right, so it is the same to take out the span of P, on the left, after them.
+        omega -= _product(tl.trans(_read(p, _anew(stacked, 0, schedule), M, N)), outside)
+    result = outside + _product(_read(p, _anew(stacked, 1, schedule), M, N), omega)
     scales += tl.program_id(0).to(tl.int64) * 2
     result = _unscaled(result, tl.load(scales + 1), tl.load(scales).to(tl.int32))
     first, shape = _place(item, image_height, image_width, block_height, block_width)
-    shape = _anew(shape, 0, schedule)
-    result += _read(derivative + first, shape, M, N)
-    _write(derivative + first, _clamped(result), shape)
+    _write(derivative + first, result, _anew(shape, 0, schedule))
