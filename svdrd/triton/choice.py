@@ -14,7 +14,7 @@ from torch import Tensor
 ORDER: dict[int, tuple[str, ...]] = {
     8: ("jacobi", "fused", "products"),
     16: ("jacobi", "fused", "products"),
-    32: ("jacobi", "products"),
+    32: ("jacobi", "fused", "products"),
     64: ("jacobi", "products"),
 }
 BEYOND = ("products",)

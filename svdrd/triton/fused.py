@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -18,6 +19,8 @@ from svdrd.triton.configuration import Configuration
 SMALLEST = 16
 # Rows of the largest tile by its columns. What is not here spills: docs/performance.md has what was tried.
 LARGEST = {16: 64, 32: 64}
+# Spills with fewer than 8 warps for sm_100 with Triton 3.6, which has no tensor cores for float64 there.
+TIGHT = {(kernels.fused_opening_kernel, 64, 32)}
 # The derivative works on so many blocks at a time that each of the squares which it keeps of them, four H and Omega,
 # has at most this many entries.
 PART = 1 << 24
@@ -69,7 +72,8 @@ def configuration(kernel: Any, long: int, narrow: int) -> Configuration:
     names = kernel.arg_names
     constants = {name: size for name, size in (("M", long), ("N", narrow)) if name in names}
     others = {"scales": "fp64"} if "scales" in names else None
-    return Configuration.of(kernel, constants, min(4, max(constants.values()) // 16), maxnreg=255, others=others)
+    num_warps = 8 if (kernel, long, narrow) in TIGHT else min(4, max(constants.values()) // 16)
+    return Configuration.of(kernel, constants, num_warps, maxnreg=255, others=others)
 
 
 def configurations() -> Iterator[Configuration]:
@@ -83,7 +87,8 @@ def configurations() -> Iterator[Configuration]:
     yield from forms
 
 
-class _Blocks(NamedTuple):
+@dataclass(frozen=True)
+class _Blocks:
     """Blocks of ``m x n`` that the images ``(b, h, w)`` consist of: a batch of matrices is one of images of one block.
 
     Each has ``rows`` on the longer side of its polar factor: with smoothing, that of ``[A; e I]``.
@@ -190,7 +195,7 @@ def basis_loss(
         """Computes the loss and, if needed, its derivative by the first image."""
         blocks = _Blocks(first.contiguous(), block_height, block_width, rcond, smooth)
         p = blocks.stacked_polar_factors()
-        other = blocks._replace(images=second.contiguous()).stacked_polar_factors()
+        other = replace(blocks, images=second.contiguous()).stacked_polar_factors()
         blocks.launch(
             kernels.fused_difference_kernel,
             blocks.count,
