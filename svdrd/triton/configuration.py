@@ -52,7 +52,13 @@ class Configuration:
     @property
     def options(self) -> dict[str, int | None]:
         """What Triton calls options, for a launch and for a compilation."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.maxnreg}
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "maxnreg": self.maxnreg,
+            # Multiply-adds. Triton 3.9 warns where this is not said, because later versions will separate them.
+            "enable_fp_fusion": True,
+        }
 
     @property
     def name(self) -> str:
