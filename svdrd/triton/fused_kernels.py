@@ -1,5 +1,6 @@
-"""The polar factor by matrix products alone, one matrix a program: the whole iteration stays on the chip. The derivative
-is cut into three kernels, because the registers of a multiprocessor hold so much and no more.
+"""The polar factor by matrix products alone, one matrix a program: the whole iteration stays on the chip.
+
+The derivative is cut into three kernels, because the registers of a multiprocessor hold so much and no more.
 
 The algorithm is that of ``svdrd.matmul``, which explains it. A tile ``(M, N)`` holds one matrix (its transpose, if it
 is wide), padded with zeros: these are singular values of 0, which nothing here distinguishes from others that are
