@@ -26,9 +26,14 @@ RCOND = 4 * EPS
 INTERPRETED = not torch.cuda.is_available()
 
 
+def truncated(x: np.ndarray) -> np.ndarray:
+    """What tensor cores take of float32: its first 11 bits."""
+    return (x.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
 def tf32(x: np.ndarray) -> np.ndarray:
     """float32 rounded to 11 bits, ties away from zero (``cvt.rna.tf32.f32``)."""
-    return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return truncated((x.view(np.uint32) + np.uint32(0x1000)).view(np.float32))
 
 
 def multiply_accumulate(x: np.ndarray, y: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -41,9 +46,9 @@ def multiply_accumulate(x: np.ndarray, y: np.ndarray, total: np.ndarray) -> np.n
 
 
 def three_term_tf32(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """What Triton makes of ``tl.dot(x, y, input_precision="tf32x3")``."""
+    """What Triton makes of ``tl.dot(x, y, input_precision="tf32x3")``: it rounds the big parts alone."""
     (x_big, y_big), zero = (tf32(x), tf32(y)), np.zeros((x.shape[0], y.shape[1]), np.float32)
-    x_small, y_small = tf32(x - x_big), tf32(y - y_big)
+    x_small, y_small = truncated(x - x_big), truncated(y - y_big)
     return multiply_accumulate(
         x_big, y_big, multiply_accumulate(x_big, y_small, multiply_accumulate(x_small, y_big, zero))
     )
@@ -278,6 +283,7 @@ def test_what_is_not_taken(fused: Any) -> None:
     assert fused.polar_factor(a, 0.3, 0.0, False) is NotImplemented
     assert fused.polar_factor(a.new_zeros(1, 65, 65), RCOND, 0.0, False) is NotImplemented
     assert fused.polar_factor(a[:0], RCOND, 0.0, False)[0].shape == (0, 8, 8)
+    assert fused.polar_factor_backward(a, a, a, a, a[:, 0], a, RCOND, 0.0) is NotImplemented
 
 
 def test_the_operators_ask_in_the_order_of_the_table(fused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,10 +292,13 @@ def test_the_operators_ask_in_the_order_of_the_table(fused: Any, monkeypatch: py
     assert library._triton_launcher("choice.basis_loss") in library._kernels("triton", "basis_loss")
     assert choice.order(12, 100)[0] == "jacobi"
     assert choice.order(100, 100) == ("products",)
-    monkeypatch.setitem(choice.ORDER, 8, ("fused",))
+    monkeypatch.setitem(choice.ORDER, 8, ("fused", "jacobi"))
     a = zoo(6, 8, ["random"])
-    with torch.no_grad():
-        assert torch.equal(polar_factor(a), fused.polar_factor(a, RCOND, 0.0, False)[0])
+    p, derivative = polar_factor_and_vjp(fused, a, torch.ones_like(a))
+    # Factors, which Jacobi forms, are not asked for.
+    result = polar_factor(a.requires_grad_())
+    assert torch.equal(result, p)
+    assert torch.equal(torch.autograd.grad(result, a, torch.ones_like(a))[0], derivative)
     x_hat, x = image_pair(12, 5)
     expected, derivative, _ = fused.basis_loss(x_hat, x, 12, 5, RCOND, 0.0, True, False)
     x_hat.requires_grad_()

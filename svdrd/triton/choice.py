@@ -22,7 +22,10 @@ BEYOND = ("products",)
 
 def order(m: int, n: int) -> tuple[str, ...]:
     """The modules to be asked for ``m x n`` matrices, one after another."""
-    return next((modules for largest, modules in ORDER.items() if min(m, n) <= largest), BEYOND)
+    for largest, modules in ORDER.items():
+        if min(m, n) <= largest:
+            return modules
+    return BEYOND
 
 
 def _first(name: str, m: int, n: int, *arguments: Any) -> Any:

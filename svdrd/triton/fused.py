@@ -22,8 +22,8 @@ LARGEST = {16: 64, 32: 64}
 # Spills with fewer than 8 warps for sm_100 with Triton 3.6, which has no tensor cores for float64 there.
 TIGHT = {(kernels.fused_opening_kernel, 64, 32)}
 # The derivative works on so many blocks at a time that each of the squares which it keeps of them, four H and Omega,
-# has at most this many entries.
-PART = 1 << 24
+# has at most this many entries, and of no more than so many blocks.
+PART, PART_BLOCKS = 1 << 24, 1 << 20
 # Steps with coefficients of their own between those that repeat the first and those that truncate.
 _LATER = 4
 KERNELS = (
@@ -130,7 +130,7 @@ class _Blocks:
     def derivative(self, grad: Tensor, rows_grad: int, p: Tensor) -> Tensor:
         """The vector-Jacobian product for ``grad``, which has ``rows_grad``, in images. ``p`` has all rows."""
         derivative, entries = torch.empty_like(self.images), min(self.m, self.n) ** 2
-        part = max(1, min(self.count, PART // entries))
+        part = max(1, min(self.count, PART // entries, PART_BLOCKS))
         squares = self.images.new_empty(part * (kernels.OPENING.value + 2) * entries)
         scales = self.images.new_empty(part * 2, dtype=torch.float64)
         geometry = (*self.images.shape[1:], self.m, self.n)
@@ -167,7 +167,7 @@ def polar_factor_backward(
 ) -> Tensor:
     """As :func:`svdrd.matmul.polar_factor_vjp`; takes what :func:`takes` says, without the factors."""
     m, n = grad.shape[1:]
-    if not takes(m, n, grad.dtype, rcond, smooth):
+    if u.numel() or not takes(m, n, grad.dtype, rcond, smooth):
         return NotImplemented
     blocks = _Blocks(a.contiguous(), m, n, rcond, smooth)
     # What lies below P belongs to it, and was not kept.
