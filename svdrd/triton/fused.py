@@ -188,25 +188,19 @@ def basis_loss(
     """As :func:`svdrd.matmul.basis_loss`; takes what :func:`takes` says."""
     if not takes(block_height, block_width, x_hat.dtype, rcond, smooth):
         return NotImplemented
+    x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape
     loss = x_hat.new_empty(b, h // block_height, w // block_width)
 
     def one_side(first: Tensor, second: Tensor, need_grad: bool) -> Tensor:
         """Computes the loss and, if needed, its derivative by the first image."""
-        blocks = _Blocks(first.contiguous(), block_height, block_width, rcond, smooth)
+        blocks = _Blocks(first, block_height, block_width, rcond, smooth)
         p = blocks.stacked_polar_factors()
-        other = replace(blocks, images=second.contiguous()).stacked_polar_factors()
+        other = replace(blocks, images=second).stacked_polar_factors()
         blocks.launch(
-            kernels.fused_difference_kernel,
-            blocks.count,
-            p,
-            other,
-            loss,
-            block_height,
-            block_width,
-            blocks.rows,
+            kernels.fused_difference_kernel, blocks.count, p, other, loss, block_height, block_width, blocks.rows,
             int(need_grad),
-        )
+        )  # fmt: skip
         return blocks.derivative(other, blocks.rows, p) if need_grad else first.new_empty(0)
 
     # |P1 - P2| is symmetric: the derivative by x is that by x_hat with the sides exchanged, computed afresh, because

@@ -244,6 +244,20 @@ def _outside_step(h: tl.tensor, outside: tl.tensor, k: tl.tensor, schedule: tl.t
 
 
 @triton.jit
+def _iterated(
+    x: tl.tensor, squares: tl.tensor, width: tl.tensor, schedule: tl.tuple, step: tl.constexpr, N: tl.constexpr
+) -> tl.tensor:  # fmt: skip
+    """``x`` after all steps, with H beside it: read for the first ones, then iterated."""
+    for k in range(OPENING):
+        x, _ = step(_read_square(squares, k, width, N), x, k, schedule)
+    h = _read_square(squares, OPENING, width, N)
+    for k in range(OPENING, schedule[1]):
+        x, h_q = step(h, x, k, schedule)
+        h = _next_symmetric(h, h_q, k, schedule)
+    return x
+
+
+@triton.jit
 def _unscaled(derivative: tl.tensor, factor: tl.tensor, exponent: tl.tensor) -> tl.tensor:
     """The derivative by A from that by ``2^-exponent factor A``, clamped to float32; NaN where it is."""
     bound = _largest(tl.float32)
@@ -276,6 +290,13 @@ def _packed(item: tl.tensor, rows: tl.tensor, block_height: tl.tensor, block_wid
     return item.to(tl.int64) * width * rows, (width, rows, tl.where(wide, rows, 1), tl.where(wide, 1, width))
 
 
+@triton.jit
+def _unstacked(item: tl.tensor, rows: tl.tensor, block_height: tl.tensor, block_width: tl.tensor) -> tl.tensor:
+    """As :func:`_packed`, without what lies below P: of what has no more, or none that counts."""
+    first, shape = _packed(item, rows, block_height, block_width)
+    return first, (shape[0], tl.maximum(block_height, block_width), shape[2], shape[3])
+
+
 @triton.jit(
     do_not_specialize=["smooth", "image_height", "image_width", "block_height", "block_width", "rows", "repeats",
                        "steps", "a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3", "a4", "b4",
@@ -306,8 +327,7 @@ def fused_difference_kernel(
     """``mean |p - other|`` of the polar factors of block ``program_id(0)``. With ``need_grad`` its derivative by p
     takes the place of ``other``.
     """
-    first, stacked = _packed(tl.program_id(0), rows, block_height, block_width)
-    shape = (stacked[0], tl.maximum(block_height, block_width), stacked[2], stacked[3])  # without what lies below P
+    first, shape = _unstacked(tl.program_id(0), rows, block_height, block_width)
     difference = _read(p + first, shape, M, N) - _read(other + first, shape, M, N)
     entries = (block_height * block_width).to(tl.float32)
     mean = tl.sum(tl.abs(difference)) / entries
@@ -315,13 +335,6 @@ def fused_difference_kernel(
     if need_grad > 0:
         g = (tl.where(difference > 0, 1.0, 0.0) - tl.where(difference < 0, 1.0, 0.0)) / entries
         _write(other + first, tl.where(mean == mean, g, float("nan")), shape)
-
-
-@triton.jit
-def _upstream(item: tl.tensor, rows_g: tl.tensor, block_height: tl.tensor, block_width: tl.tensor) -> tl.tensor:
-    """As :func:`_packed`, of a derivative: without what lies below P."""
-    first, shape = _packed(item, rows_g, block_height, block_width)
-    return first, (shape[0], tl.maximum(block_height, block_width), shape[2], shape[3])
 
 
 @triton.jit(
@@ -357,7 +370,7 @@ def fused_opening_kernel(
             h = _opening_step(h, k - 1, schedule)
         h = 0.5 * (h + tl.trans(h))
         _write_square(squares, h.to(tl.float32), k, stacked[0])
-    first_g, upstream = _upstream(item, rows_g, block_height, block_width)
+    first_g, upstream = _unstacked(item, rows_g, block_height, block_width)
     exponent_g = _upstream_exponent(_read(g + first_g, upstream, M, N))
     upstream = _anew(upstream, 0, schedule)
     omega = _first_omega(g + first_g, upstream, exponent_g, p + first_p, _anew(stacked, 3, schedule), schedule, M, N)
@@ -381,12 +394,7 @@ def fused_omega_kernel(
     schedule = (repeats, steps, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4)
     squares += tl.program_id(0).to(tl.int64) * (OPENING + 2) * width * width
     omega = _read_square(squares, OPENING + 1, width, N)
-    for k in range(OPENING):
-        omega, _ = _omega_step(_read_square(squares, k, width, N), omega, k, schedule)
-    h = _read_square(squares, OPENING, width, N)
-    for k in range(OPENING, steps):
-        omega, h_q = _omega_step(h, omega, k, schedule)
-        h = _next_symmetric(h, h_q, k, schedule)
+    omega = _iterated(omega, squares, width, schedule, _omega_step, N)
     _write_square(squares, omega, OPENING + 1, width)
 
 
@@ -419,15 +427,10 @@ def fused_closing_kernel(
     omega = _read_square(squares, OPENING + 1, width, N)
     outside = tl.zeros([M, N], tl.float32)
     if (tl.maximum(block_height, block_width) > width) | (smoothed > 0) | (rank < width - 0.5):
-        first_g, upstream = _upstream(item, rows_g, block_height, block_width)
+        first_g, upstream = _unstacked(item, rows_g, block_height, block_width)
         exponent_g = _upstream_exponent(_read(g + first_g, upstream, M, N))
         outside = _product(_scaled_upstream(g + first_g, exponent_g, _anew(upstream, 0, schedule), M, N), projection)
-        for k in range(OPENING):
-            outside, _ = _outside_step(_read_square(squares, k, width, N), outside, k, schedule)
-        h = _read_square(squares, OPENING, width, N)
-        for k in range(OPENING, steps):
-            outside, h_q = _outside_step(h, outside, k, schedule)
-            h = _next_symmetric(h, h_q, k, schedule)
+        outside = _iterated(outside, squares, width, schedule, _outside_step, N)
         # The steps multiply from the right, so it is the same to take out the span of P, on the left, after them.
         omega -= _product(tl.trans(_read(p, _anew(stacked, 0, schedule), M, N)), outside)
     result = outside + _product(_read(p, _anew(stacked, 1, schedule), M, N), omega)
