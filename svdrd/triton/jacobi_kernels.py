@@ -232,8 +232,9 @@ def _polar_parts(
 
 @triton.jit
 def _smoothing(smooth: tl.tensor, exponent: tl.tensor) -> tl.tensor:
-    """``smooth`` in the scale of the normalised matrix; not below 2^-96, where its inverse leaves float32's range."""
-    return tl.maximum(_scaled(smooth, -exponent), 2.0**-96)
+    """``smooth`` in the scale of the normalised matrix; not so small that what is divided by it leaves the range."""
+    least: tl.constexpr = 2.0**-960 if smooth.dtype == tl.float64 else 2.0**-96
+    return tl.maximum(_scaled(smooth, -exponent), least)
 
 
 @triton.jit
@@ -259,6 +260,7 @@ def _polar_derivative(
     lost = (s == 0) & (rows % N < width)
     outside = (_matrix_max(lost.to(tl.int32), rows, N) > 0) | (length > width)
     r = tl.where(smoothed, _hypotenuse(s, e), s)
+    weight = s / tl.where(r > 0, r, 1.0)
     inverse = tl.where(outside & (r > 0), 1 / tl.where(r > 0, r, 1.0), 0.0)
     q = inverse[:, None] * h
     for k in range(N):
@@ -271,8 +273,10 @@ def _polar_derivative(
         z = (w_ij - w_ji) / unit
         r_i = tl.where(smoothed, _across(r, rows, k), 1.0)
         r_j = tl.where(smoothed, r, 1.0)
-        t = r_i + (r_j - r_i) * (s_i / unit)
-        smooth_z = 0.5 * ((w_ij - w_ji) * (t / (r_i * r_j)) + (w_ij + w_ji) * ((e / r_i) * (e / r_j) / t))
+        # Both terms of the mean are positive: with r_j - r_i in it, it would cancel where s_1 is far above e.
+        t = tl.where(total > 0, r_i * (s / unit) + r_j * (s_i / unit), e)
+        odd = tl.where(total > 0, (_across(weight, rows, k) + weight) / unit, 1 / e)
+        smooth_z = 0.5 * ((w_ij - w_ji) * odd + (w_ij + w_ji) * ((e / r_i) * (e / r_j) / t))
         z = tl.where(smoothed, smooth_z, z)
         q += (z - w_ij * inverse)[:, None] * u_i
     derivative = _scaled(_product(v, q, rows, N, True), -exponent)
@@ -427,11 +431,11 @@ def loss_kernel(
     dtype: tl.constexpr = x.dtype.element_ty
     smooth_row = tl.full([R], smooth, dtype)
     p = tl.zeros([R, M], dtype)
-    difference = p
-    u = p
+    difference = tl.zeros([R, M], dtype)
+    u = tl.zeros([R, M], dtype)
     v = tl.zeros([R, N], dtype)
     s = tl.zeros([R], dtype)
-    e = s
+    e = tl.zeros([R], dtype)
     exponent = tl.zeros([R], tl.int32)
     broken = rows < 0
     for side in range(sides):
@@ -485,8 +489,8 @@ def recompose_kernel(
     nothing = tl.zeros([R], dtype)
     u = tl.zeros([R, M], dtype)
     v = tl.zeros([R, N], dtype)
-    s, exponent = nothing, tl.zeros([R], tl.int32)
-    s_hat, exponent_hat = s, exponent
+    s, exponent = tl.zeros([R], dtype), tl.zeros([R], tl.int32)
+    s_hat, exponent_hat = tl.zeros([R], dtype), tl.zeros([R], tl.int32)
     broken = rows < 0
     for side in range(sides):
         s_hat, exponent_hat = s, exponent
