@@ -25,6 +25,16 @@ def _unit_where_zero(x: Tensor) -> Tensor:
     return torch.where(x == 0, 1.0, x)
 
 
+def _units(s: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
+    """A unit ``(..., 1, 1)`` for each matrix, and ``smooth`` in it: s_1, or what is larger than it by no more than the
+    range allows, so that neither ``s_1`` nor ``1 / e^2`` overflows. ``smooth`` counts as ``1e-400 s_1`` at least.
+    """
+    s_1 = s[..., :1, None]
+    e = torch.full_like(s_1, smooth).maximum(1e-200 * (1e-200 * s_1))
+    scale = _unit_where_zero(s_1.maximum(e).minimum(1e140 * e) if smooth > 0 else s_1)
+    return scale, e / scale
+
+
 def polar_factor_vjp(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: float = 0.0) -> Tensor:
     r"""Vector-Jacobian product of the polar factor, which is also its Jacobian-vector product.
 
@@ -50,20 +60,17 @@ def polar_factor_vjp(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: flo
     dtype, wide = grad.dtype, _wide(grad.dtype)
     g, u, s, v = grad.to(wide), u.to(wide), s.to(wide), vh.to(wide).mT  # (m, n), (m, n), (n), (n, n)
 
-    # P(cA) = P(A), so the derivative is that at A / s_1 over s_1: nothing overflows before the last division.
-    scale = _unit_where_zero(s[..., :1].clamp(min=smooth))[..., None]
+    # P(cA) = P(A), so the derivative is that at A / scale over scale: nothing overflows before the last division.
+    scale, e = _units(s, smooth)
     s = s / scale[..., 0]
     s_i, s_j = s[..., :, None], s[..., None, :]
 
     gv = g @ v
     w = u.mT @ gv
     if smooth > 0:
-        e = torch.full_like(scale, smooth) / scale  # number / tensor would multiply by 1 / scale, which overflows
         r = torch.hypot(s, e[..., 0])
-        r_i, r_j = r[..., :, None], r[..., None, :]
-        total = s_i + s_j
-        t = r_i + (r_j - r_i) * (s_i / _unit_where_zero(total))  # T, in a form that stays between r_i and r_j
-        z = 0.5 * ((w - w.mT) * (t / (r_i * r_j)) + (w + w.mT) * ((e / r_i) * (e / r_j) / t))
+        odd, even = _smoothed_weights(s, r, e)
+        z = 0.5 * ((w - w.mT) * odd + (w + w.mT) * even)
         outside = 1.0 / r
     else:
         kept = s > 0
@@ -75,6 +82,19 @@ def polar_factor_vjp(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: flo
     if grad.shape[-2] > grad.shape[-1]:  # a square matrix has no outside: there the term is rounding noise over s
         derivative = derivative + (gv - u @ w) * outside[..., None, :]
     return _rescaled(derivative @ v.mT, scale, dtype)
+
+
+def _smoothed_weights(s: Tensor, r: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+    """``T_ij / (r_i r_j)`` and ``e^2 / (r_i r_j T_ij)``. ``T_ij = r_i s_j/(s_i + s_j) + r_j s_i/(s_i + s_j)`` has no
+    difference in it: ``r_i + (r_j - r_i) s_i/(s_i + s_j)`` loses all digits where ``r_i / r_j > 1 / eps``.
+    """
+    s_i, s_j = s[..., :, None], s[..., None, :]
+    r_i, r_j = r[..., :, None], r[..., None, :]
+    zero = s_i + s_j == 0
+    total = torch.where(zero, 1.0, s_i + s_j)
+    t = torch.where(zero, e, r_i * (s_j / total) + r_j * (s_i / total))
+    odd = torch.where(zero, 1.0 / e, (s_i / r_i + s_j / r_j) / total)
+    return odd, (e / r_i) * (e / r_j) / t
 
 
 def polar_factor_second_derivative(
@@ -96,32 +116,48 @@ def polar_factor_second_derivative(
         return polar_factor_second_derivative(vh.mT, s, u.mT, kept, g.mT, h.mT, smooth).mT
     dtype, wide = g.dtype, _wide(g.dtype)
     u, s, vh = u.to(wide), s.to(wide), vh.to(wide)
-    scale = _unit_where_zero(s[..., :1].clamp(min=smooth))[..., None]
+    scale, e = _units(s, smooth)
     s = s / scale[..., 0]
     g = u.mT @ g.to(wide) @ vh.mT  # (m, n), in the singular bases from here on
     h = u.mT @ h.to(wide) @ vh.mT
     if smooth > 0:
-        second = _smoothed_second_derivative(s, g, h, torch.full_like(scale, smooth) / scale)
+        second = _smoothed_second_derivative(s, g, h, e)
     else:
         second = _stepped_second_derivative(s, kept, g, h)
     return _rescaled(u @ second @ vh / scale, scale, dtype)
 
 
 def _smoothed_second_derivative(s: Tensor, g: Tensor, h: Tensor, e: Tensor) -> Tensor:
-    """``P_e = A N^-1`` with ``N^2 = A^T A + e^2``, differentiated twice (two Sylvester equations)."""
-    m, n = g.shape[-2:]
+    """``P_e = A N^-1`` with ``N^2 = A^T A + e^2``, differentiated twice.
+
+    The stacked ``X = [P; e N^-1]`` has orthonormal columns and ``[A; e I] = X N``. With the skew ``Omega = X^T dX``,
+    ``d^2 N`` is a sum of products of first derivatives; from ``N^2`` it would come as the difference of far larger ones.
+    """
+    n = g.shape[-1]
     r = torch.hypot(s, e[..., 0])
-    r_j, sylvester = r[..., None, :], r[..., :, None] + r[..., None, :]
-    a = torch.nn.functional.pad(torch.diag_embed(s), (0, 0, 0, m - n))  # (m, n)
-    p = a / r_j
+    r_i, r_j = r[..., :, None], r[..., None, :]
+    p, q = s[..., :, None] / r_i, e / r_i
+    odd, even = _smoothed_weights(s, r, e)
+
+    def omega(x: Tensor) -> Tensor:
+        p_x = p * x[..., :n, :]
+        return (p_x - p_x.mT) / (r_i + r_j)
 
     def dn(x: Tensor) -> Tensor:
-        return (x.mT @ a + a.mT @ x) / sylvester
+        s_x = s[..., :, None] * x[..., :n, :]
+        return (s_x + s_x.mT) / (r_i + r_j)
 
-    dn_g, dn_h = dn(g), dn(h)
-    dp_g, dp_h = (g - p @ dn_g) / r_j, (h - p @ dn_h) / r_j
-    d2n = (g.mT @ h + h.mT @ g - dn_g @ dn_h - dn_h @ dn_g) / sylvester
-    return -(dp_g @ dn_h + dp_h @ dn_g + p @ d2n) / r_j
+    def dp(x: Tensor) -> Tensor:
+        inside = x[..., :n, :]
+        z = 0.5 * ((inside - inside.mT) * odd + (inside + inside.mT) * even)
+        return torch.cat([z, x[..., n:, :] / r_j], -2)
+
+    dn_g, dn_h, dp_g, dp_h = dn(g), dn(h), dp(g), dp(h)
+    dx_n = (dp_g * r_j).mT @ (dp_h * r_j) + (q * dn_g).mT @ (q * dn_h)  # N dX[G]^T dX[H] N
+    turned = r_i * (omega(g) @ dn_h + omega(h) @ dn_g)
+    d2n = (dx_n + dx_n.mT - turned - turned.mT) / (r_i + r_j)
+    p_d2n = torch.nn.functional.pad(p * d2n, (0, 0, 0, g.shape[-2] - n))
+    return -(dp_g @ dn_h + dp_h @ dn_g + p_d2n) / r_j
 
 
 def _stepped_second_derivative(s: Tensor, kept: Tensor, g: Tensor, h: Tensor) -> Tensor:

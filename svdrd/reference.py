@@ -73,8 +73,8 @@ def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor
     """
     u, s, vh, finite = _factors(a)
     if smooth > 0:
-        scale = s[:, :1].clamp(min=smooth)  # hypot is not reliable for denormals
-        weight = s / scale / torch.hypot(s / scale, torch.full_like(scale, smooth) / scale)
+        larger = s.clamp(min=smooth)  # hypot is not reliable for denormals, and smooth / s_1 may be none
+        weight = s / larger / torch.hypot(s / larger, torch.full_like(s, smooth) / larger)
     else:
         kept = s > rcond * s[:, :1]
         s = torch.where(kept, s, 0.0)
