@@ -131,7 +131,7 @@ def _smoothed_second_derivative(s: Tensor, g: Tensor, h: Tensor, e: Tensor) -> T
     """``P_e = A N^-1`` with ``N^2 = A^T A + e^2``, differentiated twice.
 
     The stacked ``X = [P; e N^-1]`` has orthonormal columns and ``[A; e I] = X N``. With the skew ``Omega = X^T dX``,
-    ``d^2 N`` is a sum of products of first derivatives; from ``N^2`` it would come as the difference of far larger ones.
+    ``d^2 N`` is a sum of products of first derivatives; from ``N^2`` it would come as a difference of far larger ones.
     """
     n = g.shape[-1]
     r = torch.hypot(s, e[..., 0])
