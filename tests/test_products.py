@@ -343,7 +343,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Any]:
         seen.add(self)
 
     monkeypatch.setattr(Configuration, "launch", launch)
-    monkeypatch.setattr(launchers, "_interpreted", lambda device: False)
+    monkeypatch.setattr(launchers, "interpreted", lambda device: False)
     return seen
 
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from triton import knobs
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -69,3 +72,8 @@ class Configuration:
     def launch(self, grid: tuple[int, ...], *arguments: Any) -> None:
         """Runs ``grid`` programs on the current stream of the current device."""
         self.kernel[grid](*arguments, **dict(self.constants), **self.options)
+
+
+def interpreted(device: torch.device) -> bool:
+    """Whether Triton's interpreter runs the launches of ``device``: it pays for each operation of each program."""
+    return device.type == "cpu" and bool(knobs.runtime.interpret)

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from svdrd.triton import jacobi_kernels as kernels
-from svdrd.triton.configuration import Configuration
+from svdrd.triton.configuration import Configuration, interpreted
 
 LARGEST = 64
 # Of float64 matrices the polar factor and the loss do not fit on the chip with more columns than these.
@@ -116,7 +116,7 @@ def _launch(kernel: Any, first: Tensor, shape: Shape, batch: int, *arguments: An
         return
     long, narrow = shape.padded()
     rows = max(ROWS, narrow)
-    if first.device.type == "cpu":
+    if interpreted(first.device):
         rows = max(rows, min(INTERPRETED_ROWS, triton.next_power_of_2(batch) * narrow))
     with torch.cuda.device_of(first):
         grid = (triton.cdiv(batch, rows // narrow),)

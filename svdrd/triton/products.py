@@ -16,7 +16,7 @@ from torch import Tensor
 
 from svdrd import matmul
 from svdrd.triton import products_kernels as kernels
-from svdrd.triton.configuration import Configuration
+from svdrd.triton.configuration import Configuration, interpreted
 
 # Up to how many columns which edge of the tiles of products, the last for all beyond. Rows and columns are padded to
 # whole tiles. Predictions, as the other choices here: docs/performance.md has the reasons.
@@ -47,19 +47,15 @@ def takes(m: int, n: int, dtype: torch.dtype, rcond: float) -> bool:
     return min(m, n) > 0 and dtype == torch.float32 and rcond <= matmul.LARGEST_RCOND
 
 
-def _interpreted(device: torch.device) -> bool:
-    return device.type == "cpu"
-
-
 def tile_edge(width: int, device: torch.device) -> int:
     """The edge of the tiles of products, for matrices whose shorter side is ``width``."""
-    if _interpreted(device):
+    if interpreted(device):
         return min(INTERPRETED_EDGE, triton.next_power_of_2(width))
     return next((edge for largest, edge in TILES if width <= largest), LARGEST_TILE)
 
 
 def _edge(device: torch.device) -> int:
-    return INTERPRETED_EDGE if _interpreted(device) else EDGE
+    return INTERPRETED_EDGE if interpreted(device) else EDGE
 
 
 @cache
