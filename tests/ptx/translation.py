@@ -204,6 +204,34 @@ UFUNC = {"add": "np.add", "sub": "np.subtract", "mul": "np.multiply", "and": "np
          "xor": "np.bitwise_xor"}  # fmt: skip
 
 
+# Modifiers of PTX that are emulated; one that stands nowhere here is refused, and never ignored.
+MODIFIERS = {"sync", "aligned", "global", "shared", "shared::cta", "local", "param", "const", "v2", "v4"}
+KNOWN = {
+    **{op: {"rn", "ftz"} for op in ("add", "sub")},
+    "mul": {"rn", "ftz", "lo", "hi", "wide"}, "mad": {"rn", "ftz", "lo", "hi", "wide"}, "fma": {"rn", "ftz"},
+    "div": {"rn", "ftz", "full", "approx"}, "neg": {"ftz"}, "abs": {"ftz"}, "min": {"ftz", "NaN"}, "max": {"ftz", "NaN"},
+    **{op: {"rn", "ftz", "approx"} for op in ("sqrt", "rcp")}, **{op: {"ftz", "approx"} for op in ("rsqrt", "ex2", "lg2")},
+    "testp": {"finite", "infinite", "notanumber"}, "shf": {"l", "r", "wrap", "clamp"},
+    "setp": {"eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num",
+             "nan", "and", "or", "xor", "ftz"},
+    "cvta": {"to"}, "cvt": {"rn", "rna", "rni", "rzi", "rmi", "rpi", "ftz", "tf32"},
+    # How a load is cached or ordered changes nothing here, where stores are seen at once.
+    "ld": {"nc", "volatile", "relaxed", "acquire", "gpu", "cta", "sys", "ca", "cg", "cs", "lu", "cv",
+           "L1::evict_last", "L1::evict_first", "L1::no_allocate", "L2::cache_hint"},
+    "ldu": set(),
+    "st": {"volatile", "relaxed", "release", "gpu", "cta", "sys", "wb", "cg", "cs", "wt", "L1::evict_last",
+           "L1::evict_first", "L1::no_allocate", "L2::cache_hint"},
+    "cp": {"async", "ca", "cg", "commit_group", "wait_group", "wait_all", "L2::128B", "L2::64B", "L2::256B"},
+    "ldmatrix": {"m8n8", "x1", "x2", "x4", "trans"}, "stmatrix": {"m8n8", "x1", "x2", "x4", "trans"},
+    "prefetch": {"L1", "L2"}, "membar": {"cta", "gl", "sys"},
+    "fence": {"acq_rel", "sc", "cta", "gpu", "sys", "proxy", "async"},
+    "shfl": {"idx", "bfly", "up", "down"}, "redux": {"add", "min", "max", "and", "or", "xor"},
+    "vote": {"all", "any", "ballot"}, "bar": {"warp", "red", "and", "or"}, "barrier": {"red", "and", "or"},
+    "mma": {"m8n8k4", "m16n8k4", "m16n8k8", "m16n8k16", "row", "col", "tf32"},
+    "griddepcontrol": {"launch_dependents", "wait"},
+}  # fmt: skip
+
+
 class _Emit:
     def __init__(self, owner: Translated, i: Instruction, masked: bool) -> None:
         self.t, self.i, self.k = owner, i, owner.kernel
@@ -280,8 +308,9 @@ class _Emit:
         return self.mask or "X.ones"
 
     def lines(self) -> list[str]:
-        method = getattr(self, "op_" + self.i.parts[0], None)
-        if method is None:
+        op, *modifiers = self.i.parts
+        method = getattr(self, "op_" + op, None)
+        if method is None or not all(m in MODIFIERS or m in SIZES or m in KNOWN.get(op, ()) for m in modifiers):
             raise NotImplementedError(self.i.op)
         method()
         return self.out
@@ -333,28 +362,37 @@ class _Emit:
         d, a = self.i.args
         self.ufunc("np.logical_not" if kind == "pred" else "np.invert", self.target(d, kind), self.value(a, kind))
 
+    def flushed(self, a: str, kind: str) -> str:
+        """``value``, subnormal numbers as zeros if the instruction says so."""
+        x = self.value(a, kind)
+        return f"flush({x})" if "ftz" in self.i.parts else x
+
     def op_neg(self) -> None:
         kind = self.i.parts[-1]
         d, a = self.i.args
-        self.ufunc("np.negative", self.target(d, kind), self.value(a, kind))
+        self.ufunc("np.negative", self.target(d, kind), self.flushed(a, kind))
 
     def op_abs(self) -> None:
         kind = self.i.parts[-1]
         d, a = self.i.args
-        self.ufunc("np.absolute", self.target(d, kind), self.value(a, kind))
+        self.ufunc("np.absolute", self.target(d, kind), self.flushed(a, kind))
 
     def _minmax(self, op: str) -> None:
         parts, kind = self.i.parts, self.i.parts[-1]
         d, *args = self.i.args
-        f = f"np.{op}imum" if kind[0] != "f" or "NaN" in parts else f"np.f{op}"
-        if kind[0] != "f":
-            f = {"min": "np.minimum", "max": "np.maximum"}[op]
-        elif "NaN" in parts:
-            f = {"min": "np.minimum", "max": "np.maximum"}[op]
-        values = [self.value(a, kind) for a in args]
-        if len(values) == 3:
-            return self.put(self.target(d, kind), f"{f}({f}({values[0]}, {values[1]}), {values[2]})")
-        self.ufunc(f, self.target(d, kind), *values)
+        if kind[0] != "f" or "NaN" in parts:
+            # numpy's hand on a NaN; where none is, of zeros any.
+            f = f"np.{op}imum"
+        else:
+            f = f"N.{op}imum"
+        values = [self.flushed(a, kind) for a in args]
+        text = values[0]
+        for other in values[1:]:
+            if "NaN" in parts:
+                text = f"np.where(np.isnan({text}) | np.isnan({other}), {f}({text}, {other}), N.{op}imum({text}, {other}))"
+            else:
+                text = f"{f}({text}, {other})"
+        self.put(self.target(d, kind), text)
 
     def op_min(self) -> None:
         self._minmax("min")
@@ -395,22 +433,27 @@ class _Emit:
         d, a, b = self.i.args
         x, y = self.value(a, kind), self.value(b, kind)
         if kind[0] != "f":
-            return self.put(self.target(d, kind), f"N.idiv({x}, {y})")
+            return self.put(self.target(d, kind), f"N.divide_{'signed' if kind[0] == 's' else 'unsigned'}({x}, {y})")
         if "rn" in parts and "ftz" not in parts:
             return self.ufunc("np.divide", self.target(d, kind), x, y)
         if "ftz" in parts:
             x, y = f"flush({x})", f"flush({y})"
-        # div.full, div.approx: 2 ulp
+        # div.full, div.approx: 2 ulp; the latter is a product with the reciprocal, which beyond 2^126 is 0.
         text = f"approximate(np.divide({x}, {y}), 2)"
+        if "approx" in parts:
+            text = f"np.where(np.abs({y}) > 2.0**126, {x} * np.copysign(np.float32(0), {y}), {text})"
         self.put(self.target(d, kind), f"flush({text})" if "ftz" in parts else text)
 
     def op_rem(self) -> None:
         kind = self.i.parts[-1]
         d, a, b = self.i.args
-        self.put(self.target(d, kind), f"N.irem({self.value(a, kind)}, {self.value(b, kind)})")
+        self.put(self.target(d, kind), f"N.remainder_{'signed' if kind[0] == 's' else 'unsigned'}({self.value(a, kind)}, {self.value(b, kind)})")
 
     def _unary_float(self, text: str, ulps: int) -> None:
         parts, kind = self.i.parts, self.i.parts[-1]
+        if kind == "f64" and "ftz" in parts:
+            # rcp.approx.ftz.f64, rsqrt.approx.ftz.f64: about 20 bits.
+            raise NotImplementedError("a coarse approximation")
         d, a = self.i.args
         x = self.value(a, kind)
         if "ftz" in parts:
@@ -480,12 +523,18 @@ class _Emit:
     def op_bfe(self) -> None:
         kind = self.i.parts[-1]
         d, a, b, c = self.i.args
-        f = "N.bfe_s" if kind == "s32" else "N.bfe_u"
-        self.put(self.target(d, kind), f"{f}({self.value(a, kind)}, {self.value(b, 'u32')}, {self.value(c, 'u32')})")
+        field = f"{self.value(a, kind)}, {self.value(b, 'u32')}, {self.value(c, 'u32')}"
+        if kind[0] == "s":
+            text = f"N.bfe_s({field}, {self.t.constant(np.uint32(8 * SIZES[kind]))}).astype('{NUMPY[kind]}')"
+        else:
+            text = f"N.bfe_u({field})"
+        self.put(self.target(d, kind), text)
 
     def op_bfi(self) -> None:
+        kind = self.i.parts[-1]
         d, a, b, c, e = self.i.args
-        self.put(self.target(d, "b32"), f"N.bfi({', '.join(self.value(x, 'u32') for x in (a, b, c, e))})")
+        values = [*(self.value(x, kind) for x in (a, b)), *(self.value(x, "u32") for x in (c, e))]
+        self.put(self.target(d, kind), f"N.bfi({', '.join(values)}).astype('{NUMPY[kind]}')")
 
     def op_prmt(self) -> None:
         d, a, b, c = self.i.args
@@ -502,8 +551,10 @@ class _Emit:
         self.put(self.target(d, "b32"), " | ".join(f"({t})" for t in terms) or self.t.constant(np.uint32(0)))
 
     def op_clz(self) -> None:
+        kind = self.i.parts[-1]
         d, a = self.i.args
-        self.put(self.target(d, "b32"), f"N.clz32({self.value(a, 'b32')})")
+        text = f"N.leading_zeros(np.asarray({self.value(a, kind)}).astype('u8'))"
+        self.put(self.target(d, "b32"), text if kind == "b64" else f"{text} - {self.t.constant(np.uint32(32))}")
 
     def op_popc(self) -> None:
         d, a = self.i.args
@@ -519,7 +570,7 @@ class _Emit:
         parts = self.i.parts
         kind, compare = parts[-1], parts[1]
         d, a, b, *c = self.i.args
-        x, y = self.value(a, kind), self.value(b, kind)
+        x, y = self.flushed(a, kind), self.flushed(b, kind)
         f = None
         if kind[0] == "f":
             if compare in ("eq", "lt", "le", "gt", "ge"):
@@ -636,7 +687,7 @@ class _Emit:
                 raise NotImplementedError(str(modes))
             return self.put(self.target(d, to), f"np.asarray({self.value(a, source)}).astype('{NUMPY[to]}')")
         f = {"rni": "np.rint", "rzi": "np.trunc", "rmi": "np.floor", "rpi": "np.ceil"}[(modes & {"rni", "rzi", "rmi", "rpi"}).pop()]
-        self.put(self.target(d, to), f"to_integer({f}({self.value(a, source)}), '{NUMPY[to]}')")
+        self.put(self.target(d, to), f"to_integer({f}({self.flushed(a, source)}), '{NUMPY[to]}')")
 
     # memory
 
@@ -869,9 +920,10 @@ def _helpers() -> dict[str, Any]:
 
     def mulhi(a, b, kind):
         a, b = np.asarray(a), np.asarray(b)
-        if kind in ("s32", "u32"):
+        bits = 8 * SIZES[kind]
+        if bits < 64:
             w = "i8" if kind[0] == "s" else "u8"
-            return ((a.astype(w) * b.astype(w)) >> np.array(32, w)).astype(NUMPY[kind])
+            return ((a.astype(w) * b.astype(w)) >> np.array(bits, w)).astype(NUMPY[kind])
         x, y = np.broadcast_arrays(a.astype("u8"), b.astype("u8"))
         lo = np.uint64(0xFFFFFFFF)
         s = np.uint64(32)
@@ -916,6 +968,10 @@ def _helpers() -> dict[str, Any]:
             inside = (x >= low) & (x < high + 1)
             result = np.where(inside, x, 0).astype(n)
             result = np.where(x >= high + 1, info.max, np.where(x < low, info.min, result))
+            # PTX ISA, cvt: NaN is 0 from float32 to at most 32 bits, and otherwise the highest bit alone.
+            if x.dtype == np.float64 or info.bits == 64:
+                nan = info.min if n[0] == "i" else 1 << (info.bits - 1)
+                result = np.where(np.isnan(x), np.array(nan, n), result)
         return result.astype(n)
 
     return locals()
