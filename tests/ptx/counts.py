@@ -1,164 +1,404 @@
-"""Counts the warp instructions of a basis_loss with its derivative, and bounds its time on an H100 or H200.
+"""``make counted``: counts what the compiled kernels execute, and bounds their time on a GPU that is not here.
 
-    python estimate.py [--arch 90]     with PYTHONPATH set to the project's checkout
+    python -m tests.ptx.counts [--target 90] [--products-target 80] [--only WORD] [--write]
 
-Two bounds: the busiest pipe of 132 multiprocessors at 1.98 GHz, and the length of the dependencies in a warp divided by
-the warps that are resident. PTX instructions are counted; what ptxas makes of them is not.
+For every bar of a GPU, ``basis_loss``, ``svd`` and ``polar_factor`` as the benchmarks call them: a few matrices go through
+the emulator, which counts instructions, bank conflicts and sectors; a run without tensors' contents tells the launches of
+the whole batch. Three bounds, each less than what a GPU will take:
+
+- the pipes: what a multiprocessor's busiest pipe has to do;
+- the chain: how long one program takes alone, through its dependencies and barriers, times the programs that follow one
+  another on a multiprocessor;
+- both, kernel by kernel: kernels run one after another, and each is bound by something else.
+
+What ptxas makes of PTX is estimated (:mod:`tests.ptx.pipes`). Inputs are random; Jacobi takes up to a fifth more sweeps
+for photographs.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import math
 import re
 import sys
-from collections import Counter
-from typing import Any
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
+import triton
+from torch import Tensor
+from triton.runtime.jit import JITFunction
 
-from tests.ptx import cases as suite
-from tests.ptx import translation as translate
-from tests.ptx import triton_launch
+from benchmarks import counted
+from svdrd.triton import aot
+from tests.ptx import pipes, triton_launch
+from tests.ptx.machine import Options, Record
+from tests.ptx.parser import Instruction
+from tests.ptx.throughput import BLOCKS, DEVICES, REGISTERS, RESERVED, WARPS, Device
 
-SMS, CLOCK, BANDWIDTH = 132, 1.98e9, 3.35e12
-# Warp instructions a clock and multiprocessor (CUDA C++ Programming Guide, throughput of native arithmetic instructions,
-# compute capability 9.0; tensor cores from the data sheet: 1024 and 128 multiply-adds a clock).
-THROUGHPUT = {"fp32": 4.0, "fp64": 2.0, "mufu": 0.5, "alu": 2.0, "lsu": 1.0, "cvt f64": 0.5, "redux": 0.5, "issue": 4.0, "mma tf32": 1024.0,
-              "mma f64": 128.0, "sectors": 2.0}  # fmt: skip
-# Cycles until a result can be used.
-LATENCY = {"fp32": 4, "int": 4, "imad": 4, "mov": 2, "fp64": 8, "setp f64": 8, "mufu": 20, "shfl": 24, "vote": 16, "cvt int": 6, "cvt f32": 6,
-           "cvt f64": 12, "slow f64": 90, "slow f32": 40, "slow int": 60, "ld shared": 29, "ld global": 500, "ld param": 4, "ldmatrix": 33,
-           "barrier": 25, "barrier warp": 10, "st shared": 2, "st global": 2, "cp.async": 4, "branch": 8}  # fmt: skip
+RCOND = 4 * 2.0**-23
 
 
-def latency(kind: str) -> int:
-    if kind.startswith("mma tf32"):
-        return 26
-    if kind.startswith("mma f64"):
-        return 33
-    return LATENCY.get(kind, 6)
+# Counting
 
 
-def critical(translated: Any, block: Any) -> int:
-    """Cycles of one warp alone in a block: dependencies, or one instruction a cycle."""
+@dataclass
+class Work:
+    """Of some warps, or of one program."""
+
+    cycles: Counter[str] = field(default_factory=Counter)  # of a multiprocessor, by pipe
+    ptx: float = 0.0  # warp instructions
+    machine: float = 0.0  # estimated
+    bytes: float = 0.0  # that sectors of global memory hold
+
+    def add(self, other: Work, times: float) -> None:
+        for pipe, cycles in other.cycles.items():
+            self.cycles[pipe] += cycles * times  # type: ignore[assignment]
+        self.ptx += other.ptx * times
+        self.machine += other.machine * times
+        self.bytes += other.bytes * times
+
+
+def executed(record: Record) -> Iterator[tuple[Instruction, int]]:
+    """Each instruction with how many warps have run it."""
+    for block, warps in zip(record.translated.blocks, record.warps, strict=True):
+        if warps:
+            for instruction in record.translated.kernel.instructions[block.first : block.last]:
+                yield instruction, int(warps)
+
+
+def work(record: Record, capability: int) -> Work:
+    """What all of a launch's warps do.
+
+    A pass of shared memory is a cycle of the lsu pipe, as is a shuffle. A request of global memory is one for each 128
+    bytes, and takes its sectors from L2.
+    """
+    device = DEVICES[capability]
+    total = Work()
+    units: Counter[str] = Counter()
+    sectors = passes = 0.0
+    for instruction, warps in executed(record):
+        cost = pipes.cost(instruction, capability)
+        total.ptx += warps
+        total.machine += warps * cost.instructions
+        for pipe, share in cost.pipes.items():
+            units[pipe] += warps * share  # type: ignore[assignment]
+        accesses, moved = (int(x) for x in record.stats[instruction.number])
+        record_is_global = instruction.parts[0] == "cp" or "global" in instruction.parts
+        if accesses and record_is_global:
+            sectors += moved
+            passes += max(accesses, moved / 4)
+        elif accesses:
+            passes += moved
+    total.bytes = 32 * sectors
+    units["issue"] = total.machine  # type: ignore[assignment]
+    units["lsu"] += passes + float(record.asynchronous[1])  # type: ignore[assignment]
+    units["l2"] = sectors  # type: ignore[assignment]
+    total.cycles = Counter({pipe: n / device.pipes.get(pipe, 1.0) for pipe, n in units.items() if n})
+    return total
+
+
+def block_cycles(instructions: Sequence[Instruction], registers: set[str], capability: int) -> int:
+    """Cycles of one warp alone in a basic block: its longest chain of dependencies, or one instruction a cycle.
+
+    What was loaded from shared memory waits for the last barrier, and a barrier for all before it.
+    """
     ready: dict[str, int] = {}
-    end = count = 0
-    memory = 0
-    for i in translated.kernel.instructions[block.first : block.last]:
-        kind = translate.classify(i)
-        names = [set(re.findall(r"[%$\w~.]+", a)) & translated.rows.keys() for a in i.args]
-        writes_nothing = i.parts[0] in ("st", "bra", "bar", "cp", "ret", "membar")
-        sources = set().union(*names) if writes_nothing else set().union(*names[1:], names[0] if i.predicate else set())
-        if i.predicate:
-            sources.add(i.predicate)
-        begin = max([ready.get(s, 0) for s in sources], default=0)
-        if kind in ("barrier", "barrier warp"):
+    end = issued = fence = 0
+    for instruction in instructions:
+        cost = pipes.cost(instruction, capability)
+        names = [set(re.findall(r"[%$\w~.]+", argument)) & registers for argument in instruction.args]
+        writes_none = instruction.parts[0] in ("st", "stmatrix", "bra", "bar", "barrier", "cp", "ret", "exit", "membar")
+        sources = set().union(*names) if writes_none else set().union(*names[1:])
+        if instruction.predicate:
+            sources |= {instruction.predicate} | (names[0] if names and not writes_none else set())
+        begin = max((ready.get(name, 0) for name in sources), default=0)
+        if instruction.parts[0] in ("bar", "barrier"):
             begin = max(begin, end)
-        if kind in ("ld shared", "ldmatrix"):
-            begin = max(begin, memory)
-        done = begin + latency(kind)
-        if kind in ("barrier", "barrier warp"):
-            memory = done
-            ready = {k: max(v, 0) for k, v in ready.items()}
-        if not writes_nothing and names:
-            for d in names[0]:
-                ready[d] = done
-        end = max(end, done if kind != "ld global" else done)
-        count += 0 if kind in ("mov", "ld param") else 1
-    return max(end, count)
+        if "LDS" in {step.name for step in pipes.recipe(instruction.op)}:
+            begin = max(begin, fence)
+        done = begin + cost.latency
+        if instruction.parts[0] in ("bar", "barrier"):
+            fence = done
+        if names and not writes_none:
+            ready.update(dict.fromkeys(names[0], done))
+        end = max(end, done)
+        issued += cost.instructions
+    return max(end, issued)
 
 
-def pipes(classes: Counter, memory: Counter) -> Counter:
-    """Cycles of a multiprocessor by pipe."""
-    work: Counter = Counter()
-    for kind, n in classes.items():
-        if kind in ("mov", "ld param", "other"):
-            continue
-        work["issue"] += n
-        if kind == "fp32":
-            work["fp32"] += n
-        elif kind in ("fp64", "setp f64"):
-            work["fp64"] += n
-        elif kind in ("int", "imad", "cvt int", "cvt f32", "branch"):
-            work["alu"] += n
-        elif kind == "mufu":
-            work["mufu"] += n
-        elif kind == "cvt f64":
-            work["cvt f64"] += n
-        elif kind == "vote":
-            work["redux"] += n
-        elif kind == "shfl":
-            work["lsu"] += n
-        elif kind == "slow f64":
-            work["fp64"] += 11 * n
-            work["issue"] += 11 * n
-            work["mufu"] += n
-        elif kind == "slow f32":
-            work["fp32"] += 7 * n
-            work["issue"] += 7 * n
-            work["mufu"] += n
-        elif kind == "slow int":
-            work["alu"] += 30 * n
-            work["issue"] += 30 * n
-        elif kind.startswith("mma"):
-            m, k, l = (int(x) for x in re.search(r"m(\d+)n(\d+)k(\d+)", kind).groups())
-            work["mma tf32" if "tf32" in kind else "mma f64"] += n * m * k * l
-    for kind, n in memory.items():
-        if kind.endswith("passes"):
-            work["sectors" if "global" in kind or kind.startswith("cp.async passes") else "lsu"] += n
-    return Counter({k: v / THROUGHPUT[k] for k, v in work.items()})
+def program_cycles(record: Record, capability: int) -> float:
+    """How long a program takes that has a multiprocessor for itself: its blocks one after another, the mean warp's."""
+    kernel = record.translated.kernel
+    registers = set(kernel.registers)
+    cycles = sum(
+        int(warps) * block_cycles(kernel.instructions[block.first : block.last], registers, capability)
+        for block, warps in zip(record.translated.blocks, record.warps, strict=True)
+        if warps
+    )
+    return cycles / (record.grid * record.threads // 32)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--arch", type=int, default=90)
-    parser.add_argument("--only", default="")
-    o = parser.parse_args()
-    triton_launch.install(o.arch)
-    from svdrd.triton import aot, fused, jacobi, products
+class Residence(NamedTuple):
+    """How a kernel fills a multiprocessor."""
 
-    cases = [("jacobi", jacobi, 8, 100000, (8, 16)), ("jacobi", jacobi, 16, 100000, (4, 8)), ("jacobi", jacobi, 32, 100000, (2, 3)),
-             ("fused", fused, 16, 100000, (2, 4)), ("fused", fused, 32, 100000, (1, 3)), ("products", products, 64, 1536, (1, 2))]  # fmt: skip
-    for name, module, n, total, (rows, columns) in cases:
-        if o.only not in f"{name} {n}":
-            continue
-        g = torch.Generator().manual_seed(n)
-        x = torch.rand(1, rows * n, columns * n, generator=g)
-        x_hat = (x + 0.05 * torch.randn(x.shape, generator=g)).clamp(0, 1)
-        triton_launch.records.clear()
-        triton_launch.options.check = False
+    registers: int
+    programs: int
+    warps: int
+
+    @classmethod
+    def of(cls, record: Record, device: Device) -> Residence:
+        registers, _ = aot.resource_usage(record.compiled.asm["cubin"])
+        warps = record.threads // 32
+        by_registers = REGISTERS // (-(-registers // 8) * 8 * record.threads)
+        by_memory = device.shared_memory // (-(-record.shared // 128) * 128 + RESERVED)
+        programs = min(by_registers, by_memory, WARPS // warps, BLOCKS)
+        return cls(registers, programs, programs * warps)
+
+
+# Launches of the whole batch
+
+
+class Launch(NamedTuple):
+    """One of them: the kernel's form, its programs, and the bytes of its tensors."""
+
+    form: tuple[Any, ...]
+    programs: int
+    bytes: int
+
+
+def form(kernel: JITFunction, arguments: Sequence[Any], constants: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells the compiled code: the kernel, its constants and options, and what its pointers point to."""
+    types = tuple(str(value.dtype) for value in arguments if isinstance(value, Tensor))
+    return kernel.__name__, types, tuple(sorted((name, str(value)) for name, value in constants.items()))
+
+
+def launches(call: Callable[[], Any]) -> list[Launch]:
+    """Those of a call on tensors without contents (device ``meta``)."""
+    found: list[Launch] = []
+
+    def run(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **constants: Any) -> None:
+        tensors = {(t.untyped_storage()._cdata, t.storage_offset()): t for t in arguments if isinstance(t, Tensor)}
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        found.append(Launch(form(self, arguments, constants), math.prod(grid), size))
+
+    with mock.patch.object(JITFunction, "run", run):
+        if call() is NotImplemented:
+            raise NotTaken
+    return found
+
+
+class NotTaken(Exception):
+    """The kernels do not take the case."""
+
+
+# Cases
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bar, or one of its alternatives: ``family`` is the module below svdrd.triton that computes it.
+
+    Args:
+        sample: rows and columns of the blocks that the emulator runs.
+    """
+
+    op: str
+    mode: str
+    batch: int
+    n: int
+    family: str
+    sample: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.op} {self.mode} {self.batch} x {self.n}^2"
+
+    def calls(self, rows: int, columns: int, device: str) -> list[Callable[[], Any]]:
+        """The launchers' calls on ``rows x columns`` blocks, one after another."""
+        module = importlib.import_module(f"svdrd.triton.{self.family}")
+        generator = torch.Generator().manual_seed(self.n)
+        shape = (1, rows * self.n, columns * self.n)
+        if device == "meta":
+            x = x_hat = torch.empty(shape, device="meta")
+        else:
+            x = torch.rand(shape, generator=generator)
+            x_hat = (x + 0.05 * torch.randn(shape, generator=generator)).clamp(0, 1)
+        if self.op == "basis_loss":
+            need = self.mode == "both"
+            return [lambda: module.basis_loss(x_hat, x, self.n, self.n, RCOND, 0.0, need, False)]
+        a = x_hat.reshape(rows, self.n, columns, self.n).transpose(1, 2).reshape(-1, self.n, self.n)
+        if self.op == "svd":
+            return [lambda: module.svd(a)]
+        saves = self.family == "jacobi" and self.mode == "both"
+        forward: list[Any] = []
+
+        def value() -> Any:
+            forward[:] = [module.polar_factor(a, RCOND, 0.0, saves)]
+            return forward[0]
+
+        def derivative() -> Any:
+            return module.polar_factor_backward(torch.ones_like(a), a, *forward[0], RCOND, 0.0)
+
+        return [value] if self.mode == "forward" else [value, derivative]
+
+
+def cases() -> Iterator[Case]:
+    """Every bar of a GPU, by the kernels that compute it and, at 16 and 32 columns, by those that could."""
+    few = {"jacobi": {8: (8, 16), 16: (4, 8), 32: (2, 6), 64: (1, 4)}, "fused": {16: (1, 4), 32: (1, 2)},
+           "products": {64: (1, 2), 256: (1, 1)}}  # fmt: skip
+
+    def case(op: str, mode: str, batch: int, n: int, family: str) -> Case:
+        return Case(op, mode, batch, n, family, few[family][n])
+
+    for n in (8, 16, 32):
+        yield case("basis_loss", "both", 100_000, n, "jacobi")
+        if n > 8:
+            yield case("basis_loss", "both", 100_000, n, "fused")
+    yield case("basis_loss", "both", 1536, 64, "products")
+    yield case("basis_loss", "both", 96, 256, "products")
+    for n in (16, 32):
+        for op, mode in (("basis_loss", "forward"), ("polar_factor", "forward"), ("polar_factor", "both")):
+            for family in ("jacobi", "fused"):
+                yield case(op, mode, 100_000, n, family)
+    for n, batch in ((8, 100_000), (16, 100_000), (32, 100_000), (64, 1536)):
+        yield case("svd", "forward", batch, n, "jacobi")
+
+
+def chosen(case: Case) -> bool:
+    """Whether these are the kernels that svdrd takes by itself."""
+    if case.op == "svd":
+        return True
+    choice = importlib.import_module("svdrd.triton.choice")
+    with mock.patch.object(choice, "_first", lambda name, m, n, *arguments: next(iter(_taking(choice.order(m, n), case)))):
+        return choice.basis_loss(torch.empty(1, case.n, case.n, device="meta"), None, case.n, case.n) == case.family
+
+
+def _taking(modules: Sequence[str], case: Case) -> Iterator[str]:
+    for family in modules:
         try:
-            out = module.basis_loss(x_hat, x, n, n, 4 * 2.0**-23, 0.0, True, False)
-        except Exception as error:
-            print(name, n, "failed:", str(error)[:300])
+            for call in Case(case.op, case.mode, 1, case.n, family, (1, 1)).calls(1, 1, "meta"):
+                launches(call)
+        except NotTaken:
             continue
-        if out is NotImplemented:
-            print(name, n, "not taken")
+        yield family
+
+
+# The sample
+
+
+def emulated(case: Case, capability: int) -> list[tuple[tuple[Any, ...], Record]]:
+    """The launches of the case's sample with what they did.
+
+    The products' control flow and addresses do not depend on what tensors hold, so of launches that differ in nothing
+    but contents only the first is run, and its record stands for all.
+    """
+    found: list[tuple[tuple[Any, ...], Record]] = []
+    known: dict[Any, Record] = {}
+    options = Options(check=False, limit=3600.0)
+    with triton_launch.emulation(capability, options, assembled=True) as records:
+        run = JITFunction.run
+
+        def counting(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
+            what = form(self, arguments, constants)
+            key = (what, grid, tuple(value for value in arguments if not isinstance(value, Tensor)))
+            if case.family != "products" or key not in known:
+                records.clear()
+                run(self, *arguments, grid=grid, warmup=warmup, **constants)
+                (known[key],) = records
+            found.append((what, known[key]))
+
+        with mock.patch.object(JITFunction, "run", counting):
+            for call in case.calls(*case.sample, "cpu"):
+                call()
+    return found
+
+
+# Bounds
+
+
+def bounds(case: Case, capability: int, compiled_for: int) -> dict[str, float]:
+    """Quantity by name, as :class:`benchmarks.counted.Counted` has them; times in milliseconds.
+
+    Args:
+        compiled_for: the kernels' target, which may be older than the device's.
+    """
+    device = DEVICES[capability]
+    records: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for what, record in emulated(case, compiled_for):
+        records[what].append(record)
+    columns = max(k for k in range(1, math.isqrt(case.batch) + 1) if case.batch % k == 0)
+    whole = [launch for call in case.calls(case.batch // columns, columns, "meta") for launch in launches(call)]
+    if {launch.form for launch in whole} != set(records):
+        raise AssertionError(f"{case}: the sample's kernels are not those of the whole batch")
+
+    total, chain, throughput, both, traffic = Work(), 0.0, 0.0, 0.0, 0.0
+    longest: tuple[float, Residence] = (-1.0, Residence(0, 0, 0))
+    per_second = device.multiprocessors * device.clock
+    for what, sample in records.items():
+        programs = sum(record.grid for record in sample)
+        one = Work()
+        for record in sample:
+            one.add(work(record, capability), 1 / programs)
+        mine = [launch for launch in whole if launch.form == what]
+        residence = Residence.of(sample[0], device)
+        at_once = residence.programs * device.multiprocessors
+        alone = sum(program_cycles(record, capability) * record.grid for record in sample) / programs
+        waits = sum(-(-launch.programs // at_once) for launch in mine) * alone / device.clock
+        count = sum(launch.programs for launch in mine)
+        busiest = max(one.cycles.values()) * count / per_second
+        total.add(one, count)
+        chain, throughput, both = chain + waits, throughput + busiest, both + max(waits, busiest)
+        traffic += sum(launch.bytes for launch in mine) / device.memory
+        longest = max(longest, (max(waits, busiest), residence))
+    found = {f"{pipe} ms": cycles / per_second * 1e3 for pipe, cycles in total.cycles.most_common()}
+    return {
+        "bound ms": both * 1e3, "pipes ms": throughput * 1e3, "chain ms": chain * 1e3, "memory ms": traffic * 1e3, **found,
+        "PTX instructions": total.ptx / case.batch, "machine instructions": total.machine / case.batch,
+        "launches": len(whole), "registers": longest[1].registers, "resident warps": longest[1].warps,
+    }  # fmt: skip
+
+
+def count(case: Case, capability: int, compiled_for: int) -> counted.Counted:
+    """One row of the table."""
+    quantities = bounds(case, capability, compiled_for)
+    return counted.Counted(
+        op=case.op, mode=case.mode, batch=case.batch, n=case.n, family=case.family, chosen=chosen(case),
+        device=DEVICES[capability].name, target=f"sm_{compiled_for}", triton=triton.__version__,
+        sample=case.sample[0] * case.sample[1], quantities=quantities,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.ptx.counts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", type=int, default=90, choices=sorted(DEVICES), help="of the device and the kernels")
+    parser.add_argument("--products-target", type=int, choices=sorted(DEVICES), help="of the products' kernels")
+    parser.add_argument("--only", default="", metavar="WORD", help="cases whose name has it: 'jacobi basis_loss both'")
+    parser.add_argument("--csv", type=Path, default=counted.CSV)
+    parser.add_argument("--docs", type=Path, default=counted.DOCS)
+    parser.add_argument("--write", action="store_true", help="into the CSV and the table of the docs")
+    arguments = parser.parse_args(argv)
+    rows = []
+    for case in cases():
+        if arguments.only not in str(case):
             continue
-        scale = total / (rows * columns)
-        classes, memory, work = Counter(), Counter(), Counter()
-        alone = 0.0
-        for r in triton_launch.records:
-            c, m = r.classes(), r.memory()
-            classes.update(c)
-            memory.update(m)
-            work.update(pipes(c, m))
-            registers, _ = aot.resource_usage(r.compiled.asm["cubin"])
-            warps = r.threads // 32
-            per_cta = -(-registers // 8) * 8 * r.threads
-            ctas = min(65536 // per_cta, 64 // warps, 227 * 1024 // max(1, r.shared + 1024), 32)
-            cycles = sum(int(w) / (r.grid * warps) * critical(r.translated, b) for w, b in zip(r.warps, r.translated.blocks))
-            alone += r.grid * scale / (SMS * ctas) * cycles / CLOCK
-            r.note = f"{r.name} {registers} registers, {ctas * warps} warps resident, {cycles:.0f} cycles a warp"
-        print(f"== {name} {n}x{n}, {total} blocks, float32, sm_{o.arch}; counted on {rows * columns} blocks")
-        for note, count in Counter(r.note for r in triton_launch.records).items():
-            print(f"   {count} x {note}")
-        total_instructions = sum(v for k, v in classes.items() if k not in ("mov", "ld param"))
-        print("   warp instructions a block:", ", ".join(f"{k} {v / (rows * columns):.0f}" for k, v in classes.most_common()))
-        print("   memory a block:", ", ".join(f"{k} {v / (rows * columns):.0f}" for k, v in memory.most_common()))
-        times = {k: v * scale / SMS / CLOCK * 1e3 for k, v in work.items()}
-        print("   ms by pipe:", ", ".join(f"{k} {v:.3f}" for k, v in sorted(times.items(), key=lambda x: -x[1])))
-        print(f"   bounds: throughput {max(times.values()):.3f} ms, dependencies {alone * 1e3:.3f} ms, total {total_instructions / (rows * columns):.0f} a block", flush=True)
+        begin = time.perf_counter()
+        compiled_for = arguments.target
+        if case.family == "products" and arguments.products_target:
+            compiled_for = arguments.products_target
+        rows.append(count(case, arguments.target, compiled_for))
+        print(f"{case}, sm_{compiled_for} ({time.perf_counter() - begin:.0f} s)")
+        print("   ", ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].quantities.items()), flush=True)
+    if arguments.write:
+        counted.write(arguments.csv, rows)
+        counted.write_docs(arguments.docs, rows)
     return 0
 
 

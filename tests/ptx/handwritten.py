@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tests.ptx import machine, parser, translation
+from tests.ptx.memory import POISON_WORD, Memory
 
 # Enough registers of each kind for a kernel of a few lines.
 REGISTERS = (
@@ -48,7 +49,7 @@ def launch(
     **options: Any,
 ) -> machine.Record:
     """Runs the kernel with the buffers' addresses as its parameters; what it writes is in the buffers afterwards."""
-    memory = machine.Memory([(b.ctypes.data, b.nbytes) for b in buffers], kernel.global_variables)
+    memory = Memory([(b.ctypes.data, b.nbytes) for b in buffers], kernel.global_variables)
     parameters = b"".join(memory.address(b.ctypes.data).to_bytes(8, "little") for b in buffers)
     record = machine.launch(kernel, grid, threads, shared, parameters, memory, machine.Options(**options))
     memory.copy_back()
@@ -70,12 +71,12 @@ def run(
 
 def unwritten(count: int) -> np.ndarray:
     """``count`` words as ``torch.empty`` leaves them: nobody has written them."""
-    return np.full(count, machine.POISON_WORD, np.uint32)
+    return np.full(count, POISON_WORD, np.uint32)
 
 
 def words_unwritten(buffer: np.ndarray) -> int:
     """How many words of an output nobody has written."""
-    return int((buffer.view(np.uint32) == machine.POISON_WORD).sum())
+    return int((buffer.view(np.uint32) == POISON_WORD).sum())
 
 
 def found(record: machine.Record) -> set[str]:
