@@ -17,7 +17,7 @@ import mpmath
 import numpy as np
 import pytest
 
-from tests.ptx import exact, handwritten, machine
+from tests.ptx import exact, handwritten
 from tests.ptx.exact import WIDTHS, bits_of, number, real
 
 PREFIX = {"pred": "%p", 8: "%h", 16: "%h", 32: "%r", 64: "%rd", "f32": "%f", "f64": "%d"}
