@@ -17,7 +17,9 @@ def classify(instruction: Instruction) -> str:
     op, kind = parts[0], parts[-1]
     if op == "mma":
         return f"mma {'f64' if 'f64' in parts else 'tf32'} {next(p for p in parts if re.match(r'm[0-9]+n[0-9]+k', p))}"
-    if op in ("wgmma", "shfl", "ldmatrix", "stmatrix", "mov"):
+    if op == "wgmma":
+        return f"wgmma tf32 {parts[4]}" if parts[1] == "mma_async" else "wgmma order"
+    if op in ("shfl", "ldmatrix", "stmatrix", "mov"):
         return op
     if op in ("redux", "vote", "match", "activemask"):
         return "vote"

@@ -89,6 +89,7 @@ KNOWN = {
     "prefetch": {"L1", "L2"},
     "membar": {"cta", "gl", "sys"},
     "fence": {"acq_rel", "sc", "cta", "gpu", "sys", "proxy", "async"},
+    "wgmma": {"fence", "commit_group", "wait_group", "mma_async", "tf32", *(f"m64n{n}k8" for n in range(8, 257, 8))},
     "shfl": {*SHUFFLES},
     "redux": {"add", "min", "max", "and", "or", "xor"},
     "vote": {"all", "any", "ballot"},
@@ -564,7 +565,11 @@ class Emission:
     def _nothing(self) -> None:
         """Of no effect here: memory is one and is written at once."""
 
-    op_prefetch = op_membar = op_fence = op_griddepcontrol = _nothing
+    op_prefetch = op_membar = op_griddepcontrol = _nothing
+
+    def op_fence(self) -> None:
+        if "async" in self.parts and "global" not in self.parts:
+            self.out.append(self.call("wgmma.fence_proxy"))
 
     # Warps and programs
 
@@ -628,6 +633,22 @@ class Emission:
             raise NotImplementedError(self.instruction.op)
         for number, piece in enumerate(self.pieces(d)):
             self.put(self.target(piece, "f64" if operands == "f64" else "f32"), f"b[{number}]")
+
+    def op_wgmma(self) -> None:
+        if self.parts[1] == "commit_group":
+            self.out.append(self.call("wgmma.commit"))
+        elif self.parts[1] == "wait_group":
+            self.out.append(self.call("wgmma.wait", int(self.args[0])))
+        elif self.parts[1] == "mma_async":
+            d, a, b, accumulates, *signs = self.args
+            pieces = self.pieces(d)
+            if self.parts[4:] != [f"m64n{2 * len(pieces)}k8", "f32", "tf32", "tf32"]:
+                raise NotImplementedError(self.instruction.op)
+            left = self.rows(a, "u32") if a.startswith("{") else self.value(a, "u64")
+            rows = (self.rows(d, "f32"), left, self.value(b, "u64"), self.value(accumulates, "pred"))
+            self.out.append("b = " + self.call("wgmma.multiply", *rows, float(signs[0]) * float(signs[1])))
+            for number, piece in enumerate(pieces):
+                self.put(self.target(piece, "f32"), f"b[{number}]")
 
     def op_trap(self) -> None:
         self.out.append("X.trap()")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.ptx import accesses, arithmetic, lanes, tensor_cores
+from tests.ptx import accesses, arithmetic, lanes, tensor_cores, warpgroup
 from tests.ptx.findings import Lanes
 from tests.ptx.memory import LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW
 from tests.ptx.shared_memory import mark_in_flight
@@ -65,6 +65,7 @@ class Group:
         self.status, self.pcs = machine.status[part], machine.pcs[part]
         self.votes, self.commits = machine.votes[part], machine.commits[part]
         self.in_flight: list[AsyncCopy] = []
+        self.wgmma = warpgroup.Products(self)
         # While all lanes are at one place it is kept in pc, otherwise in pcs.
         self.uniform, self.pc = True, 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.ptx import control
+from tests.ptx import control, warpgroup
 from tests.ptx.classes import classify
 from tests.ptx.findings import KEPT, KINDS, no_findings
 from tests.ptx.group import ENDED, RUNS, WAITS, Fault, Group
@@ -143,6 +143,8 @@ class Machine:
         self.votes = np.zeros(n, bool)
         self.vote: tuple[str, int] | None = None
         self.commits = np.zeros(n, np.int32)
+        # A hash of the wgmma instructions that each warp has executed.
+        self.wgmmas = np.zeros((programs, warps), np.uint64)
         self.findings = no_findings()
         self.steps = 0
         self.deadline = time.monotonic() + options.limit
@@ -186,6 +188,7 @@ class Machine:
         np.maximum.at(highest, self.program[lanes], self.pcs[lanes])
         if (lowest[go] != highest[go]).any():
             self.record.errors["barriers of different places meet"] += 1
+        self._compare_warps(go)
         if self.vote is not None:
             operation, row = self.vote
             result = np.full(self.programs, operation == "and")
@@ -196,6 +199,10 @@ class Machine:
         self.shared.barriers[go] += 1
         self.shared.warp_barriers[go] += 1
         return True
+
+    def _compare_warps(self, programs: NDArray[np.bool_]) -> None:
+        if self.wgmmas.any() and (apart := warpgroup.warps_apart(self.wgmmas[programs])):
+            self.record.errors[warpgroup.APART] += apart
 
     def run(self) -> None:
         """Until all programs have ended."""
@@ -210,6 +217,7 @@ class Machine:
                     self.collect()
                     places = Counter(zip(self.status.tolist(), self.pcs.tolist(), strict=True))
                     raise Fault(f"deadlock: {places.most_common(5)}")
+        self._compare_warps(np.ones(self.programs, bool))
         self.collect()
 
     def collect(self) -> None:
@@ -240,6 +248,9 @@ def launch(
     blocks, instructions = len(translated.blocks), len(kernel.instructions)
     stats = np.zeros((instructions, 2), np.int64)
     record = Record(kernel.name, grid, threads, shared, translated, np.zeros(blocks, np.int64), stats)
+    for fault, i in translated.register_faults:
+        record.errors[fault, i.number] += 1
+        record.examples[fault, i.number] = f"{fault}: {i.text} (PTX line {i.line}, {i.source})"
     start = time.monotonic()
     step = max(1, options.lanes // threads)
     for first in range(0, grid, step):

@@ -8,12 +8,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tests.ptx.findings import IN_FLIGHT, RACE, WARP_RACE, Lanes, report
+from tests.ptx.findings import IN_FLIGHT, OVERWRITTEN, RACE, WARP_RACE, Lanes, report
 from tests.ptx.memory import POISON
 
 # What is kept of a granule: the thread that wrote, its barrier and its warp's; the thread that read, its barrier and
-# its warp's; the instruction that wrote.
-WRITER, WRITTEN_AT, WRITTEN_AT_WARP, READER, READ_AT, READ_AT_WARP, WRITTEN_BY = range(7)
+# its warp's; the instruction that wrote; the barrier at which the writer fenced it for the async proxy; how many wgmma
+# in flight read it.
+WRITER, WRITTEN_AT, WRITTEN_AT_WARP, READER, READ_AT, READ_AT_WARP, WRITTEN_BY, FENCED_AT, READING = range(9)
 NOBODY, SEVERAL_WARPS = -1, -2  # a reader of -(3 + w): several lanes of warp w
 # How many writes would be races if they changed anything: this place of the first row of the findings.
 UNCHANGED = 1
@@ -29,6 +30,7 @@ class SharedMemory(NamedTuple):
         in_flight: how many ``cp.async`` will write a granule.
         barriers: how many the program has passed.
         warp_barriers: how many barriers each warp has passed, its own and the program's.
+        proxy_fences: how many the program had passed at each warp's last ``fence.proxy.async``; -1 if it had none.
         checked, counted: what the accesses are to do.
     """
 
@@ -38,6 +40,7 @@ class SharedMemory(NamedTuple):
     in_flight: NDArray[np.int32]
     barriers: NDArray[np.int32]
     warp_barriers: NDArray[np.int32]
+    proxy_fences: NDArray[np.int32]
     checked: bool
     counted: bool
 
@@ -46,13 +49,16 @@ class SharedMemory(NamedTuple):
         """Of so many programs, nothing written."""
         words = max(4, -(-size // 4))
         granules = 4 * words // granule + 1
+        touched = np.full((programs, granules, 9), NOBODY, np.int32)
+        touched[..., READING] = 0
         return cls(
             np.tile(POISON, (programs, words)),
-            np.full((programs, granules, 7), NOBODY, np.int32),
+            touched,
             granule,
             np.zeros((programs, granules), np.int32),
             np.zeros(programs, np.int32),
             np.zeros((programs, warps), np.int32),
+            np.full((programs, warps), -1, np.int32),
             checked,
             counted,
         )
@@ -101,7 +107,10 @@ def touch(
                     lanes.findings[0, UNCHANGED] += 1
                 else:
                     report(lanes, lane, RACE if between else WARP_RACE, number, address, reader)
+        if kept[READING] > 0:
+            report(lanes, lane, OVERWRITTEN, number, address, 0)
         kept[WRITER], kept[WRITTEN_AT], kept[WRITTEN_AT_WARP], kept[WRITTEN_BY] = thread, barrier, warp_barrier, number
+        kept[FENCED_AT] = -1
         return
     if not current:
         kept[READER] = thread
@@ -140,6 +149,8 @@ def mark_in_flight(
             shared.in_flight[program, granule] += 1
             kept = shared.touched[program, granule]
             writer, reader = kept[WRITER], kept[READER]
+            if kept[READING] > 0:
+                report(lanes, lane, OVERWRITTEN, number, address, 0)
             if writer >= 0 and kept[WRITTEN_AT] == shared.barriers[program] and (writer >> 5) != warp:
                 report(lanes, lane, RACE, number, address, writer)
             if reader != NOBODY and kept[READ_AT] == shared.barriers[program] and is_another_warp(reader, warp):

@@ -18,6 +18,7 @@ from tests.ptx.blocks import basic_blocks
 from tests.ptx.classes import classify, memory_space
 from tests.ptx.emission import Emission
 from tests.ptx.parser import SIZES, Kernel, Variable
+from tests.ptx.warpgroup import register_faults
 
 # Files of registers: predicates, and those of so many bits.
 FILES = {0: "p", 1: "16", 2: "16", 4: "32", 8: "64"}
@@ -52,6 +53,7 @@ class Translated:
             for i in kernel.instructions
         )
         self.blocks = basic_blocks(kernel, split_together)
+        self.register_faults = register_faults(kernel, self.blocks)
         self.classes = [Counter(classify(i) for i in kernel.instructions[b.first : b.last]) for b in self.blocks]
         self.full: list[Callable[..., None] | None] = [None] * len(self.blocks)
         self.masked: list[Callable[..., None] | None] = [None] * len(self.blocks)
