@@ -13,7 +13,7 @@ PIECES ?=
 GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench sanitize aot emulation cuda-resources gpu-check clean FORCE
+.PHONY: help install test lint format demo bench sanitize aot emulation counted cuda-resources gpu-check clean FORCE
 
 help:
 	@echo "make install    create .venv and install svdrd with everything for development (the other targets do it too)"
@@ -24,6 +24,7 @@ help:
 	@echo "make sanitize   the C++ kernels under sanitizers            SANITIZERS=thread"
 	@echo "make aot        the Triton kernels compiled for GPUs that are not here: registers, spills, shared memory"
 	@echo "make emulation  the CUDA kernels' algorithms on the CPU, for the tests of the cuda backend (make test does it too)"
+	@echo "make counted    what bounds the GPU kernels' times, counted in an emulator, into docs/counted.md"
 	@echo "make cuda-resources   the CUDA kernels compiled afresh: registers, spills, shared memory"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks, a training step, the bars   PIECES='bench report'"
 	@echo "make clean      remove what the targets above left, except .venv"
@@ -102,6 +103,10 @@ emulation: install
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > build/emulation.log \
 	  && $(BIN)/cmake --build build/emulation --target _cuda_emulated >> build/emulation.log \
 	  || echo "the emulated CUDA kernels were not built: build/emulation.log"
+
+# Compiled kernels, so Triton's interpreter has to be off.
+counted: install
+	TRITON_INTERPRET=0 $(BIN)/python -m tests.ptx.counts --products-target 80 --write
 
 cuda-resources: install
 	$(BIN)/python csrc/cuda_resources.py

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import svdrd
-from benchmarks import clock, floor, inputs, measure, registry
+from benchmarks import clock, counted, floor, inputs, measure, registry
 from benchmarks.clock import Clock, Times
 from benchmarks.measure import Row, Run
 from benchmarks.registry import BASELINE, OURS, Case, Provider
@@ -348,6 +348,8 @@ def describe(row: Row) -> str:
         shares = [f"{floor.fraction(row, precision):.1%} of the {precision} floor"
                   for precision in floor.PRECISIONS if floor.fraction(row, precision) is not None]  # fmt: skip
         line += "".join(f", {share}" for share in shares)
+    if (bound := counted.beside(row, counted.committed())) is not None:
+        line += f", {bound}"
     return line
 
 

@@ -6,7 +6,7 @@
 - ``sanitizer``: a short run of every kernel against float64, also under compute-sanitizer where that is;
 - ``bench``: the benchmarks, and ``step``, a training step with and without the loss: rows of
   ``benchmarks/results/DEVICE.csv``;
-- ``report``: from these rows ``docs/speed_DEVICE.png``, the tables, and the bars.
+- ``report``: from these rows ``docs/speed_DEVICE.png``, the tables, what was counted beside it, and the bars.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks import bars, gpu, measure, report
+from benchmarks import bars, counted, gpu, measure, report
 from benchmarks.measure import Row, Run
 from svdrd import backends
 
@@ -215,7 +215,8 @@ def show(options: Options, seconds: float) -> str:
     if not rows:
         raise NotRun(f"the run of {options.run.date} has no rows in {options.csv}: `bench` first, or --resume")
     report.draw([row for row in rows if row.op != bars.STEP] or rows, options.figure)
-    print(f"\n{report.markdown(rows)}\n\n{bars.table(rows)}\n")
+    beside = counted.measured_table(rows, counted.committed())
+    print(f"\n{report.markdown(rows)}\n\nMeasured beside counted:\n\n{beside}\n\n{bars.table(rows)}\n")
     verdicts = [outcome.verdict for outcome in bars.outcomes(rows)]
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in (bars.MET, bars.MISSED, bars.UNMEASURED))
     return f"{options.figure}; bars: {counts}"

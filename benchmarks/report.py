@@ -176,13 +176,13 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def write_between_markers(readme: Path, text: str) -> None:
-    content = readme.read_text()
-    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
-        raise Missing(f"{readme} has to hold, once and in this order, the lines\n{BEGIN}\n{END}")
-    head, rest = content.split(BEGIN)
-    tail = rest.split(END)[1]
-    readme.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+def write_between_markers(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    content = page.read_text()
+    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
+        raise Missing(f"{page} has to hold, once and in this order, the lines\n{begin}\n{end}")
+    head, rest = content.split(begin)
+    tail = rest.split(end)[1]
+    page.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

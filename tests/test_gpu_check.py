@@ -15,7 +15,7 @@ import torch
 for package in ("matplotlib", "skimage"):
     pytest.importorskip(package, reason="pip install 'svdrd[dev]' brings what the benchmarks need")
 
-from benchmarks import bars, clock, floor, gpu, gpu_check, measure, registry  # noqa: E402
+from benchmarks import bars, clock, counted, floor, gpu, gpu_check, measure, registry  # noqa: E402
 from benchmarks.clock import Clock, Times  # noqa: E402
 from benchmarks.gpu import GpuCase  # noqa: E402
 from svdrd import backends, library, ops  # noqa: E402
@@ -294,6 +294,63 @@ def test_the_bars_of_made_up_rows():
     assert unknown[fraction.bar][1:] == ("unknown device: no fraction", "not measured")
 
 
+def quantities(bound: float, pipes: float, chain: float) -> dict[str, float]:
+    """What is counted of a case; ``lsu`` is its busiest pipe."""
+    times = {"bound ms": bound, "pipes ms": pipes, "chain ms": chain, "memory ms": 0.1, "issue ms": pipes / 2}
+    others = {"PTX instructions": 1e6, "machine instructions": 1.2e6, "launches": 285, "registers": 200}
+    return times | {"lsu ms": pipes} | others | {"resident warps": 8, "machine code / estimate": 1.05}
+
+
+COUNTED = [
+    counted.Counted(
+        "basis_loss", "both", 96, 256, "products", True, "H200", "sm_80", "3.8.0", 1, quantities(2.7, 2.7, 1)
+    ),
+    counted.Counted(
+        "basis_loss", "both", 96, 256, "fused", False, "H200", "sm_90", "3.8.0", 1, quantities(4.0, 3, 4.0)
+    ),
+]
+
+
+def test_what_was_counted_survives_its_file(tmp_path):
+    counted.write(tmp_path / "results" / "counted.csv", COUNTED)
+    assert counted.read(tmp_path / "results" / "counted.csv") == COUNTED
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{counted.BEGIN}\nold\n{counted.END}\nafter\n")
+    earlier = [replace(COUNTED[0], quantities=quantities(9.6, 9.6, 2))]
+    counted.write_docs(page, COUNTED, earlier)
+    assert page.read_text().startswith(f"before\n{counted.BEGIN}\nOne H200,")
+    lines = page.read_text().splitlines()
+    row = "| `basis_loss` both, 96 x 256² | **products** | **2.7** | 9.6 | lsu 2.7, issue 1.4 | 1 | 0.1 | 285 |"
+    assert any(line.startswith(row) for line in lines)
+    assert any(
+        line.startswith("| `basis_loss` both, 96 x 256² | fused | **4** |  | lsu 3, issue 1.5 | 4 |") for line in lines
+    )
+
+
+def test_measured_beside_counted():
+    """ROW took 5.4618 ms: by svdrd's choice, or by one family alone, on a device like the counted one."""
+    assert counted.beside(ROW, COUNTED) == "2.0 times the 2.7 ms counted (lsu)"
+    alone = replace(ROW, provider="svdrd.triton.fused", device="NVIDIA H100 80GB HBM3")
+    assert counted.beside(alone, COUNTED) == "1.4 times the 4 ms counted (chain)"
+    others = (
+        {"device": "NVIDIA A100-SXM4-80GB"},
+        {"mode": "both, host"},
+        {"provider": "torch.linalg.svd"},
+        {"p50": None},
+    )
+    for changes in (*others, {"dtype": "float64"}, {"m": 512}, {"batch": 24}, {"op": "svd"}):
+        assert counted.beside(replace(ROW, **changes), COUNTED) is None
+    table = counted.measured_table([ROW, alone, replace(ROW, op="svd")], COUNTED).splitlines()
+    assert table[2] == "| basis_loss both, 96 x 256^2 | svdrd (products) | natural (kodak) | 5.46 | 2.7 | 2 | lsu |"
+    assert len(table) == 4
+
+
+def test_every_bar_of_the_gpu_was_counted():
+    """In the committed file, by the kernels that svdrd takes."""
+    there = {(one.op, one.mode, one.batch, one.n) for one in counted.committed() if one.chosen}
+    assert {bar[:4] for bar in bars.RATIOS} <= there
+
+
 def test_figure_and_tables_of_made_up_rows(tmp_path, capsys):
     csv = tmp_path / "nvidia-h200.csv"
     measure.append(csv, made_up())
@@ -301,7 +358,9 @@ def test_figure_and_tables_of_made_up_rows(tmp_path, capsys):
     options = gpu_check.Options(CPU, csv, tmp_path / "speed.png", False, run, ())
     assert gpu_check.show(options, 1.0).endswith("bars: 3 met, 2 MISSED, 13 not measured")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
-    assert "| svdrd: svd forward, 100000 x 8^2, 10x |" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "| svdrd: svd forward, 100000 x 8^2, 10x |" in output
+    assert "| basis_loss both, 100000 x 8^2 | svdrd (jacobi) | random | 1 | " in output
     assert gpu_check.slug("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
 
 

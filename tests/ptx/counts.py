@@ -2,17 +2,17 @@
 
     python -m tests.ptx.counts [--target 90] [--products-target 80] [--only WORD] [--write]
 
-For every bar of a GPU, ``basis_loss``, ``svd`` and ``polar_factor`` as the benchmarks call them: a few matrices go through
-the emulator, which counts instructions, bank conflicts and sectors; a run without tensors' contents tells the launches of
-the whole batch. Three bounds, each less than what a GPU will take:
+For every bar of a GPU, ``basis_loss``, ``svd`` and ``polar_factor`` as the benchmarks call them: a few matrices go
+through the emulator, which counts instructions, bank conflicts and sectors; a run without tensors' contents tells the
+launches of the whole batch. Three bounds, each less than what a GPU will take:
 
 - the pipes: what a multiprocessor's busiest pipe has to do;
 - the chain: how long one program takes alone, through its dependencies and barriers, times the programs that follow one
   another on a multiprocessor;
 - both, kernel by kernel: kernels run one after another, and each is bound by something else.
 
-What ptxas makes of PTX is estimated (:mod:`tests.ptx.pipes`). Inputs are random; Jacobi takes up to a fifth more sweeps
-for photographs.
+What ptxas makes of PTX is estimated (:mod:`tests.ptx.pipes`), and compared with the machine code for the longest loop
+of the kernel that takes longest. Inputs are random; Jacobi takes up to a fifth more sweeps for photographs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -37,7 +37,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks import counted
 from svdrd.triton import aot
-from tests.ptx import pipes, triton_launch
+from tests.ptx import machine_code, pipes, triton_launch
 from tests.ptx.machine import Options, Record
 from tests.ptx.parser import Instruction
 from tests.ptx.throughput import BLOCKS, DEVICES, REGISTERS, RESERVED, WARPS, Device
@@ -45,7 +45,7 @@ from tests.ptx.throughput import BLOCKS, DEVICES, REGISTERS, RESERVED, WARPS, De
 RCOND = 4 * 2.0**-23
 
 
-# Counting
+# What is executed
 
 
 @dataclass
@@ -55,14 +55,12 @@ class Work:
     cycles: Counter[str] = field(default_factory=Counter)  # of a multiprocessor, by pipe
     ptx: float = 0.0  # warp instructions
     machine: float = 0.0  # estimated
-    bytes: float = 0.0  # that sectors of global memory hold
 
     def add(self, other: Work, times: float) -> None:
         for pipe, cycles in other.cycles.items():
             self.cycles[pipe] += cycles * times  # type: ignore[assignment]
         self.ptx += other.ptx * times
         self.machine += other.machine * times
-        self.bytes += other.bytes * times
 
 
 def executed(record: Record) -> Iterator[tuple[Instruction, int]]:
@@ -76,8 +74,8 @@ def executed(record: Record) -> Iterator[tuple[Instruction, int]]:
 def work(record: Record, capability: int) -> Work:
     """What all of a launch's warps do.
 
-    A pass of shared memory is a cycle of the lsu pipe, as is a shuffle. A request of global memory is one for each 128
-    bytes, and takes its sectors from L2.
+    A pass of shared memory is a cycle of the lsu pipe, as is a shuffle, and as are 128 bytes of global memory, whose
+    sectors come from L2 or go there.
     """
     device = DEVICES[capability]
     total = Work()
@@ -90,13 +88,11 @@ def work(record: Record, capability: int) -> Work:
         for pipe, share in cost.pipes.items():
             units[pipe] += warps * share  # type: ignore[assignment]
         accesses, moved = (int(x) for x in record.stats[instruction.number])
-        record_is_global = instruction.parts[0] == "cp" or "global" in instruction.parts
-        if accesses and record_is_global:
+        if instruction.parts[0] == "cp" or "global" in instruction.parts:
             sectors += moved
             passes += max(accesses, moved / 4)
-        elif accesses:
+        else:
             passes += moved
-    total.bytes = 32 * sectors
     units["issue"] = total.machine  # type: ignore[assignment]
     units["lsu"] += passes + float(record.asynchronous[1])  # type: ignore[assignment]
     units["l2"] = sectors  # type: ignore[assignment]
@@ -153,13 +149,18 @@ class Residence(NamedTuple):
     warps: int
 
     @classmethod
-    def of(cls, record: Record, device: Device) -> Residence:
-        registers, _ = aot.resource_usage(record.compiled.asm["cubin"])
-        warps = record.threads // 32
-        by_registers = REGISTERS // (-(-registers // 8) * 8 * record.threads)
-        by_memory = device.shared_memory // (-(-record.shared // 128) * 128 + RESERVED)
+    def of(cls, registers: int, threads: int, shared: int, device: Device) -> Residence:
+        """Of programs that take so many registers a thread, threads, and bytes of shared memory."""
+        warps = threads // 32
+        by_registers = REGISTERS // (-(-registers // 8) * 8 * threads)
+        by_memory = device.shared_memory // (-(-shared // 128) * 128 + RESERVED)
         programs = min(by_registers, by_memory, WARPS // warps, BLOCKS)
         return cls(registers, programs, programs * warps)
+
+    @classmethod
+    def of_record(cls, record: Record, device: Device) -> Residence:
+        registers, _ = aot.resource_usage(record.compiled.asm["cubin"])
+        return cls.of(registers, record.threads, record.shared, device)
 
 
 # Launches of the whole batch
@@ -216,6 +217,11 @@ class Case:
     family: str
     sample: tuple[int, int]
 
+    @property
+    def data_decides(self) -> bool:
+        """Whether control flow depends on what tensors hold. That of the products depends on their other arguments."""
+        return self.family != "products"
+
     def __str__(self) -> str:
         return f"{self.family} {self.op} {self.mode} {self.batch} x {self.n}^2"
 
@@ -271,22 +277,19 @@ def cases() -> Iterator[Case]:
 
 
 def chosen(case: Case) -> bool:
-    """Whether these are the kernels that svdrd takes by itself."""
-    if case.op == "svd":
-        return True
-    choice = importlib.import_module("svdrd.triton.choice")
-    with mock.patch.object(choice, "_first", lambda name, m, n, *arguments: next(iter(_taking(choice.order(m, n), case)))):
-        return choice.basis_loss(torch.empty(1, case.n, case.n, device="meta"), None, case.n, case.n) == case.family
+    """Whether these are the kernels that svdrd takes by itself: the first in the order that take the case."""
+    families = ("jacobi",) if case.op == "svd" else importlib.import_module("svdrd.triton.choice").order(case.n, case.n)
+    return next(family for family in families if takes(replace(case, family=family))) == case.family
 
 
-def _taking(modules: Sequence[str], case: Case) -> Iterator[str]:
-    for family in modules:
-        try:
-            for call in Case(case.op, case.mode, 1, case.n, family, (1, 1)).calls(1, 1, "meta"):
-                launches(call)
-        except NotTaken:
-            continue
-        yield family
+def takes(case: Case) -> bool:
+    """Whether the family's kernels do."""
+    try:
+        for call in case.calls(1, 1, "meta"):
+            launches(call)
+    except NotTaken:
+        return False
+    return True
 
 
 # The sample
@@ -295,8 +298,8 @@ def _taking(modules: Sequence[str], case: Case) -> Iterator[str]:
 def emulated(case: Case, capability: int) -> list[tuple[tuple[Any, ...], Record]]:
     """The launches of the case's sample with what they did.
 
-    The products' control flow and addresses do not depend on what tensors hold, so of launches that differ in nothing
-    but contents only the first is run, and its record stands for all.
+    Where the data do not decide, only the first of launches that differ in nothing else is run, and its record stands
+    for all.
     """
     found: list[tuple[tuple[Any, ...], Record]] = []
     known: dict[Any, Record] = {}
@@ -307,7 +310,7 @@ def emulated(case: Case, capability: int) -> list[tuple[tuple[Any, ...], Record]
         def counting(self: JITFunction, *arguments: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
             what = form(self, arguments, constants)
             key = (what, grid, tuple(value for value in arguments if not isinstance(value, Tensor)))
-            if case.family != "products" or key not in known:
+            if case.data_decides or key not in known:
                 records.clear()
                 run(self, *arguments, grid=grid, warmup=warmup, **constants)
                 (known[key],) = records
@@ -338,7 +341,7 @@ def bounds(case: Case, capability: int, compiled_for: int) -> dict[str, float]:
         raise AssertionError(f"{case}: the sample's kernels are not those of the whole batch")
 
     total, chain, throughput, both, traffic = Work(), 0.0, 0.0, 0.0, 0.0
-    longest: tuple[float, Residence] = (-1.0, Residence(0, 0, 0))
+    longest: tuple[float, Record] | None = None
     per_second = device.multiprocessors * device.clock
     for what, sample in records.items():
         programs = sum(record.grid for record in sample)
@@ -346,7 +349,7 @@ def bounds(case: Case, capability: int, compiled_for: int) -> dict[str, float]:
         for record in sample:
             one.add(work(record, capability), 1 / programs)
         mine = [launch for launch in whole if launch.form == what]
-        residence = Residence.of(sample[0], device)
+        residence = Residence.of_record(sample[0], device)
         at_once = residence.programs * device.multiprocessors
         alone = sum(program_cycles(record, capability) * record.grid for record in sample) / programs
         waits = sum(-(-launch.programs // at_once) for launch in mine) * alone / device.clock
@@ -355,12 +358,17 @@ def bounds(case: Case, capability: int, compiled_for: int) -> dict[str, float]:
         total.add(one, count)
         chain, throughput, both = chain + waits, throughput + busiest, both + max(waits, busiest)
         traffic += sum(launch.bytes for launch in mine) / device.memory
-        longest = max(longest, (max(waits, busiest), residence))
+        if longest is None or longest[0] < max(waits, busiest):
+            longest = max(waits, busiest), sample[0]
+    assert longest is not None
+    residence, kernel = Residence.of_record(longest[1], device), longest[1].translated.kernel
+    code = machine_code.ratio(longest[1].compiled.asm["cubin"], kernel, compiled_for)
     found = {f"{pipe} ms": cycles / per_second * 1e3 for pipe, cycles in total.cycles.most_common()}
     return {
-        "bound ms": both * 1e3, "pipes ms": throughput * 1e3, "chain ms": chain * 1e3, "memory ms": traffic * 1e3, **found,
-        "PTX instructions": total.ptx / case.batch, "machine instructions": total.machine / case.batch,
-        "launches": len(whole), "registers": longest[1].registers, "resident warps": longest[1].warps,
+        "bound ms": both * 1e3, "pipes ms": throughput * 1e3, "chain ms": chain * 1e3, "memory ms": traffic * 1e3,
+        **found, "PTX instructions": total.ptx / case.batch, "machine instructions": total.machine / case.batch,
+        "launches": len(whole), "registers": residence.registers, "resident warps": residence.warps,
+        "machine code / estimate": code,
     }  # fmt: skip
 
 
@@ -398,7 +406,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("   ", ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].quantities.items()), flush=True)
     if arguments.write:
         counted.write(arguments.csv, rows)
-        counted.write_docs(arguments.docs, rows)
+        counted.write_docs(arguments.docs, rows, counted.read(counted.BEFORE))
     return 0
 
 

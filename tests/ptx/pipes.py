@@ -44,6 +44,7 @@ RECIPES: tuple[tuple[str, str], ...] = (
     (r"(and|or|xor|not)\.b64|shr\.[us]64|selp\.[fbus]64|setp\.\w+\.[us]64|setp\.(eq|ne)\.b64", "IADD3/2"),
     (r"(bfe|bfi)\.[usb]32|clz\.b32", "IADD3/2"),
     (r"(div|rem)\.[us]32", "IADD3*12 IMAD*5 I2F MUFU I2F"),
+    (r"(div|rem)\.[us]64", "IADD3*45 IMAD*30 I2F MUFU I2F BRA"),  # a subroutine
     (r"(add|sub|min|max|shl|shr|and|or|xor|not|abs|sad|prmt|shf|lop3|selp|slct|copysign|popc|brev)\..*", "IADD3"),
     (r"set\..*|setp\..*|vote\..*|activemask\..*|match\..*|elect\..*", "IADD3"),
     (r"redux\..*", "REDUX"),
@@ -105,7 +106,7 @@ def _priced(op: str, capability: int) -> Cost:
 
 
 def cost(instruction: Instruction, capability: int) -> Cost:
-    """What one warp pays for an instruction, memory accesses aside; tensor cores in cycles."""
+    """What one warp pays for an instruction, tensor cores in cycles; without the passes of shared memory."""
     priced = _priced(instruction.op, capability)
     shape = re.search(r"\bm(\d+)n(\d+)k(\d+)\b", instruction.op)
     if shape is None or instruction.parts[0] not in ("mma", "wgmma"):
@@ -115,7 +116,4 @@ def cost(instruction: Instruction, capability: int) -> Cost:
     pipes: Counter[str] = Counter()
     share = 4 if kind.startswith("wgmma") else 1  # the four warps of a group count one each
     pipes["tensor"] = m * n * k / share / DEVICES[capability].tensor[kind]  # type: ignore[assignment]
-    if kind.startswith("wgmma"):  # the right operand, and the left one where it is no registers, from shared memory
-        left = 0 if instruction.args[1].strip().startswith("{") else m * k
-        pipes["lsu"] = (n * k + left) * 4 / 128 / share  # type: ignore[assignment]
     return Cost(priced.instructions, pipes, priced.latency)

@@ -1,9 +1,9 @@
-"""What a multiprocessor of NVIDIA's GPUs does in a clock, and how long a result takes: the prices of counted instructions.
+"""What a multiprocessor of NVIDIA's GPUs does in a clock, and how long a result takes: what instructions cost.
 
 Sources, by the letters beside the numbers:
 
-- [B] NVIDIA, CUDA C++ Best Practices Guide 13.0, table "Throughput of Native Arithmetic Instructions" (before version 13 in
-  the CUDA C++ Programming Guide): results a clock and multiprocessor, 32 of which are one warp instruction.
+- [B] NVIDIA, CUDA C++ Best Practices Guide 13.0, table "Throughput of Native Arithmetic Instructions" (before version
+  13 in the CUDA C++ Programming Guide): results a clock and multiprocessor, 32 of which are one warp instruction.
 - [P] NVIDIA, CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
 - [N] NVIDIA, Nsight Compute Profiling Guide, "Pipelines": which instructions share a pipe.
 - [H] NVIDIA H100 Tensor Core GPU Architecture, v1.04, and the H200 data sheet. [A] The same for A100.
@@ -12,8 +12,9 @@ Sources, by the letters beside the numbers:
 - [J] Z. Jia et al., arXiv 1903.07486, table 4.1: measured on a T4.
 - [?] No source found: assumed.
 
-The guide's table was read in copies and quotations of it, for want of the vendor's site: for compute capability 8.0 and 9.0
-they agree with each other in every number used here.
+The vendor's site and arXiv could not be reached. So [B] was read in three quotations that agree where they overlap, and
+the papers in tables and notes that others took from them. Of the pipes here no quotation has, for 8.0 and 9.0, the
+conversions from and to 64 bits (16 stands for 7.x), the warp reduction, and votes (64 stands for 8.9).
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ A100 = Device(
         "alu": 64 / 32,  # integer add, shift, logic, compare, minimum, selection, vote [B] [N]
         "fp64": 32 / 32,  # [B]
         "xu": 16 / 32,  # reciprocal, roots, exponential; conversions from and to 64 bits and of integers [B] [N]
-        "redux": 16 / 32,  # warp reduce [B]
+        "redux": 16 / 32,  # warp reduce [?]
         "lsu": 1,  # 32 lanes [A]: 128 bytes of shared memory, 32 results of a shuffle [B]
         "l2": 5120 / 108 / 32,  # [A]
     },
@@ -73,7 +74,7 @@ H200 = Device(
         "alu": 64 / 32,  # [B]
         "fp64": 64 / 32,  # [B]
         "xu": 16 / 32,  # [B]
-        "redux": 16 / 32,  # [B]
+        "redux": 16 / 32,  # [?]
         "lsu": 1,  # [H] [B]
         "l2": 4472.3 / 114 / 32,  # [L], measured: the vendor gives no number
     },
@@ -82,8 +83,8 @@ H200 = Device(
 )
 DEVICES = {80: A100, 90: H200}
 
-# Of each machine instruction, the pipe that it takes, and the cycles until its result can be used. Warp instructions that
-# need several cycles of a pipe are counted by what they move: memory accesses, tensor cores.
+# Of each machine instruction, the pipes that it takes, and the cycles until its result can be used. What needs several
+# cycles of a pipe is counted by what it moves: memory accesses, tensor cores.
 MACHINE: dict[str, tuple[tuple[str, ...], int]] = {
     "FADD": (("fma",), 4),  # [D] [J]; FMUL and FFMA are the same
     "IMAD": (("imad", "fma"), 4),  # [D]
