@@ -130,7 +130,7 @@ inline void divided_differences(T* w, int64_t stride, int64_t count, const doubl
         w[j * stride + i] = clamp<T>(-z, bound);
       } else {
         const double sum = s[i] + s[j];
-        const double mean = sum > 0 ? (s[i] * radius[j] + s[j] * radius[i]) / sum : smooth;
+        const double mean = sum > 0 ? s[i] / sum * radius[j] + s[j] / sum * radius[i] : smooth;
         const double odd = 0.5 * (a - b) * (mean / radius[i] / radius[j]);
         const double even = 0.5 * (a + b) * ((smooth / radius[i]) * (smooth / radius[j]) / mean);
         w[i * stride + j] = clamp<T>(even + odd, bound);

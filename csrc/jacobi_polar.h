@@ -91,14 +91,14 @@ SVDRD_LANES CorePair<T> divided_by_sum(T wij, T wji, T si, T sj) {
 }
 
 // smooth == e > 0: T / (r_i r_j) = (s_i / r_i + s_j / r_j) / (s_i + s_j), and T is the mean of r_j and r_i weighted by
-// s_i and s_j, which neither underflows nor cancels.
+// s_i and s_j, which neither underflows nor cancels: 1 - s_i/(s_i + s_j) in place of s_j/(s_i + s_j) would.
 template <typename T>
 SVDRD_LANES CorePair<T> divided_smoothly(T wij, T wji, T si, T sj, T ri, T rj, T e) {
   const T sum = si + sj, half = T(0.5);
   const bool both_zero = !(sum > T(0));
-  const T weight = both_zero ? T(0) : si / sum;
-  const T mean = both_zero ? e : fma(rj, weight, ri * (T(1) - weight));
-  const T skew = both_zero ? T(1) / e : (si / ri + sj / rj) / sum;
+  const T inverse = both_zero ? T(0) : T(1) / sum;
+  const T mean = both_zero ? e : fma(rj, si * inverse, ri * (sj * inverse));
+  const T skew = both_zero ? T(1) / e : (si / ri + sj / rj) * inverse;
   const T symmetric = (e / ri) * (e / rj) / mean;
   const T difference = (wij - wji) * half * skew, total = (wij + wji) * half * symmetric;
   return {total + difference, total - difference};

@@ -142,7 +142,7 @@ inline void divide_by_sums(Pack<T>* w, const Pack<T>* s, int64_t columns) {
 }
 
 // Z from W in place, smooth == e > 0: T/(r_i r_j) = (s_i/r_i + s_j/r_j)/(s_i + s_j), and T is the mean of r_j and r_i
-// weighted by s_i and s_j, which neither underflows nor cancels.
+// weighted by s_i and s_j, which neither underflows nor cancels: 1 - s_i/(s_i + s_j) in place of s_j/(s_i + s_j) would.
 template <typename T>
 inline void divide_smoothly(Pack<T>* w, const Pack<T>* s, const Pack<T>* r, const Pack<T>& e, int64_t columns) {
   const int64_t stride = row_stride(columns);
@@ -152,9 +152,9 @@ inline void divide_smoothly(Pack<T>* w, const Pack<T>* s, const Pack<T>* r, cons
       const Pack<T> wij = w[i * stride + j], wji = w[j * stride + i];
       const Pack<T> sum = s[i] + s[j];
       const Mask<T> both_zero = sum == zero;
-      const Pack<T> weight = s[i] / select(both_zero, one, sum);
-      const Pack<T> mean = select(both_zero, e, sum_of_products(r[j], weight, r[i], one - weight));
-      const Pack<T> skew = select(both_zero, one / e, (s[i] / r[i] + s[j] / r[j]) / select(both_zero, one, sum));
+      const Pack<T> inverse = one / select(both_zero, one, sum);
+      const Pack<T> mean = select(both_zero, e, sum_of_products(r[j], s[i] * inverse, r[i], s[j] * inverse));
+      const Pack<T> skew = select(both_zero, one / e, (s[i] / r[i] + s[j] / r[j]) * inverse);
       const Pack<T> symmetric = (e / r[i]) * (e / r[j]) / mean;
       const Pack<T> difference = (wij - wji) * half * skew;
       const Pack<T> total = (wij + wji) * half * symmetric;

@@ -162,3 +162,29 @@ def animals(sizes: list[tuple[int, int]]) -> Iterator[tuple[str, int, int]]:
     for m, n in sizes:
         for name in ZOO:
             yield name, m, n
+
+
+def _one_large(k: int, ratio: float) -> Tensor:
+    """``ratio`` once, then values of the order of 1."""
+    s = torch.linspace(1, 0.5, k, dtype=torch.float64)
+    s[0] = ratio
+    return s
+
+
+def _graded(k: int, ratio: float) -> Tensor:
+    return torch.logspace(0, 1, k, dtype=torch.float64, base=1 / ratio) * ratio
+
+
+def _one_large_and_none(k: int, ratio: float) -> Tensor:
+    """``ratio`` once, 1 once, then zeros."""
+    s = torch.zeros(k, dtype=torch.float64)
+    s[:2] = torch.tensor([ratio, 1.0], dtype=torch.float64)[:k]
+    return s
+
+
+# Spectra of k values whose largest is ``ratio`` times 1: with ``smooth`` near 1, ratios up to the range of a dtype.
+SPECTRA: dict[str, Callable[[int, float], Tensor]] = {
+    "one large": _one_large,
+    "graded": _graded,
+    "one large and none": _one_large_and_none,
+}
