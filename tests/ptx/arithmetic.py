@@ -15,7 +15,7 @@ from tests.ptx.parser import SIZES
 # numpy's name of each type; where only bits matter, unsigned.
 NUMPY = {
     "pred": "?", "b8": "u1", "u8": "u1", "s8": "i1", "b16": "u2", "u16": "u2", "s16": "i2", "b32": "u4", "u32": "u4",
-    "s32": "i4", "f32": "f4", "b64": "u8", "u64": "u8", "s64": "i8", "f64": "f8",
+    "s32": "i4", "f32": "f4", "b64": "u8", "u64": "u8", "s64": "i8", "f64": "f8", "u16x2": "u4", "s16x2": "u4",
 }  # fmt: skip
 
 
@@ -83,6 +83,12 @@ def multiply_high(a: Any, b: Any, kind: str) -> NDArray[Any]:
     if kind == "s64":
         high = high - np.where(a.astype("i8") < 0, y, np.uint64(0)) - np.where(b.astype("i8") < 0, x, np.uint64(0))
     return high.view(NUMPY[kind])
+
+
+def add_halves(a: Any, b: Any) -> NDArray[Any]:
+    """The sums of the upper and of the lower 16 bits (``add.u16x2``)."""
+    upper, lower = np.uint32(0xFFFF0000), np.uint32(0xFFFF)
+    return ((a & upper) + (b & upper)) | (((a & lower) + (b & lower)) & lower)
 
 
 def shifted(shift: Callable[[Any, Any], Any], x: Any, amount: Any, kind: str) -> NDArray[Any]:

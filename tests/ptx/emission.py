@@ -254,6 +254,10 @@ class Emission:
             return self.put(self.target(d, wide), self._wide_product(a, b))
         if "hi" in self.parts:
             return self.put(self.target(d, kind), self._high_product(a, b))
+        if kind in ("u16x2", "s16x2"):
+            if op != "add":
+                raise NotImplementedError(self.instruction.op)
+            return self.put(self.target(d, kind), f"A.add_halves({self.value(a, kind)}, {self.value(b, kind)})")
         if kind[0] == "s":
             kind = "u" + kind[1:]  # the same bits, and an overflow is none
         x, y = self.flushed(a, kind), self.flushed(b, kind)
@@ -282,6 +286,8 @@ class Emission:
 
     def _extreme(self) -> None:
         op, kind, (d, *args) = self.parts[0], self.kind, self.args
+        if kind in ("u16x2", "s16x2"):
+            raise NotImplementedError(self.instruction.op)
         function = f"np.{op}imum" if kind[0] != "f" else f"A.{op}imum{'_nan' if 'NaN' in self.parts else ''}"
         text, *others = (self.flushed(a, kind) for a in args)
         for other in others:
@@ -597,12 +603,11 @@ class Emission:
         if mode == "any":
             return self.put(self.target(d, "pred"), "b != 0")
         if mode == "all":
-            return self.put(self.target(d, "pred"), f"X.all_of(b, {self.active})")
+            return self.put(self.target(d, "pred"), f"b == {self.value(members, 'b32')}")
         raise NotImplementedError(mode)
 
     def op_activemask(self) -> None:
-        self.out.append("b = " + self.call("warp_reduce", BALLOT, "X.ones.astype('u4')", self.constant(0, "u4")))
-        self.put(self.target(self.args[0], "b32"), "b")
+        self.put(self.target(self.args[0], "b32"), f"X.active_lanes({self.active})")
 
     def op_bar(self) -> None:
         if self.parts[1] == "warp":
