@@ -20,8 +20,8 @@ from tests.ptx.findings import (
     report,
     warp_is_active,
 )
-from tests.ptx.memory import ORIGIN, POISON, POISON_WORD, GlobalMemory
-from tests.ptx.shared_memory import SharedMemory, touch
+from tests.ptx.memory import ORIGIN, POISON, GlobalMemory
+from tests.ptx.shared_memory import SharedMemory, compare, touch
 
 SECTOR = 32
 
@@ -104,6 +104,7 @@ def access_shared(
     counts: NDArray[np.int64],
 ) -> None:
     """``ld.shared`` or ``st.shared`` of ``size`` bytes a lane."""
+    shared.accesses[0] += 1
     addresses = np.zeros(32, np.int64)
     inside = np.zeros(32, np.bool_)
     for base in range(0, mask.shape[0], 32):
@@ -133,6 +134,8 @@ def access_shared(
                     touch(shared, lanes, lane, number, granule, address, write, same)
             if write:
                 memory[address : address + size] = data[lane, :size]
+            elif shared.checked:
+                data[lane, :size] = memory[address : address + size]
             else:
                 read(memory, address, size, data, lanes, lane, number, address)
         if not inside.any():
@@ -161,6 +164,7 @@ def access_global(
     counts: NDArray[np.int64],
 ) -> None:
     """``ld.global`` or ``st.global`` of ``size`` bytes a lane; as programs run in any order, none touches another's."""
+    memory.accesses[0] += 1
     sectors = np.empty(64, np.int64)
     inside = np.zeros(32, np.bool_)
     for base in range(0, mask.shape[0], 32):
@@ -183,13 +187,23 @@ def access_global(
             if address % size:
                 report(lanes, lane, MISALIGNED, number, address, size)
             start = address - ORIGIN
+            if memory.checked:
+                for granule in range(start // memory.granule, (start + size - 1) // memory.granule + 1):
+                    check_programs(memory, lanes, lane, number, granule, address, write)
+                    same = write
+                    if write:
+                        end = min(start + size, (granule + 1) * memory.granule)
+                        for b in range(max(start, granule * memory.granule), end):
+                            if memory.bytes[b] != data[lane, b - start]:
+                                same = False
+                    compare(
+                        memory.kept[granule], memory.barriers, memory.warp_barriers, memory.accesses[0], lanes, lane,
+                        number, address, write, same,
+                    )  # fmt: skip
             if write:
                 memory.bytes[start : start + size] = data[lane, :size]
             else:
                 read(memory.bytes, start, size, data, lanes, lane, number, address)
-            if memory.checked:
-                for word in range(start // 4, (start + size - 1) // 4 + 1):
-                    check_programs(memory, lanes, lane, number, word, address, write)
             if memory.counted:
                 for sector in range(address // SECTOR, (address + size - 1) // SECTOR + 1):
                     new = True
@@ -214,19 +228,19 @@ def access_global(
 
 @njit(cache=True)
 def check_programs(
-    memory: GlobalMemory, lanes: Lanes, lane: int, number: int, word: int, address: int, write: bool
+    memory: GlobalMemory, lanes: Lanes, lane: int, number: int, granule: int, address: int, write: bool
 ) -> None:
-    """A word that one program writes no other may read or write."""
+    """What one program writes no other may read or write."""
     me = lanes.program[lane] + lanes.first + 1
-    writer, reader = memory.touched[word, 0], memory.touched[word, 1]
+    writer, reader = memory.touched[granule, 0], memory.touched[granule, 1]
     if writer != 0 and writer != me:
         report(lanes, lane, GLOBAL_RACE, number, address, writer)
     if write:
         if reader != 0 and reader != me:
             report(lanes, lane, GLOBAL_RACE, number, address, reader)
-        memory.touched[word, 0] = me
+        memory.touched[granule, 0] = me
     else:
-        memory.touched[word, 1] = me if reader == 0 or reader == me else -1
+        memory.touched[granule, 1] = me if reader == 0 or reader == me else -1
 
 
 @njit(cache=True)
@@ -319,8 +333,6 @@ def ldmatrix(
                     word |= entry << np.uint32(16 * half)
                     if shared.checked:
                         touch(shared, lanes, lane, number, address // shared.granule, address, False, False)
-                if not transposed and word == POISON_WORD:
-                    report(lanes, lane, UNINITIALISED, number, 0, 0)
                 out[matrix, lane] = word
             check_rows(shared, lanes, number, base + 8 * matrix, row, offset, counts)
         if shared.counted:
@@ -339,7 +351,8 @@ def stmatrix(
     values: NDArray[np.uint32],
     counts: NDArray[np.int64],
 ) -> None:
-    """Writes what :func:`ldmatrix` reads."""
+    """Writes what :func:`ldmatrix` reads; all rows have to lie at places of their own."""
+    shared.accesses[0] += 1
     for base in range(0, mask.shape[0], 32):
         if not warp_is_active(lanes, base, mask, number):
             continue
@@ -360,5 +373,14 @@ def stmatrix(
                         touch(shared, lanes, lane, number, address // shared.granule, address, True, same)
                     memory[address], memory[address + 1] = low, high
             check_rows(shared, lanes, number, base + 8 * matrix, row, offset, counts)
+        for l in range(32 * values.shape[0]):
+            lane, matrix = base + l % 32, l // 32
+            for half in range(2):
+                i, j = place(l % 32, half, transposed)
+                address = np.int64(row[base + 8 * matrix + i]) + offset + 2 * j
+                if 0 <= address <= memory.shape[0] - 2:
+                    entry = np.uint32(memory[address]) | (np.uint32(memory[address + 1]) << np.uint32(8))
+                    if entry != (values[matrix, lane] >> np.uint32(16 * half)) & np.uint32(0xFFFF):
+                        report(lanes, lane, SAME_WRITE, number, address, 0)
         if shared.counted:
             counts[0] += 1

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 (
     OUT_OF_BOUNDS, MISALIGNED, UNINITIALISED, RACE, WARP_RACE, SAME_WRITE, SHUFFLE, IN_FLIGHT, GLOBAL_RACE,
-    NOT_CONVERGED, OVERWRITTEN, UNFENCED, NOT_UNIFORM, RESERVED,
-) = range(1, 15)  # fmt: skip
+    NOT_CONVERGED, OVERWRITTEN, UNFENCED, NOT_UNIFORM, RESERVED, NOT_NAMED,
+) = range(1, 16)  # fmt: skip
 KINDS = {
     OUT_OF_BOUNDS: "out of bounds",
     MISALIGNED: "misaligned",
@@ -23,6 +23,7 @@ KINDS = {
     IN_FLIGHT: "access to bytes of a cp.async in flight",
     GLOBAL_RACE: "race between programs in global memory",
     NOT_CONVERGED: "a warp-wide instruction without all lanes",
+    NOT_NAMED: "a warp-wide instruction by a lane that it does not name",
     OVERWRITTEN: "write to bytes that a wgmma in flight reads",
     UNFENCED: "wgmma reads bytes that no fence.proxy.async orders",
     NOT_UNIFORM: "operands of a wgmma that differ within a warp",

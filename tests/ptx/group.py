@@ -24,6 +24,7 @@ Row = NDArray[Any]
 RUNS, WAITS, ENDED, WAITS_FOR_WARP = range(4)
 VIEWS = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "u8", "i8", "f8")
 UNCOMMITTED = -1
+WHOLE_WARP = np.uint32(0xFFFFFFFF)
 
 
 class Fault(Exception):
@@ -64,6 +65,7 @@ class Group:
         self.local = machine.local[part]
         self.status, self.pcs = machine.status[part], machine.pcs[part]
         self.votes, self.commits = machine.votes[part], machine.commits[part]
+        self.vote_rows, self.vote_of_all = machine.vote_rows[part], machine.vote_of_all[part]
         self.in_flight: list[AsyncCopy] = []
         self.wgmma = warpgroup.Products(self)
         # While all lanes are at one place it is kept in pc, otherwise in pcs.
@@ -226,13 +228,17 @@ class Group:
         lanes.warp_reduce(self.lanes, number, mask, operation, self._row(x), self._row(members), out)
         return out
 
-    def all_of(self, ballot: Row, mask: Row) -> Row:
-        """Whether a ballot has all the lanes that took part."""
+    def active_lanes(self, mask: Row) -> Row:
+        """The lanes of each warp that execute the instruction, a bit each (``activemask``)."""
         weights = np.uint32(1) << np.arange(32, dtype=np.uint32)
-        return ballot == (mask.reshape(-1, 32) * weights).sum(1).astype(np.uint32).repeat(32)
+        return (mask.reshape(-1, 32) * weights).sum(1).astype(np.uint32).repeat(32)
 
     def warp_barrier(self, number: int, mask: Row, members: Any) -> None:
-        lanes.warp_barrier(self.lanes, number, mask, self._row(members))
+        members = self._row(members)
+        if (members[mask] != WHOLE_WARP).any():
+            # Races are looked for by the barriers that a warp has passed, not each of its lanes.
+            raise Fault("bar.warp.sync of some lanes")
+        lanes.warp_barrier(self.lanes, number, mask, members)
         some = mask.reshape(-1, 32).any(1)
         warps = self.lanes.program[::32][some], (self.lanes.thread[::32] >> 5)[some]
         np.add.at(self.machine.shared.warp_barriers, warps, 1)
@@ -240,7 +246,7 @@ class Group:
     def reduce_at_barrier(self, value: Row, mask: Row, operation: str, row: int) -> None:
         """``bar.red``: all lanes that wait will find in ``row`` whether any (``or``) or all (``and``) said so."""
         np.copyto(self.votes, value, where=mask)
-        self.machine.vote = operation, row
+        self.vote_rows[mask], self.vote_of_all[mask] = row, operation == "and"
 
     def mma_tf32(
         self, number: int, mask: Row, k: int, a: tuple[Any, ...], b: tuple[Any, ...], c: tuple[Any, ...]

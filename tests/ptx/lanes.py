@@ -9,13 +9,15 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tests.ptx.findings import NOT_CONVERGED, SHUFFLE, Lanes, report
+from tests.ptx.findings import NOT_CONVERGED, NOT_NAMED, SHUFFLE, Lanes, report
 
 
 @njit(cache=True)
 def check_members(lanes: Lanes, number: int, lane: int, mask: NDArray[np.bool_], members: NDArray[np.uint32]) -> None:
-    """The lanes that an instruction names have to execute it, too."""
+    """The lanes that an instruction names have to execute it, too, and it has to name the lane itself."""
     base = lane & ~31
+    if not (members[lane] >> np.uint32(lane & 31)) & np.uint32(1):
+        report(lanes, lane, NOT_NAMED, number, lane & 31, members[lane])
     for other in range(32):
         if (members[lane] >> np.uint32(other)) & np.uint32(1) and not mask[base + other]:
             report(lanes, lane, NOT_CONVERGED, number, other, members[lane])
@@ -81,14 +83,23 @@ def warp_reduce(
     members: NDArray[np.uint32],
     out: NDArray[np.uint32],
 ) -> None:
-    """``redux.sync``: 0, 1 max and min with sign, 2 add, 3, 4 max and min without, 5 and, 6 or, 7 xor; 8: ballot."""
-    for base in range(0, x.shape[0], 32):
+    """``redux.sync``: 0, 1 max and min with sign, 2 add, 3, 4 max and min without, 5 and, 6 or, 7 xor; 8: ballot.
+
+    Each lane gets the result of those that it names; parts of a warp can reduce in one instruction.
+    """
+    for receiver in range(x.shape[0]):
+        if not mask[receiver]:
+            continue
+        check_members(lanes, number, receiver, mask, members)
+        base = receiver & ~31
+        if receiver > base and mask[receiver - 1] and members[receiver] == members[receiver - 1]:
+            out[receiver] = out[receiver - 1]
+            continue
         result = np.int64(0)
         first = True
         for lane in range(base, base + 32):
-            if not mask[lane]:
+            if not mask[lane] or not (members[receiver] >> np.uint32(lane - base)) & np.uint32(1):
                 continue
-            check_members(lanes, number, lane, mask, members)
             plain = np.int64(x[lane])
             signed = plain - (np.int64(1) << 32) if plain >= np.int64(1) << 31 else plain
             if operation == 8:
@@ -112,6 +123,4 @@ def warp_reduce(
             else:
                 result ^= plain
             first = False
-        for lane in range(base, base + 32):
-            if mask[lane]:
-                out[lane] = np.uint32(result & 0xFFFFFFFF)
+        out[receiver] = np.uint32(result & 0xFFFFFFFF)

@@ -19,6 +19,7 @@ from tests.ptx.shared_memory import UNCHANGED, SharedMemory
 from tests.ptx.translation import Translated
 
 ORDERS = ("lockstep", "forward", "reverse", "random")
+NO_VOTE = -1
 
 
 @dataclass
@@ -134,14 +135,15 @@ class Machine:
             )
         }  # fmt: skip
         shared = max(record.shared, translated.shared_static)
-        granule = 1 if translated.small_shared else 4
-        self.shared = SharedMemory.of(programs, shared, warps, granule, options.check, options.count)
-        self.global_memory = memory.view(options.check, options.count)
+        granules = translated.granules
+        self.shared = SharedMemory.of(programs, shared, warps, granules["shared"], options.check, options.count)
+        progress = self.shared.barriers, self.shared.warp_barriers, self.shared.accesses
+        self.global_memory = memory.view(progress, granules["global"], options.check, options.count)
         self.local = np.tile(POISON, (n, -(-translated.local_bytes // 4)))
         self.status, self.pcs = np.full(n, RUNS, np.int8), np.zeros(n, np.int32)
-        # Of a barrier that reduces: what each lane said; the operation, and the row of predicates that it is for.
-        self.votes = np.zeros(n, bool)
-        self.vote: tuple[str, int] | None = None
+        # Of each lane at a barrier that reduces: what it said, the row of predicates that the result is for, and
+        # whether all have to say so, or any. Programs can wait at different barriers.
+        self.votes, self.vote_rows, self.vote_of_all = np.zeros(n, bool), np.full(n, NO_VOTE), np.zeros(n, bool)
         self.commits = np.zeros(n, np.int32)
         # A hash of the wgmma instructions that each warp has executed.
         self.wgmmas = np.zeros((programs, warps), np.uint64)
@@ -189,12 +191,13 @@ class Machine:
         if (lowest[go] != highest[go]).any():
             self.record.errors["barriers of different places meet"] += 1
         self._compare_warps(go)
-        if self.vote is not None:
-            operation, row = self.vote
-            result = np.full(self.programs, operation == "and")
-            (np.logical_or if operation == "or" else np.logical_and).at(result, self.program[lanes], self.votes[lanes])
-            np.copyto(self.files["p"][row], result[self.program], where=lanes)
-            self.vote = None
+        for row in np.unique(self.vote_rows[lanes]):
+            if row != NO_VOTE:
+                here = lanes & (self.vote_rows == row)
+                said, asked = (np.bincount(self.program[x], minlength=self.programs) for x in (here & self.votes, here))
+                result = np.where(self.vote_of_all, (said == asked)[self.program], (said > 0)[self.program])
+                np.copyto(self.files["p"][row], result, where=here)
+        self.vote_rows[lanes] = NO_VOTE
         self.status[lanes] = RUNS
         self.shared.barriers[go] += 1
         self.shared.warp_barriers[go] += 1

@@ -16,6 +16,8 @@ ORIGIN = 1 << 32
 SHARED_WINDOW, LOCAL_WINDOW, PARAMETER_WINDOW = 1 << 45, 1 << 46, 1 << 47
 # What memory holds that nobody has written; as float32 and as float64 a NaN.
 POISON = np.frombuffer(bytes((0xAD, 0xDE, 0xC5, 0x7F)), np.uint8)
+# How many numbers shared_memory.compare keeps of a granule.
+KEPT = 7
 POISON_WORD = int(POISON.view("u4")[0])
 
 
@@ -25,7 +27,10 @@ class GlobalMemory(NamedTuple):
     Args:
         bytes: all of it.
         starts, ends: addresses of the buffers.
-        touched: of each word the program that wrote and the one that read: 0 none, -1 several.
+        touched: of each granule the program that wrote and the one that read: 0 none, -1 several.
+        kept: of each granule which thread wrote and read it, as of shared memory.
+        granule: bytes of a granule.
+        barriers, warp_barriers, accesses: those of the programs' shared memory.
         checked, counted: what the accesses are to do.
     """
 
@@ -33,6 +38,11 @@ class GlobalMemory(NamedTuple):
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     touched: NDArray[np.int32]
+    kept: NDArray[np.int32]
+    granule: int
+    barriers: NDArray[np.int32]
+    warp_barriers: NDArray[np.int32]
+    accesses: NDArray[np.int32]
     checked: bool
     counted: bool
 
@@ -70,11 +80,18 @@ class Memory:
         spans = [(start, size) for _, size, start in self.buffers] + [(start, v.size) for start, v in places]
         self.starts = np.array([ORIGIN + start for start, _ in spans], np.int64)
         self.ends = np.array([ORIGIN + start + size for start, size in spans], np.int64)
-        self.touched = np.zeros((len(self.bytes) // 4 + 1, 2), np.int32)
+        self.touched, self.kept = np.zeros((0, 2), np.int32), np.zeros((0, KEPT), np.int32)
 
-    def view(self, checked: bool, counted: bool) -> GlobalMemory:
-        """For the accesses."""
-        return GlobalMemory(self.bytes, self.starts, self.ends, self.touched, checked, counted)
+    def view(self, progress: tuple[NDArray[np.int32], ...], granule: int, checked: bool, counted: bool) -> GlobalMemory:
+        """For the accesses of programs whose ``progress`` is counted in barriers, barriers of warps, and accesses."""
+        granules = len(self.bytes) // granule + 1
+        if checked and len(self.touched) != granules:
+            self.touched, self.kept = np.zeros((granules, 2), np.int32), np.full((granules, KEPT), -1, np.int32)
+        barriers, warp_barriers, accesses = progress
+        return GlobalMemory(
+            self.bytes, self.starts, self.ends, self.touched, self.kept, granule, barriers, warp_barriers, accesses,
+            checked, counted,
+        )  # fmt: skip
 
     def address(self, pointer: int) -> int:
         """Where the kernel finds what ``pointer`` points to; 0 if it points into no buffer."""

@@ -8,14 +8,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from tests.ptx.findings import IN_FLIGHT, OVERWRITTEN, RACE, WARP_RACE, Lanes, report
+from tests.ptx.findings import IN_FLIGHT, OVERWRITTEN, RACE, UNINITIALISED, WARP_RACE, Lanes, report
 from tests.ptx.memory import POISON
 
 # What is kept of a granule: the thread that wrote, its barrier and its warp's; the thread that read, its barrier and
-# its warp's; the instruction that wrote; the barrier at which the writer fenced it for the async proxy; how many wgmma
-# in flight read it.
-WRITER, WRITTEN_AT, WRITTEN_AT_WARP, READER, READ_AT, READ_AT_WARP, WRITTEN_BY, FENCED_AT, READING = range(9)
+# its warp's; the access that wrote; how many proxy fences the writer's warp had executed; how many wgmma in flight read
+# it.
+WRITER, WRITTEN_AT, WRITTEN_AT_WARP, READER, READ_AT, READ_AT_WARP, WRITTEN_BY, FENCES, READING = range(9)
 NOBODY, SEVERAL_WARPS = -1, -2  # a reader of -(3 + w): several lanes of warp w
+# Of the fence.proxy.async of a warp: the barrier of the last, how many there were, how many before that barrier.
+LAST, COUNT, SETTLED = range(3)
 # How many writes would be races if they changed anything: this place of the first row of the findings.
 UNCHANGED = 1
 
@@ -30,7 +32,8 @@ class SharedMemory(NamedTuple):
         in_flight: how many ``cp.async`` will write a granule.
         barriers: how many the program has passed.
         warp_barriers: how many barriers each warp has passed, its own and the program's.
-        proxy_fences: how many the program had passed at each warp's last ``fence.proxy.async``; -1 if it had none.
+        accesses: how many instructions have accessed memory, in a place of its own.
+        proxy_fences: of each warp what is listed above.
         checked, counted: what the accesses are to do.
     """
 
@@ -40,6 +43,7 @@ class SharedMemory(NamedTuple):
     in_flight: NDArray[np.int32]
     barriers: NDArray[np.int32]
     warp_barriers: NDArray[np.int32]
+    accesses: NDArray[np.int32]
     proxy_fences: NDArray[np.int32]
     checked: bool
     counted: bool
@@ -58,7 +62,8 @@ class SharedMemory(NamedTuple):
             np.zeros((programs, granules), np.int32),
             np.zeros(programs, np.int32),
             np.zeros((programs, warps), np.int32),
-            np.full((programs, warps), -1, np.int32),
+            np.zeros(1, np.int32),
+            np.tile(np.array([-1, 0, 0], np.int32), (programs, warps, 1)),
             checked,
             counted,
         )
@@ -76,21 +81,45 @@ def is_another_warp(reader: int, warp: int) -> bool:
 def touch(
     shared: SharedMemory, lanes: Lanes, lane: int, number: int, granule: int, address: int, write: bool, same: bool
 ) -> None:
-    """Looks whether an access to a granule races with those before it, and keeps it.
+    """Looks whether a granule may be accessed now, and keeps that it is."""
+    program = lanes.program[lane]
+    kept = shared.touched[program, granule]
+    if shared.in_flight[program, granule] > 0:
+        report(lanes, lane, IN_FLIGHT, number, address, 0)
+    if write and kept[READING] > 0:
+        report(lanes, lane, OVERWRITTEN, number, address, 0)
+    if not write and kept[WRITER] == NOBODY:
+        report(lanes, lane, UNINITIALISED, number, address, 0)
+    compare(kept, shared.barriers, shared.warp_barriers, shared.accesses[0], lanes, lane, number, address, write, same)
+    if write:
+        kept[FENCES] = shared.proxy_fences[program, lanes.thread[lane] >> 5, COUNT]
+
+
+@njit(cache=True)
+def compare(
+    kept: NDArray[np.int32],
+    barriers: NDArray[np.int32],
+    warp_barriers: NDArray[np.int32],
+    access: int,
+    lanes: Lanes,
+    lane: int,
+    number: int,
+    address: int,
+    write: bool,
+    same: bool,
+) -> None:
+    """Looks whether an access races with those before it that are ``kept`` of the same place, and keeps it.
 
     ``same``: the write changes nothing, as where a layout holds a value several times. It is no race, but counted.
     """
     program, thread = lanes.program[lane], lanes.thread[lane]
     warp = thread >> 5
-    kept = shared.touched[program, granule]
-    barrier, warp_barrier = shared.barriers[program], shared.warp_barriers[program, warp]
-    if shared.in_flight[program, granule] > 0:
-        report(lanes, lane, IN_FLIGHT, number, address, 0)
+    barrier, warp_barrier = barriers[program], warp_barriers[program, warp]
     writer = kept[WRITER]
     if writer >= 0 and kept[WRITTEN_AT] == barrier and writer != thread:
         between = (writer >> 5) != warp
         # The lanes of one instruction write at once: whether they agree is looked at when all have written.
-        within = not between and kept[WRITTEN_AT_WARP] == warp_barrier and not (write and kept[WRITTEN_BY] == number)
+        within = not between and kept[WRITTEN_AT_WARP] == warp_barrier and not (write and kept[WRITTEN_BY] == access)
         if between or within:
             if write and same:
                 lanes.findings[0, UNCHANGED] += 1
@@ -107,10 +136,7 @@ def touch(
                     lanes.findings[0, UNCHANGED] += 1
                 else:
                     report(lanes, lane, RACE if between else WARP_RACE, number, address, reader)
-        if kept[READING] > 0:
-            report(lanes, lane, OVERWRITTEN, number, address, 0)
-        kept[WRITER], kept[WRITTEN_AT], kept[WRITTEN_AT_WARP], kept[WRITTEN_BY] = thread, barrier, warp_barrier, number
-        kept[FENCED_AT] = -1
+        kept[WRITER], kept[WRITTEN_AT], kept[WRITTEN_AT_WARP], kept[WRITTEN_BY] = thread, barrier, warp_barrier, access
         return
     if not current:
         kept[READER] = thread
@@ -134,24 +160,34 @@ def mark_in_flight(
     size: int,
     begins: bool,
 ) -> None:
-    """A ``cp.async`` begins or ends. It may not begin before another warp is done with what was there."""
+    """A ``cp.async`` begins or ends. It may not begin before all others are done with what was there."""
     for lane in range(mask.shape[0]):
         if not mask[lane]:
             continue
         address = np.int64(row[lane]) + offset
-        program, warp = lanes.program[lane], lanes.thread[lane] >> 5
+        program, thread = lanes.program[lane], lanes.thread[lane]
+        warp = thread >> 5
+        barrier, warp_barrier = shared.barriers[program], shared.warp_barriers[program, warp]
         if address < 0 or address + size > shared.bytes.shape[1]:
             continue  # reported when it is written
         for granule in range(address // shared.granule, (address + size - 1) // shared.granule + 1):
             if not begins:
                 shared.in_flight[program, granule] -= 1
                 continue
+            if shared.in_flight[program, granule] > 0:
+                report(lanes, lane, IN_FLIGHT, number, address, 0)
             shared.in_flight[program, granule] += 1
             kept = shared.touched[program, granule]
             writer, reader = kept[WRITER], kept[READER]
             if kept[READING] > 0:
                 report(lanes, lane, OVERWRITTEN, number, address, 0)
-            if writer >= 0 and kept[WRITTEN_AT] == shared.barriers[program] and (writer >> 5) != warp:
-                report(lanes, lane, RACE, number, address, writer)
-            if reader != NOBODY and kept[READ_AT] == shared.barriers[program] and is_another_warp(reader, warp):
-                report(lanes, lane, RACE, number, address, reader)
+            if writer >= 0 and kept[WRITTEN_AT] == barrier:
+                if is_another_warp(writer, warp):
+                    report(lanes, lane, RACE, number, address, writer)
+                elif writer != thread and kept[WRITTEN_AT_WARP] == warp_barrier:
+                    report(lanes, lane, WARP_RACE, number, address, writer)
+            if reader != NOBODY and kept[READ_AT] == barrier:
+                if is_another_warp(reader, warp):
+                    report(lanes, lane, RACE, number, address, reader)
+                elif reader != thread and kept[READ_AT_WARP] == warp_barrier:
+                    report(lanes, lane, WARP_RACE, number, address, reader)

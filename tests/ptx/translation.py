@@ -17,7 +17,7 @@ from tests.ptx import arithmetic
 from tests.ptx.blocks import basic_blocks
 from tests.ptx.classes import classify, memory_space
 from tests.ptx.emission import Emission
-from tests.ptx.parser import SIZES, Kernel, Variable
+from tests.ptx.parser import SIZES, Instruction, Kernel, Variable
 from tests.ptx.warpgroup import register_faults
 
 # Files of registers: predicates, and those of so many bits.
@@ -47,16 +47,21 @@ class Translated:
             self.counts[file] += 1
         self._place(list(kernel.variables.values()))
         # Races are looked for in words, or in bytes where something smaller is accessed or may be.
-        self.small_shared = any(
-            i.parts[0] in ("ld", "st")
-            and (memory_space(i) == "generic" or (memory_space(i) == "shared" and SIZES[i.parts[-1]] < 4))
-            for i in kernel.instructions
-        )
+        self.granules = {
+            space: 1 if any(self._is_narrow(i, space) for i in kernel.instructions) else 4
+            for space in ("shared", "global")
+        }
         self.blocks = basic_blocks(kernel, split_together)
         self.register_faults = register_faults(kernel, self.blocks)
         self.classes = [Counter(classify(i) for i in kernel.instructions[b.first : b.last]) for b in self.blocks]
         self.full: list[Callable[..., None] | None] = [None] * len(self.blocks)
         self.masked: list[Callable[..., None] | None] = [None] * len(self.blocks)
+
+    @staticmethod
+    def _is_narrow(instruction: Instruction, space: str) -> bool:
+        if instruction.parts[0] not in ("ld", "st") or memory_space(instruction) not in (space, "generic"):
+            return False
+        return SIZES[instruction.parts[-1]] < 4
 
     def _place(self, variables: list[Variable]) -> None:
         """Gives the variables their places: shared memory whose size the launch decides follows the static one."""
