@@ -35,13 +35,16 @@ from tests.ptx.findings import (
     report,
     warp_is_active,
 )
-from tests.ptx.memory import POISON_WORD
 from tests.ptx.parser import Instruction, Kernel, split_list
 from tests.ptx.shared_memory import (
-    FENCED_AT,
+    COUNT,
+    FENCES,
+    LAST,
+    NOBODY,
     READ_AT,
     READER,
     READING,
+    SETTLED,
     SEVERAL_WARPS,
     WRITER,
     WRITTEN_AT,
@@ -115,22 +118,24 @@ def read_matrix(
             for b in range(WORD):
                 word |= np.uint32(shared.bytes[program, address + b]) << np.uint32(8 * b)
             words[i, k] = word
-            if word == np.uint32(POISON_WORD):
-                unwritten = address
             if not shared.checked:
                 continue
             for granule in range(address // shared.granule, (address + WORD - 1) // shared.granule + 1):
                 kept = shared.touched[program, granule]
                 if shared.in_flight[program, granule] > 0:
                     in_flight = address
-                if kept[WRITER] >= 0:
+                if kept[WRITER] == NOBODY:
+                    unwritten = address
+                else:
                     # All four warps read, and no more than one of them wrote: a barrier has to be between.
                     now = kept[WRITTEN_AT] == barrier
                     if now:
                         race, writer = address, kept[WRITER]
-                    own = (kept[WRITER] >> 5) == warp
-                    by_writer = kept[FENCED_AT] >= 0 and (kept[FENCED_AT] < barrier or own or now)
-                    if not by_writer and shared.proxy_fences[program, warp] <= kept[WRITTEN_AT]:
+                    # A fence of the writer counts if a barrier followed, except for the writer.
+                    fences = shared.proxy_fences[program, kept[WRITER] >> 5]
+                    settled = fences[LAST] < barrier or now or (kept[WRITER] >> 5) == warp
+                    by_writer = fences[COUNT if settled else SETTLED] > kept[FENCES]
+                    if not by_writer and shared.proxy_fences[program, warp, LAST] <= kept[WRITTEN_AT]:
                         unfenced, writer = address, kept[WRITER]
                 kept[READER], kept[READ_AT] = SEVERAL_WARPS, barrier
                 kept[READING] += 1
@@ -261,14 +266,12 @@ def fence_proxy(shared: SharedMemory, lanes: Lanes, mask: NDArray[np.bool_]) -> 
         whole = True
         for l in range(32):
             whole &= mask[base + l]
-        if not whole:
-            continue
-        program, warp = lanes.program[base], lanes.thread[base] >> 5
-        shared.proxy_fences[program, warp] = shared.barriers[program]
-        for granule in range(shared.touched.shape[1]):
-            kept = shared.touched[program, granule]
-            if kept[FENCED_AT] < 0 and kept[WRITER] >= 0 and (kept[WRITER] >> 5) == warp:
-                kept[FENCED_AT] = shared.barriers[program]
+        if whole:
+            program = lanes.program[base]
+            fences, barrier = shared.proxy_fences[program, lanes.thread[base] >> 5], shared.barriers[program]
+            if fences[LAST] < barrier:
+                fences[LAST], fences[SETTLED] = barrier, fences[COUNT]
+            fences[COUNT] += 1
 
 
 @njit(cache=True)
@@ -317,7 +320,9 @@ class Products:
         self.nothing = np.zeros(group.n, np.uint64)
 
     def _row(self, x: Any, dtype: str) -> NDArray[Any]:
-        return np.ascontiguousarray(np.broadcast_to(x, (self.group.n,)), dtype)
+        if np.shape(x) == (self.group.n,):
+            return np.asarray(x, dtype)
+        return np.full(self.group.n, x, dtype)
 
     def multiply(
         self,
@@ -335,8 +340,8 @@ class Products:
             raise NotImplementedError("wgmma in a program of parts of warpgroups")
         in_registers = isinstance(a, tuple)
         registers = np.stack([self._row(x, "u4") for x in a]) if in_registers else np.empty((0, group.n), np.uint32)
-        a = self.nothing if in_registers else self._row(a, "u8")
-        b, accumulates = self._row(b, "u8"), self._row(accumulates, "?")
+        a = self.nothing if in_registers else self._row(a, "u8").copy()
+        b, accumulates = self._row(b, "u8").copy(), self._row(accumulates, "?")
         values = np.stack([self._row(x, "f4") for x in c])
         out = np.empty_like(values)
         keep_sequence(machine.wgmmas, group.lanes, number, mask, a, b, accumulates)
