@@ -357,7 +357,8 @@ def bounds(case: Case, capability: int, compiled_for: int) -> dict[str, float]:
         busiest = max(one.cycles.values()) * count / per_second
         total.add(one, count)
         chain, throughput, both = chain + waits, throughput + busiest, both + max(waits, busiest)
-        traffic += sum(launch.bytes for launch in mine) / device.memory
+        sectors = 32 * device.pipes["l2"] * one.cycles["l2"] * count
+        traffic += min(sectors, sum(launch.bytes for launch in mine)) / device.memory
         if longest is None or longest[0] < max(waits, busiest):
             longest = max(waits, busiest), sample[0]
     assert longest is not None
