@@ -8,10 +8,13 @@ keeps the small values at all. Beyond, the result has to stay within the bounds 
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import Tensor
 
+from svdrd import reference
 from svdrd.ops import basis_loss, polar_factor
 from tests import closed_form
 from tests.zoo import SPECTRA, with_spectrum
@@ -21,10 +24,7 @@ POWERS = {
     torch.float32: (0, 10, 20, 24, 27, 40, 60, 90, 110, 126),
     torch.float64: (0, 20, 24, 27, 53, 90, 200, 500, 900, 1020),
 }
-CASES = pytest.mark.parametrize(
-    ("dtype", "power"), [(dtype, power) for dtype, powers in POWERS.items() for power in powers]
-)
-SHAPES = pytest.mark.parametrize(("m", "n"), [(4, 4), (6, 4), (3, 5), (8, 8), (24, 20), (40, 40)])
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
 
 def exact_to(backend: str, dtype: torch.dtype, m: int, n: int) -> int:
@@ -40,77 +40,121 @@ def exact_to(backend: str, dtype: torch.dtype, m: int, n: int) -> int:
     return 1020 if k <= 25 else 27 if single else 0
 
 
-def random(m: int, n: int, seed: int) -> Tensor:
-    return torch.randn(m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def random(m: int, n: int, seed: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def diagonal(spectrum: str, m: int, n: int, power: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """``m x n`` with the values, which are returned too, on its diagonal, the largest in the last place."""
-    s = SPECTRA[spectrum](min(m, n), 2.0**power).flip(0).to(dtype)
-    a = torch.zeros(m, n, dtype=dtype)
+def values(spectrum: str, power: int, k: int, dtype: torch.dtype) -> Tensor:
+    """Singular values, the largest last, as the dtype has them."""
+    return SPECTRA[spectrum](k, 2.0**power).flip(0).to(dtype).double()
+
+
+def diagonal(s: Tensor, m: int, n: int) -> Tensor:
+    a = torch.zeros(m, n, dtype=s.dtype)
     a.diagonal().copy_(s)
-    return a, s.double()
+    return a
 
 
-def value_and_derivatives(a: Tensor, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``P``, ``DP[g]`` and ``D^2P[g, h]`` at ``a``, in float64."""
-    a, g = a.clone().requires_grad_(), g.clone().requires_grad_()
-    p = polar_factor(a, smooth=SMOOTH)
-    (first,) = torch.autograd.grad(p, a, g, create_graph=True)
-    (second,) = torch.autograd.grad(first, a, h)
-    return p.detach().double(), first.detach().double(), second.double()
+@cache
+def derivative_of_diagonal(spectrum: str, power: int, m: int, n: int, dtype: torch.dtype) -> Tensor:
+    return closed_form.derivative(values(spectrum, power, min(m, n), dtype), random(m, n, 1, dtype), SMOOTH)
 
 
-@pytest.mark.parametrize("spectrum", SPECTRA)
-@SHAPES
-@CASES
-def test_diagonal(backend: str, dtype: torch.dtype, power: int, m: int, n: int, spectrum: str) -> None:
-    a, s = diagonal(spectrum, m, n, power, dtype)
-    g, h = random(m, n, 1).to(dtype), random(m, n, 2).to(dtype)
-    p, first, second = value_and_derivatives(a, g, h)
-    eps, size = torch.finfo(dtype).eps, max(m, n)
-    if power > exact_to(backend, dtype, m, n):
-        assert torch.linalg.matrix_norm(p, 2) <= 1 + size * eps
-        assert torch.linalg.matrix_norm(first) <= (1 + size * eps) * torch.linalg.matrix_norm(g.double()) / SMOOTH
-    else:
-        torch.testing.assert_close(p, closed_form.value(s, m, n, SMOOTH), atol=8 * eps, rtol=0)
-        expected = closed_form.derivative(s, g, SMOOTH)
-        assert torch.linalg.matrix_norm(first - expected) <= size * eps * torch.linalg.matrix_norm(expected)
-    if size <= 8:  # mpmath takes seconds for larger ones, and the second derivative is one piece of code for all
-        expected = closed_form.second_derivative(s, g, h, SMOOTH)
-        assert torch.linalg.matrix_norm(second - expected) <= size * eps * torch.linalg.matrix_norm(expected)
-
-
-@pytest.mark.parametrize("spectrum", SPECTRA)
-@pytest.mark.parametrize(("m", "n"), [(4, 4), (7, 3), (3, 5)])
-@CASES
-def test_any_basis(backend: str, dtype: torch.dtype, power: int, m: int, n: int, spectrum: str) -> None:
+@cache
+def derivatives_in_any_basis(spectrum: str, power: int, m: int, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     a = with_spectrum(m, n, SPECTRA[spectrum](min(m, n), 2.0**power)).to(dtype)
-    g = random(m, n, 1).to(dtype)
-    p, first, _ = value_and_derivatives(a, g, g)
-    expected_p, expected = closed_form.value_and_derivative(a, g, SMOOTH)
-    size = max(m, n)
-    error = min(size * torch.finfo(dtype).eps * (1 + 2.0**power / SMOOTH), 1.0)  # at most that of unrelated matrices: 2
-    assert torch.linalg.matrix_norm(p - expected_p, 2) <= 2 * error
-    assert torch.linalg.matrix_norm(first - expected) <= 2 * error * torch.linalg.matrix_norm(g.double()) / SMOOTH
+    return closed_form.value_and_derivative(a, random(m, n, 1, dtype), SMOOTH)
 
 
+@cache
+def second_derivative_of_diagonal(spectrum: str, power: int, m: int, n: int, dtype: torch.dtype) -> Tensor:
+    g, h = random(m, n, 1, dtype), random(m, n, 2, dtype)
+    return closed_form.second_derivative(values(spectrum, power, min(m, n), dtype), g, h, SMOOTH)
+
+
+def norm(x: Tensor) -> float:
+    return torch.linalg.matrix_norm(x.double()).item()
+
+
+@DTYPES
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (6, 4), (3, 5), (8, 8), (24, 20), (40, 40)])
+def test_diagonal(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
+    cases = [(spectrum, power) for spectrum in SPECTRA for power in POWERS[dtype]]
+    spectra = [values(*case, min(m, n), dtype) for case in cases]
+    a = torch.stack([diagonal(s, m, n) for s in spectra]).to(dtype).requires_grad_()
+    g, eps, size = random(m, n, 1, dtype), torch.finfo(dtype).eps, max(m, n)
+    p = polar_factor(a, smooth=SMOOTH)
+    (derivatives,) = torch.autograd.grad(p, a, g.expand_as(a))
+    for (spectrum, power), s, value, derivative in zip(cases, spectra, p.detach(), derivatives, strict=True):
+        where = f"{spectrum}, 2^{power}"
+        if power > exact_to(backend, dtype, m, n):
+            assert torch.linalg.matrix_norm(value.double(), 2) <= 1 + size * eps, where
+            assert norm(derivative) <= (1 + size * eps) * norm(g) / SMOOTH, where
+        else:
+            expected = closed_form.value(s, m, n, SMOOTH)
+            assert (value - expected).abs().max() <= 8 * eps, where
+            expected = derivative_of_diagonal(spectrum, power, m, n, dtype)
+            assert norm(derivative - expected) <= size * eps * norm(expected), where
+
+
+@DTYPES
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (6, 4), (3, 5), (8, 8)])
+def test_second_derivative(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
+    """The double backward."""
+    cases = [(spectrum, power) for spectrum in SPECTRA for power in POWERS[dtype]]
+    a = torch.stack([diagonal(values(*case, min(m, n), dtype), m, n) for case in cases]).to(dtype).requires_grad_()
+    g, h = (random(m, n, seed, dtype).expand_as(a).clone().requires_grad_() for seed in (1, 2))
+    (first,) = torch.autograd.grad(polar_factor(a, smooth=SMOOTH), a, g, create_graph=True)
+    (found,) = torch.autograd.grad(first, a, h)
+    for i, case in enumerate(cases):
+        expected = second_derivative_of_diagonal(*case, m, n, dtype)
+        assert norm(found[i] - expected) <= max(m, n) * torch.finfo(dtype).eps * norm(expected), case
+
+
+@pytest.mark.parametrize("power", POWERS[torch.float64])
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (6, 4), (3, 5)])
+def test_second_derivative_along_the_large_value(m: int, n: int, power: int) -> None:
+    """It is far smaller there than ``1 / e^2``, and as exact."""
+    s = values("one large", power, min(m, n), torch.float64)
+    g, h = random(m, n, 1, torch.float64), random(m, n, 2, torch.float64)
+    g[: min(m, n) - 1] = 0
+    found = reference.polar_factor_second_derivative(diagonal(s, m, n)[None], g[None], h[None], 0.0, SMOOTH)[0]
+    expected = closed_form.second_derivative(s, g, h, SMOOTH)
+    assert norm(found - expected) <= max(m, n) * torch.finfo(torch.float64).eps * norm(expected)
+
+
+@DTYPES
+@pytest.mark.parametrize(("m", "n"), [(4, 4), (7, 3), (3, 5)])
+def test_any_basis(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
+    cases = [(spectrum, power) for spectrum in SPECTRA for power in POWERS[dtype]]
+    spectra = [SPECTRA[spectrum](min(m, n), 2.0**power) for spectrum, power in cases]
+    a = torch.stack([with_spectrum(m, n, s) for s in spectra]).to(dtype).requires_grad_()
+    g = random(m, n, 1, dtype)
+    p = polar_factor(a, smooth=SMOOTH)
+    (derivatives,) = torch.autograd.grad(p, a, g.expand_as(a))
+    for case, value, derivative in zip(cases, p.detach(), derivatives, strict=True):
+        expected, expected_derivative = derivatives_in_any_basis(*case, m, n, dtype)
+        # At most that of two matrices that have nothing to do with each other, which is 2.
+        error = 2 * min(max(m, n) * torch.finfo(dtype).eps * (1 + 2.0 ** case[1] / SMOOTH), 1.0)
+        assert torch.linalg.matrix_norm(value - expected, 2) <= error, case
+        assert norm(derivative - expected_derivative) <= error * norm(g) / SMOOTH, case
+
+
+@DTYPES
 @pytest.mark.parametrize(("m", "n"), [(4, 4), (8, 6), (5, 8), (24, 20)])
-@CASES
-def test_loss(backend: str, dtype: torch.dtype, power: int, m: int, n: int) -> None:
-    """Both sides diagonal, so that everything has a closed form; in the rest both are zero, where the sign is 0."""
-    x_hat, s = diagonal("one large", m, n, power, dtype)
-    x, s_x = diagonal("graded", m, n, 3, dtype)
-    x_hat.requires_grad_()
-    loss = basis_loss(x_hat, x, smooth=SMOOTH)
-    loss.backward()
-    assert x_hat.grad is not None
-    difference = closed_form.value(s, m, n, SMOOTH) - closed_form.value(s_x, m, n, SMOOTH)
+def test_loss(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
+    """Both sides are diagonal, so that all has a closed form; beside the diagonal both are 0, and so the sign."""
+    spectra = [values("one large", power, min(m, n), dtype) for power in POWERS[dtype]]
+    other = values("graded", 3, min(m, n), dtype)
+    x_hat = torch.stack([diagonal(s, m, n) for s in spectra]).to(dtype).requires_grad_()
+    x = diagonal(other, m, n).to(dtype).expand_as(x_hat)
+    loss = basis_loss(x_hat, x, reduction="none", smooth=SMOOTH)
+    (derivatives,) = torch.autograd.grad(loss.sum(), x_hat)
     eps = torch.finfo(dtype).eps
-    if power <= exact_to(backend, dtype, m, n):
-        assert abs(loss.item() - difference.abs().mean().item()) <= 8 * eps * difference.abs().mean().item()
-        g = difference.sign() / (m * n)
-        expected = closed_form.derivative(s, g, SMOOTH)
-        error = torch.linalg.matrix_norm(x_hat.grad.double() - expected)
-        assert error <= max(m, n) * eps * torch.linalg.matrix_norm(expected)
-    assert torch.linalg.matrix_norm(x_hat.grad.double()) <= (1 + eps * m * n) * (m * n) ** -0.5 / SMOOTH
+    for power, s, value, derivative in zip(POWERS[dtype], spectra, loss.flatten(), derivatives, strict=True):
+        assert norm(derivative) <= (1 + m * n * eps) * (m * n) ** -0.5 / SMOOTH, power
+        if power <= exact_to(backend, dtype, m, n):
+            difference = closed_form.value(s, m, n, SMOOTH) - closed_form.value(other, m, n, SMOOTH)
+            assert abs(value.item() - difference.abs().mean().item()) <= 8 * eps * difference.abs().mean(), power
+            expected = closed_form.derivative(s, difference.sign() / (m * n), SMOOTH)
+            assert norm(derivative - expected) <= max(m, n) * eps * norm(expected), power
