@@ -1,6 +1,6 @@
 """``make counted``: counts what the compiled kernels execute, and bounds their time on a GPU that is not here.
 
-    python -m tests.ptx.counts [--target 90] [--products-target 80] [--only WORD] [--write]
+    python -m tests.ptx.counts [--target 90] [--products-target 80] [--only WORD] [--write | --pipe lsu]
 
 For every bar of a GPU, ``basis_loss``, ``svd`` and ``polar_factor`` as the benchmarks call them: a few matrices go
 through the emulator, which counts instructions, bank conflicts and sectors; a run without tensors' contents tells the
@@ -23,8 +23,8 @@ import math
 import re
 import sys
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,27 +40,12 @@ from svdrd.triton import aot
 from tests.ptx import machine_code, pipes, triton_launch
 from tests.ptx.machine import Options, Record
 from tests.ptx.parser import Instruction
-from tests.ptx.throughput import BLOCKS, DEVICES, REGISTERS, RESERVED, WARPS, Device
+from tests.ptx.throughput import BLOCKS, DEVICES, H200, REGISTERS, RESERVED, WARPS, Device
 
 RCOND = 4 * 2.0**-23
 
 
 # What is executed
-
-
-@dataclass
-class Work:
-    """Of some warps, or of one program."""
-
-    cycles: Counter[str] = field(default_factory=Counter)  # of a multiprocessor, by pipe
-    ptx: float = 0.0  # warp instructions
-    machine: float = 0.0  # estimated
-
-    def add(self, other: Work, times: float) -> None:
-        for pipe, cycles in other.cycles.items():
-            self.cycles[pipe] += cycles * times  # type: ignore[assignment]
-        self.ptx += other.ptx * times
-        self.machine += other.machine * times
 
 
 def executed(record: Record) -> Iterator[tuple[Instruction, int]]:
@@ -71,33 +56,47 @@ def executed(record: Record) -> Iterator[tuple[Instruction, int]]:
                 yield instruction, int(warps)
 
 
-def work(record: Record, capability: int) -> Work:
-    """What all of a launch's warps do.
+def loads(record: Record, capability: int) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """What each instruction loads the pipes with, all of a launch's warps together: opcode, units by pipe.
 
-    A pass of shared memory is a cycle of the lsu pipe, as is a shuffle, and as are 128 bytes of global memory, whose
-    sectors come from L2 or go there.
+    A pass of shared memory is one of the lsu pipe, as is a shuffle, and as are 128 bytes of global memory; l2 counts
+    sectors, "ptx" the instructions as they stand.
     """
-    device = DEVICES[capability]
-    total = Work()
-    units: Counter[str] = Counter()
-    sectors = passes = 0.0
     for instruction, warps in executed(record):
         cost = pipes.cost(instruction, capability)
-        total.ptx += warps
-        total.machine += warps * cost.instructions
-        for pipe, share in cost.pipes.items():
-            units[pipe] += warps * share  # type: ignore[assignment]
+        units = {pipe: share * warps for pipe, share in cost.pipes.items()}
         accesses, moved = (int(x) for x in record.stats[instruction.number])
         if instruction.parts[0] == "cp" or "global" in instruction.parts:
-            sectors += moved
-            passes += max(accesses, moved / 4)
+            units |= {"l2": moved, "lsu": max(accesses, moved / 4)}
         else:
-            passes += moved
-    units["issue"] = total.machine  # type: ignore[assignment]
-    units["lsu"] += passes + float(record.asynchronous[1])  # type: ignore[assignment]
-    units["l2"] = sectors  # type: ignore[assignment]
-    total.cycles = Counter({pipe: n / device.pipes.get(pipe, 1.0) for pipe, n in units.items() if n})
-    return total
+            units["lsu"] = units.get("lsu", 0) + moved
+        yield instruction.op, units | {"ptx": warps, "issue": warps * cost.instructions}
+    yield "cp.async, into shared memory", {"lsu": int(record.asynchronous[1])}
+
+
+@dataclass
+class Work:
+    """Of some warps, or of one program."""
+
+    cycles: dict[str, float] = field(default_factory=dict)  # of a multiprocessor, by pipe
+    ptx: float = 0.0  # warp instructions
+    machine: float = 0.0  # estimated
+
+    def add(self, other: Work, times: float) -> None:
+        for pipe, cycles in other.cycles.items():
+            self.cycles[pipe] = self.cycles.get(pipe, 0) + cycles * times
+        self.ptx += other.ptx * times
+        self.machine += other.machine * times
+
+
+def work(record: Record, capability: int) -> Work:
+    """What all of a launch's warps do."""
+    rates, total = DEVICES[capability].pipes, defaultdict[str, float](float)
+    for _, units in loads(record, capability):
+        for pipe, n in units.items():
+            total[pipe] += n
+    ptx, machine = total.pop("ptx"), total["issue"]
+    return Work({pipe: n / rates.get(pipe, 1.0) for pipe, n in total.items() if n}, ptx, machine)
 
 
 def block_cycles(instructions: Sequence[Instruction], registers: set[str], capability: int) -> int:
@@ -357,14 +356,14 @@ def bounds(case: Case, capability: int, compiled_for: int) -> dict[str, float]:
         busiest = max(one.cycles.values()) * count / per_second
         total.add(one, count)
         chain, throughput, both = chain + waits, throughput + busiest, both + max(waits, busiest)
-        sectors = 32 * device.pipes["l2"] * one.cycles["l2"] * count
+        sectors = 32 * device.pipes["l2"] * one.cycles.get("l2", 0) * count
         traffic += min(sectors, sum(launch.bytes for launch in mine)) / device.memory
         if longest is None or longest[0] < max(waits, busiest):
             longest = max(waits, busiest), sample[0]
     assert longest is not None
     residence, kernel = Residence.of_record(longest[1], device), longest[1].translated.kernel
     code = machine_code.ratio(longest[1].compiled.asm["cubin"], kernel, compiled_for)
-    found = {f"{pipe} ms": cycles / per_second * 1e3 for pipe, cycles in total.cycles.most_common()}
+    found = {f"{pipe} ms": cycles / per_second * 1e3 for pipe, cycles in total.cycles.items()}
     return {
         "bound ms": both * 1e3, "pipes ms": throughput * 1e3, "chain ms": chain * 1e3, "memory ms": traffic * 1e3,
         **found, "PTX instructions": total.ptx / case.batch, "machine instructions": total.machine / case.batch,
@@ -383,6 +382,17 @@ def count(case: Case, capability: int, compiled_for: int) -> counted.Counted:
     )  # fmt: skip
 
 
+def heaviest(case: Case, capability: int, compiled_for: int, pipe: str, most: int = 12) -> Iterator[str]:
+    """The instructions that load a pipe most, with their share; of the sample."""
+    total = defaultdict[tuple[str, str], float](float)
+    for _, record in emulated(case, compiled_for):
+        for op, units in loads(record, capability):
+            total[record.name, op] += units.get(pipe, 0)
+    whole = sum(total.values())
+    for (kernel, op), share in sorted(total.items(), key=lambda pair: -pair[1])[:most]:
+        yield f"{share / whole:6.1%}  {kernel}  {op}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.ptx.counts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -390,6 +400,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", type=int, default=90, choices=sorted(DEVICES), help="of the device and the kernels")
     parser.add_argument("--products-target", type=int, choices=sorted(DEVICES), help="of the products' kernels")
     parser.add_argument("--only", default="", metavar="WORD", help="cases whose name has it: 'jacobi basis_loss both'")
+    parser.add_argument("--pipe", choices=sorted(H200.pipes), help="show which instructions load it most, and no more")
     parser.add_argument("--csv", type=Path, default=counted.CSV)
     parser.add_argument("--docs", type=Path, default=counted.DOCS)
     parser.add_argument("--write", action="store_true", help="into the CSV and the table of the docs")
@@ -402,6 +413,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         compiled_for = arguments.target
         if case.family == "products" and arguments.products_target:
             compiled_for = arguments.products_target
+        if arguments.pipe:
+            print(
+                f"{case}, sm_{compiled_for}",
+                *heaviest(case, arguments.target, compiled_for, arguments.pipe),
+                sep="\n  ",
+            )
+            continue
         rows.append(count(case, arguments.target, compiled_for))
         print(f"{case}, sm_{compiled_for} ({time.perf_counter() - begin:.0f} s)")
         print("   ", ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].quantities.items()), flush=True)

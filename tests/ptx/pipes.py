@@ -7,7 +7,7 @@ instruction of the kernels; ``tests/test_counts.py`` compiles each and compares.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -68,15 +68,15 @@ class Cost(NamedTuple):
     """Of one warp instruction of PTX: its machine instructions, the pipes' share in them, and its latency."""
 
     instructions: int
-    pipes: Counter[str]
+    pipes: Mapping[str, float]
     latency: int
 
 
 class Step(NamedTuple):
-    """``count`` machine instructions, in sequence or side by side."""
+    """A machine instruction so many ``times``, in sequence or side by side."""
 
     name: str
-    count: int
+    times: int
     sequential: bool
 
 
@@ -93,16 +93,16 @@ def recipe(op: str) -> tuple[Step, ...]:
 @cache
 def _priced(op: str, capability: int) -> Cost:
     steps = recipe(op)
-    pipes: Counter[str] = Counter()
+    pipes: dict[str, float] = {}
     for step in steps:
         for pipe in MACHINE[step.name][0]:
-            pipes[pipe] += step.count
-    latency = sum(MACHINE[step.name][1] * (step.count if step.sequential else 1) for step in steps)
+            pipes[pipe] = pipes.get(pipe, 0) + step.times
+    latency = sum(MACHINE[step.name][1] * (step.times if step.sequential else 1) for step in steps)
     if capability >= 90 and re.fullmatch(r"cvt\.(\w+\.)*f32\.[us]32", op):  # I2FP there
-        pipes = Counter(alu=1)
+        pipes = {"alu": 1}
     if steps and steps[0].name == "LDG":
         latency = GLOBAL[capability]
-    return Cost(sum(step.count for step in steps), pipes, latency)
+    return Cost(sum(step.times for step in steps), pipes, latency)
 
 
 def cost(instruction: Instruction, capability: int) -> Cost:
@@ -113,7 +113,6 @@ def cost(instruction: Instruction, capability: int) -> Cost:
         return priced
     m, n, k = (int(size) for size in shape.groups())
     kind = f"{instruction.parts[0]} {'f64' if 'f64' in instruction.parts else 'tf32'}"
-    pipes: Counter[str] = Counter()
     share = 4 if kind.startswith("wgmma") else 1  # the four warps of a group count one each
-    pipes["tensor"] = m * n * k / share / DEVICES[capability].tensor[kind]  # type: ignore[assignment]
-    return Cost(priced.instructions, pipes, priced.latency)
+    cycles = m * n * k / share / DEVICES[capability].tensor[kind]
+    return Cost(priced.instructions, {"tensor": cycles}, priced.latency)

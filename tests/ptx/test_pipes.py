@@ -141,7 +141,7 @@ def test_recipes_are_what_ptxas_makes(number, capability):
     expected = Counter()
     for statement in filter(None, (part.strip() for part in form.split(";"))):
         for step in pipes.recipe(statement.split()[0]):
-            expected[step.name] += step.count
+            expected[step.name] += step.times
     if capability == 90 and form.startswith("cvt.rn.f32.s32"):  # I2FP, on the alu pipe
         expected = Counter(IADD3=1)
     if (
