@@ -20,11 +20,11 @@ if not torch.cuda.is_available():
     for _emulated in (Path(__file__).resolve().parents[1] / "build" / "emulation").glob("_cuda_emulated*"):
         os.environ.setdefault("SVDRD_CUDA_EMULATION", str(_emulated))
 
-# A process interprets Triton's kernels or compiles them. tests/ptx runs compiled ones: `make ptx`.
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "0" else ["ptx"]
-
 import svdrd
 from svdrd import backends, library
+
+# A process interprets Triton's kernels or compiles them. tests/ptx runs compiled ones: `make ptx`.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "0" else ["ptx"]
 
 # A further backend joins every test by its name here.
 BACKENDS = ["torch", "cpp", "triton", "cuda"]

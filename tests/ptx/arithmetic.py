@@ -58,11 +58,16 @@ def in_double(function: Callable[[Any], Any], x: Any) -> NDArray[Any]:
     return function(np.asarray(x).astype("f8")).astype("f4")
 
 
-def perturbed(x: Any, units: int, random: np.random.Generator) -> NDArray[Any]:
-    """``x``, up to so many units in the last place away; what is not normal stays."""
+def perturbed(x: Any, units: int, seed: int) -> NDArray[Any]:
+    """``x``, up to so many units in the last place away; what is not normal stays.
+
+    The error is a hash of ``x``, because a GPU gives lanes of equal operands equal results.
+    """
     x = np.ascontiguousarray(x)
     bits = x.view(f"i{x.dtype.itemsize}")
-    moved = (bits + random.integers(-units, units + 1, x.shape).astype(bits.dtype)).view(x.dtype)
+    mixed = (bits.astype("u8") + np.uint64(seed)) * np.uint64(0x9E3779B97F4A7C15)
+    error = (mixed >> np.uint64(33)) % np.uint64(2 * units + 1)
+    moved = (bits + error.astype(bits.dtype) - bits.dtype.type(units)).view(x.dtype)
     # Moving the bits of the smallest normal numbers, or of the largest, gives others that are not normal.
     normal = np.isfinite(x) & (np.abs(x) > 2 * np.finfo(x.dtype).tiny) & np.isfinite(moved)
     return np.where(normal, moved, x)

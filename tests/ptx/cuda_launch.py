@@ -15,6 +15,7 @@ import subprocess
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,19 +142,24 @@ class Launcher:
             self.failure = error
 
 
+@cache
+def _kernels(folder: Path) -> dict[str, Translated]:
+    """By name, as nvcc mangles it."""
+    texts = [path.read_text() for dtype in DTYPES for path in (folder / dtype).glob("*.ptx")]
+    kernels = [kernel for text in texts for kernel in parser.parse(text).values()]
+    return {kernel.name: Translated(kernel, split_together=True) for kernel in kernels}
+
+
 @contextmanager
 def emulation(arch: int, options: machine.Options, folder: Path) -> Iterator[list[machine.Record]]:
     """Within it the ``cuda`` backend runs here, compiled in ``folder``; gives the records of the launches."""
     build(folder, arch)
-    kernels = {}
-    for dtype in DTYPES:
-        (text,) = (folder / dtype).glob("*.ptx")
-        kernels.update({name: Translated(k, split_together=True) for name, k in parser.parse(text.read_text()).items()})
     spec = importlib.util.spec_from_file_location("_cuda", module_path(folder))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    launcher = Launcher(module, kernels, options)
+    launcher = Launcher(module, _kernels(folder), options)
     ctypes.CDLL(str(module_path(folder))).fake_set_callback(launcher.callback)
     data_ptr = Tensor.data_ptr
 
@@ -165,7 +171,7 @@ def emulation(arch: int, options: machine.Options, folder: Path) -> Iterator[lis
 
     with (
         mock.patch.object(Tensor, "data_ptr", noted),
-        mock.patch.object(backends, "cuda_module", lambda: launcher),
+        mock.patch.object(backends, "cuda_module", return_value=launcher),
         poisoned_allocations(),
     ):
         yield launcher.records

@@ -88,7 +88,7 @@ class Group:
         options = self.machine.options
         if not options.perturb:
             return np.asarray(x)
-        return arithmetic.perturbed(x, max(1, round(units * options.perturb)), self.machine.random)
+        return arithmetic.perturbed(x, max(1, round(units * options.perturb)), options.seed)
 
     # Memory
 

@@ -3,57 +3,57 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="no Triton beside this PyTorch")
 
-from svdrd.triton import jacobi  # noqa: E402
-from svdrd.triton.configuration import Configuration  # noqa: E402
-from tests.ptx import cases, triton_launch  # noqa: E402
-from tests.ptx.cases import Case  # noqa: E402
+from svdrd.triton import jacobi
+from svdrd.triton.configuration import Configuration
+from tests.ptx import cases, triton_launch
+from tests.ptx.cases import Case
 
 TARGETS = (80, 90)
 EDGES = (4, 8, 16, 32, 64)
 # How many matrices, by the longer side. With several in a program the last one is not full.
 COUNTS = {4: 13, 8: 13, 16: 13, 32: 7, 64: 5}
+# Each kernel, with one warp and with several, exact and padded, wide and tall: what make ptx PTX=short runs.
+SHORT = {
+    ("svd-8x4-float64", 80), ("svd-16x16-float32", 90), ("polar_factor-8x8-float32", 80),
+    ("polar_factor-13x12-float64", 90), ("polar_factor_backward-16x16-float32", 80),
+    ("polar_factor_backward-smoothed-8x8-float64", 90), ("basis_loss-3x7-float32", 80), ("basis_loss-8x8-float64", 90),
+    ("basis_loss-16x16-float32", 90), ("recompose-8x8-float32", 90), ("recompose-8x4-float64", 80),
+    ("recompose-3x1-float32", 80),
+}  # fmt: skip
 
 
 def _sizes(long: int, narrow: int) -> list[tuple[int, int]]:
-    """Of the form of the kernels for ``long x narrow``: exact, and padded, of which one is wide and the other tall."""
+    """Of the form of the kernels for ``long x narrow``: exact, and padded, of which one is wide or square."""
     padded = (long - long // 4 + 1, narrow - narrow // 4) if long > 4 else (3, 1)
-    exact = (long, narrow)
-    return [exact, padded[::-1]] if (long + narrow) // 4 % 2 else [exact[::-1], padded]
+    return [(long, narrow), padded[::-1]] if (long + narrow) // 4 % 2 else [(narrow, long), padded]
 
 
-def _cases() -> list[Any]:
+def _cases() -> list[Case]:
     found = []
-    for long, narrow in product(EDGES, EDGES):
+    for (long, narrow), dtype in product(product(EDGES, EDGES), ("float32", "float64")):
         if narrow > long:
             continue
-        for (m, n), dtype in product(_sizes(long, narrow), ("float32", "float64")):
-            for operation in cases.OPERATIONS:
-                found.append(Case(operation, m, n, dtype, COUNTS[long]))
+        polar = jacobi.takes_polar(long, narrow, getattr(torch, dtype))
+        loss = polar and jacobi.takes_loss(long, narrow)
+        for m, n in _sizes(long, narrow):
+            taken = [operation for operation in cases.OPERATIONS if polar or operation == "svd"]
+            taken = [operation for operation in taken if loss or operation != "basis_loss"]
+            found += [Case(operation, m, n, dtype, COUNTS[long]) for operation in taken]
             if long <= 16:
-                for operation in ("polar_factor", "polar_factor_backward", "basis_loss"):
-                    found.append(Case(operation, m, n, dtype, COUNTS[long], smooth=cases.SMOOTH))
+                smoothed = ("polar_factor", "polar_factor_backward", "basis_loss")
+                found += [Case(operation, m, n, dtype, COUNTS[long], smooth=cases.SMOOTH) for operation in smoothed]
                 found.append(Case("basis_loss", m, n, dtype, COUNTS[long], sides=(False, True)))
-    taken = {"svd": lambda m, n, _: jacobi.takes(m, n), "basis_loss": lambda m, n, _: jacobi.takes_loss(m, n)}
-    return [
-        case
-        for case in found
-        if taken.get(case.operation, jacobi.takes_polar)(case.m, case.n, getattr(cases.torch, case.dtype))
-        and (case.operation != "basis_loss" or jacobi.takes_polar(case.m, case.n, getattr(cases.torch, case.dtype)))
-    ]
+    return found
 
 
 CASES = _cases()
-# One warp and several, exact and padded, both dtypes, each kernel on one target at least.
-SHORT = {
-    (Case("svd", 7, 4, "float64", 13), 80),
-}
 
 
 def test_every_form_is_executed() -> None:
@@ -65,11 +65,9 @@ def test_every_form_is_executed() -> None:
     assert {one.name for one in jacobi.configurations()} == {one.name for one in executed}
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
+@cases.parametrize(CASES, TARGETS, SHORT)
 def test_kernels(number: int, target: int) -> None:
     case = CASES[number]
     with triton_launch.emulation(target, cases.options(number)) as records:
         out = cases.run(jacobi, case)
-    assert out is not None
     cases.check(case, out, records)
