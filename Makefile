@@ -7,13 +7,16 @@ SANITIZERS ?= address,undefined
 PYTEST_ARGS ?=
 # The tests of one file stay in one process; 0 runs all in this one, for a debugger.
 TEST_PROCESSES ?= 2
+# Of ptx: short leaves out what is for the night; and which tests.
+PTX ?=
+PTX_TESTS ?= tests/ptx
 DEMO_ARGS ?=
 # Of gpu-check: which pieces, and options such as --resume.
 PIECES ?=
 GPU_CHECK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench sanitize aot emulation counted cuda-resources gpu-check clean FORCE
+.PHONY: help install test lint format demo bench sanitize aot ptx emulation counted cuda-resources gpu-check clean FORCE
 
 help:
 	@echo "make install    create .venv and install svdrd with everything for development (the other targets do it too)"
@@ -23,6 +26,7 @@ help:
 	@echo "make bench      the CPU benchmarks, into docs/"
 	@echo "make sanitize   the C++ kernels under sanitizers            SANITIZERS=thread"
 	@echo "make aot        the Triton kernels compiled for GPUs that are not here: registers, spills, shared memory"
+	@echo "make ptx        the compiled GPU kernels executed without a GPU     PTX=short for a part of minutes"
 	@echo "make emulation  the CUDA kernels' algorithms on the CPU, for the tests of the cuda backend (make test does it too)"
 	@echo "make counted    what bounds the GPU kernels' times, counted in an emulator, into docs/counted.md"
 	@echo "make cuda-resources   the CUDA kernels compiled afresh: registers, spills, shared memory"
@@ -94,6 +98,14 @@ sanitize: install
 
 aot: install
 	$(BIN)/python -m svdrd.triton.aot
+
+# In a process of its own: Triton interprets kernels or compiles them. Of the CUDA kernels each target stays in one process,
+# which compiles them. numba's cache does not see a change in another file than the function's own, so it begins anew.
+ptx: install emulation
+	rm -rf build/ptx/numba
+	TRITON_INTERPRET=0 SVDRD_PTX_BUILD=$(CURDIR)/build/ptx NUMBA_CACHE_DIR=$(CURDIR)/build/ptx/numba \
+	  TRITON_CACHE_DIR=$(CURDIR)/build/ptx/triton $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup \
+	  $(if $(filter short,$(PTX)),-m "not nightly") $(PYTEST_ARGS) $(PTX_TESTS)
 
 # Without a compiler the tests of the cuda backend are skipped with the reason, as those of cpp are.
 emulation: install

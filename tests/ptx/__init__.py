@@ -1,1 +1,17 @@
-"""An emulator of PTX: runs the compiled GPU kernels on the CPU and checks every access, barrier and shuffle."""
+"""An emulator of PTX: runs compiled GPU kernels on the CPU and checks every access, barrier and shuffle.
+
+``docs/emulator.md`` says what it models and what not. From text to results:
+
+- :mod:`~tests.ptx.parser` reads PTX, :mod:`~tests.ptx.blocks` cuts it into basic blocks, :mod:`~tests.ptx.emission`
+  writes Python for each instruction, :mod:`~tests.ptx.translation` makes functions of that, one a block;
+- :mod:`~tests.ptx.machine` runs programs side by side, :mod:`~tests.ptx.control` leads a group of lanes from block to
+  block, :mod:`~tests.ptx.group` has what instructions do to memory and to one another;
+- :mod:`~tests.ptx.arithmetic`, :mod:`~tests.ptx.lanes`, :mod:`~tests.ptx.tensor_cores`, :mod:`~tests.ptx.warpgroup`:
+  what numpy lacks;
+- :mod:`~tests.ptx.memory`, :mod:`~tests.ptx.shared_memory`, :mod:`~tests.ptx.accesses`: memory with its checks, and
+  :mod:`~tests.ptx.findings`, what they find;
+- :mod:`~tests.ptx.triton_launch` and :mod:`~tests.ptx.cuda_launch` bring kernels here from Triton and from nvcc,
+  :mod:`~tests.ptx.poison` fills what is allocated, :mod:`~tests.ptx.cases` has calls of the project's launchers and
+  says what their results have to be;
+- :mod:`~tests.ptx.counts` counts what kernels take.
+"""

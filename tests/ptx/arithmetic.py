@@ -16,6 +16,7 @@ from tests.ptx.parser import SIZES
 NUMPY = {
     "pred": "?", "b8": "u1", "u8": "u1", "s8": "i1", "b16": "u2", "u16": "u2", "s16": "i2", "b32": "u4", "u32": "u4",
     "s32": "i4", "f32": "f4", "b64": "u8", "u64": "u8", "s64": "i8", "f64": "f8", "u16x2": "u4", "s16x2": "u4",
+    "f32x2": "u8",
 }  # fmt: skip
 
 
@@ -94,6 +95,12 @@ def add_halves(a: Any, b: Any) -> NDArray[Any]:
     """The sums of the upper and of the lower 16 bits (``add.u16x2``)."""
     upper, lower = np.uint32(0xFFFF0000), np.uint32(0xFFFF)
     return ((a & upper) + (b & upper)) | (((a & lower) + (b & lower)) & lower)
+
+
+def paired(function: Callable[..., Any], *operands: Any) -> NDArray[Any]:
+    """A function of float32, of the upper and of the lower halves of 64 bits (``.f32x2``)."""
+    pairs = function(*(np.atleast_1d(x).view("f4").reshape(-1, 2) for x in operands))
+    return np.ascontiguousarray(pairs).view("u8").reshape(-1)
 
 
 def shifted(shift: Callable[[Any, Any], Any], x: Any, amount: Any, kind: str) -> NDArray[Any]:

@@ -210,11 +210,9 @@ def _check_backward(case: Case, out: tuple[Tensor, ...]) -> None:
 
 def _check_loss(case: Case, out: tuple[Tensor, ...]) -> None:
     loss, *derivatives = out
-    images = case.images()
-    value, *exact = reference.basis_loss(
-        *(image.double() for image in images), case.m, case.n, case.rcond, case.smooth, *case.sides
-    )
-    a, b = (case.blocks(image) for image in images)
+    x_hat, x = (image.double() for image in case.images())
+    value, *exact = reference.basis_loss(x_hat, x, case.m, case.n, case.rcond, case.smooth, *case.sides)
+    a, b = (case.blocks(image) for image in case.images())
     finite = _finite(a, b)
     _check_nan(finite, loss.reshape(-1))
     spectra = [_spectra(case, side) for side in (a, b)]

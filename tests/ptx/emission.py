@@ -254,6 +254,8 @@ class Emission:
             return self.put(self.target(d, wide), self._wide_product(a, b))
         if "hi" in self.parts:
             return self.put(self.target(d, kind), self._high_product(a, b))
+        if kind == "f32x2":
+            return self._paired(FUNCTIONS[op])
         if kind in ("u16x2", "s16x2"):
             if op != "add":
                 raise NotImplementedError(self.instruction.op)
@@ -264,6 +266,13 @@ class Emission:
         if "ftz" in self.parts:
             return self.put(self.target(d, kind), f"A.flush({FUNCTIONS[op]}({x}, {y}))")
         return self.apply(FUNCTIONS[op], self.target(d, kind), x, y)
+
+    def _paired(self, function: str) -> None:
+        d, *args = self.args
+        if "ftz" in self.parts:
+            raise NotImplementedError(self.instruction.op)
+        values = ", ".join(self.value(a, self.kind) for a in args)
+        self.put(self.target(d, self.kind), f"A.paired({function}, {values})")
 
     op_add = op_sub = op_mul = op_and = op_or = op_xor = _binary
 
@@ -301,7 +310,9 @@ class Emission:
         values = ", ".join(self.value(a, self.kind) for a in args)
         if "rn" not in self.parts:
             raise NotImplementedError(self.instruction.op)
-        if "ftz" in self.parts:
+        if self.kind == "f32x2":
+            self._paired("A.fma")
+        elif "ftz" in self.parts:
             self.put(self.target(d, self.kind), f"A.fma_ftz({values})")
         elif self.mask:
             self.put(self.target(d, self.kind), f"A.fma({values})")
