@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from svdrd import backends, gradients, library, matmul, reference
 from svdrd.library import ops
 from svdrd.ops import basis_loss, polar_factor
 from svdrd.products import TORCH, reduced_precision
+from tests import closed_form
 from tests.test_photographs import by_autograd, crops, quantiles, relative_error
 from tests.zoo import SIZES, ZOO, with_spectrum
 
@@ -180,6 +182,33 @@ def test_smoothed(dtype: torch.dtype) -> None:
             error = torch.linalg.matrix_norm(matmul.polar_factor_vjp(g, a, p, 0.0, e).double() - derivative)
             # The Jacobian is bounded by 1/e; the error of H, which it is solved with, enters twice.
             assert (error <= 3 * bound * torch.linalg.matrix_norm(g.double()) / e).all(), (m, n, e)
+
+
+@DTYPES
+def test_smoothed_far_below_the_largest_value(dtype: torch.dtype) -> None:
+    """Small values count up to ``s_1 / e = 1 / (4 eps)``, on diagonal matrices exactly; beyond, they are dropped."""
+    n, eps, e = 12, torch.finfo(dtype).eps, 1.0
+    last = -int(math.log2(4 * eps))
+    for power in (0, 10, last - 1, last + 2, 2 * last):
+        s = torch.ones(n, dtype=torch.float64)
+        s[0] = 2.0**power
+        g = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(dtype)
+        a = torch.stack([torch.diag(s), with_spectrum(n, n, s)]).to(dtype)
+        p = matmul.polar_factor(a, 0.0, e)
+        derivative = matmul.polar_factor_vjp(g.expand_as(a), a, p, 0.0, e)
+        steepest = torch.linalg.matrix_norm(g.double()) / e
+        if power > last:
+            assert (torch.linalg.matrix_norm(p.double(), 2) <= 1 + 30 * n * eps).all()
+            assert (torch.linalg.matrix_norm(derivative.double()) <= steepest).all()
+            torch.testing.assert_close(p[0].double(), torch.diag((s > 1).double()), atol=30 * n * eps, rtol=0)
+            continue
+        expected = closed_form.value(s, n, n, e), *closed_form.value_and_derivative(a[1], g, e)
+        torch.testing.assert_close(p[0].double(), expected[0], atol=30 * n * eps, rtol=0)
+        error = torch.linalg.matrix_norm(derivative[0].double() - closed_form.derivative(s, g, e))
+        assert error <= 30 * n * eps * steepest, power
+        bound = 30 * n * eps * (1 + 2.0**power / e)
+        assert torch.linalg.matrix_norm(p[1].double() - expected[1]) <= bound, power
+        assert torch.linalg.matrix_norm(derivative[1].double() - expected[2]) <= bound * steepest, power
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
