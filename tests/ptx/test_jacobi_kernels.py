@@ -1,4 +1,4 @@
-"""The Jacobi kernels of svdrd/triton, compiled for sm_80 and sm_90 and executed."""
+"""The Jacobi kernels of svdrd/triton, compiled for sm_80, sm_90 and sm_100 and executed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from svdrd.triton.configuration import Configuration
 from tests.ptx import cases, triton_launch
 from tests.ptx.cases import Case
 
-TARGETS = (80, 90)
+TARGETS = (80, 90, 100)
 EDGES = (4, 8, 16, 32, 64)
 # How many matrices, by the longer side. With several in a program the last one is not full.
 COUNTS = {4: 13, 8: 13, 16: 13, 32: 7, 64: 5}
@@ -25,7 +25,7 @@ SHORT = {
     ("polar_factor-13x12-float64", 90), ("polar_factor_backward-16x16-float32", 80),
     ("polar_factor_backward-smoothed-8x8-float64", 90), ("basis_loss-3x7-float32", 80), ("basis_loss-8x8-float64", 90),
     ("basis_loss-16x16-float32", 90), ("recompose-8x8-float32", 90), ("recompose-8x4-float64", 80),
-    ("recompose-3x1-float32", 80),
+    ("recompose-3x1-float32", 80), ("svd-3x1-float32", 100),
 }  # fmt: skip
 
 
