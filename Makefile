@@ -118,7 +118,7 @@ emulation: install
 
 # Compiled kernels, so Triton's interpreter has to be off.
 counted: install
-	TRITON_INTERPRET=0 $(BIN)/python -m tests.ptx.counts --products-target 80 --write
+	TRITON_INTERPRET=0 $(BIN)/python -m tests.ptx.counts --write
 
 cuda-resources: install
 	$(BIN)/python csrc/cuda_resources.py

@@ -152,7 +152,7 @@ def table(rows: Sequence[Counted], before: Sequence[Counted] = ()) -> str:
                 f"{q['memory ms']:.2g}",
                 f"{q['launches']:.0f}",
                 instructions,
-                f"x {q['machine code / estimate']:.2f}",
+                f"x {q['machine code / estimate']:.2f}" if "machine code / estimate" in q else "",
                 f"{q['registers']:.0f}, {q['resident warps']:.0f}",
                 f"{row.sample}, {row.target}",
             ]

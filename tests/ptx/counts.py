@@ -12,7 +12,7 @@ launches of the whole batch. Three bounds, each less than what a GPU will take:
 - both, kernel by kernel: kernels run one after another, and each is bound by something else.
 
 What ptxas makes of PTX is estimated (:mod:`tests.ptx.pipes`), and compared with the machine code for the longest loop
-of the kernel that takes longest. Inputs are random; Jacobi takes up to a fifth more sweeps for photographs.
+of each kernel. Inputs are random; Jacobi takes up to a fifth more sweeps for photographs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import importlib
 import math
 import re
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -324,6 +325,43 @@ def emulated(case: Case, capability: int) -> list[tuple[tuple[Any, ...], Record]
 # Bounds
 
 
+class Share(NamedTuple):
+    """What one compiled kernel does in the whole batch; times in seconds.
+
+    Args:
+        busy: of the busiest pipe; ``chain``: of programs that wait for their own results.
+        memory: of device memory, for its tensors once or for its sectors if they are fewer.
+        machine_code: :func:`tests.ptx.machine_code.ratio`.
+    """
+
+    work: Work
+    busy: float
+    chain: float
+    memory: float
+    residence: Residence
+    machine_code: float | None
+
+    @classmethod
+    def of(cls, sample: Sequence[Record], whole: Sequence[Launch], device: Device, capability: int) -> Share:
+        programs, count = sum(record.grid for record in sample), sum(launch.programs for launch in whole)
+        done = Work()
+        for record in sample:
+            done.add(work(record, capability), count / programs)
+        residence = Residence.of_record(sample[0], device)
+        alone = sum(program_cycles(record, capability) * record.grid for record in sample) / programs
+        turns = sum(-(-launch.programs // (residence.programs * device.multiprocessors)) for launch in whole)
+        sectors = 32 * device.pipes["l2"] * done.cycles.get("l2", 0)
+        code = sample[0].compiled.asm["cubin"], sample[0].translated.kernel, sample[0].compiled.metadata.target.arch
+        return cls(
+            done, max(done.cycles.values()) / (device.multiprocessors * device.clock), turns * alone / device.clock,
+            min(sectors, sum(launch.bytes for launch in whole)) / device.memory, residence, machine_code.ratio(*code),
+        )  # fmt: skip
+
+    @property
+    def bound(self) -> float:
+        return max(self.busy, self.chain)
+
+
 def bounds(case: Case, capability: int, compiled_for: int) -> dict[str, float]:
     """Quantity by name, as :class:`benchmarks.counted.Counted` has them; times in milliseconds.
 
@@ -338,38 +376,25 @@ def bounds(case: Case, capability: int, compiled_for: int) -> dict[str, float]:
     whole = [launch for call in case.calls(case.batch // columns, columns, "meta") for launch in launches(call)]
     if {launch.form for launch in whole} != set(records):
         raise AssertionError(f"{case}: the sample's kernels are not those of the whole batch")
-
-    total, chain, throughput, both, traffic = Work(), 0.0, 0.0, 0.0, 0.0
-    longest: tuple[float, Record] | None = None
-    per_second = device.multiprocessors * device.clock
-    for what, sample in records.items():
-        programs = sum(record.grid for record in sample)
-        one = Work()
-        for record in sample:
-            one.add(work(record, capability), 1 / programs)
-        mine = [launch for launch in whole if launch.form == what]
-        residence = Residence.of_record(sample[0], device)
-        at_once = residence.programs * device.multiprocessors
-        alone = sum(program_cycles(record, capability) * record.grid for record in sample) / programs
-        waits = sum(-(-launch.programs // at_once) for launch in mine) * alone / device.clock
-        count = sum(launch.programs for launch in mine)
-        busiest = max(one.cycles.values()) * count / per_second
-        total.add(one, count)
-        chain, throughput, both = chain + waits, throughput + busiest, both + max(waits, busiest)
-        sectors = 32 * device.pipes["l2"] * one.cycles.get("l2", 0) * count
-        traffic += min(sectors, sum(launch.bytes for launch in mine)) / device.memory
-        if longest is None or longest[0] < max(waits, busiest):
-            longest = max(waits, busiest), sample[0]
-    assert longest is not None
-    residence, kernel = Residence.of_record(longest[1], device), longest[1].translated.kernel
-    code = machine_code.ratio(longest[1].compiled.asm["cubin"], kernel, compiled_for)
-    found = {f"{pipe} ms": cycles / per_second * 1e3 for pipe, cycles in total.cycles.items()}
-    return {
-        "bound ms": both * 1e3, "pipes ms": throughput * 1e3, "chain ms": chain * 1e3, "memory ms": traffic * 1e3,
-        **found, "PTX instructions": total.ptx / case.batch, "machine instructions": total.machine / case.batch,
-        "launches": len(whole), "registers": residence.registers, "resident warps": residence.warps,
-        "machine code / estimate": code,
-    }  # fmt: skip
+    shares = [
+        Share.of(sample, [launch for launch in whole if launch.form == what], device, capability)
+        for what, sample in records.items()
+    ]
+    total = Work()
+    for share in shares:
+        total.add(share.work, 1)
+    names = {"bound": "bound", "pipes": "busy", "chain": "chain", "memory": "memory"}
+    found = {f"{name} ms": 1e3 * sum(getattr(share, what) for share in shares) for name, what in names.items()}
+    per_ms = device.multiprocessors * device.clock / 1e3
+    found |= {f"{pipe} ms": cycles / per_ms for pipe, cycles in total.cycles.items()}
+    found |= {"PTX instructions": total.ptx / case.batch, "machine instructions": total.machine / case.batch}
+    longest = max(shares, key=lambda share: share.bound).residence
+    found |= {"launches": len(whole), "registers": longest.registers, "resident warps": longest.warps}
+    compared = [(share.bound, share.machine_code) for share in shares if share.machine_code is not None]
+    known = sum(bound for bound, _ in compared)
+    if known > sum(share.bound for share in shares) / 2:
+        found["machine code / estimate"] = sum(bound * ratio for bound, ratio in compared) / known
+    return found
 
 
 def count(case: Case, capability: int, compiled_for: int) -> counted.Counted:
@@ -404,28 +429,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, default=counted.CSV)
     parser.add_argument("--docs", type=Path, default=counted.DOCS)
     parser.add_argument("--write", action="store_true", help="into the CSV and the table of the docs")
+    parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args(argv)
-    rows = []
-    for case in cases():
-        if arguments.only not in str(case):
-            continue
-        begin = time.perf_counter()
-        compiled_for = arguments.target
-        if case.family == "products" and arguments.products_target:
-            compiled_for = arguments.products_target
-        if arguments.pipe:
-            print(
-                f"{case}, sm_{compiled_for}",
-                *heaviest(case, arguments.target, compiled_for, arguments.pipe),
-                sep="\n  ",
-            )
-            continue
-        rows.append(count(case, arguments.target, compiled_for))
-        print(f"{case}, sm_{compiled_for} ({time.perf_counter() - begin:.0f} s)")
-        print("   ", ", ".join(f"{name} {value:.4g}" for name, value in rows[-1].quantities.items()), flush=True)
+    chosen_cases = [case for case in cases() if arguments.only in str(case)]
+    targets = [
+        arguments.products_target or arguments.target if case.family == "products" else arguments.target
+        for case in chosen_cases
+    ]
+    if arguments.pipe:
+        for case, compiled_for in zip(chosen_cases, targets, strict=True):
+            found = heaviest(case, arguments.target, compiled_for, arguments.pipe)
+            print(f"{case}, sm_{compiled_for}", *found, sep="\n  ", flush=True)
+        return 0
+    # What takes long first; the rows stay in the order of the cases.
+    order = sorted(range(len(chosen_cases)), key=lambda k: chosen_cases[k].family != "products")
+    rows: dict[int, counted.Counted] = {}
+    with ProcessPoolExecutor(arguments.processes, get_context("spawn")) as pool:
+        waiting = {pool.submit(count, chosen_cases[k], arguments.target, targets[k]): k for k in order}
+        for done in as_completed(waiting):
+            k = waiting[done]
+            rows[k] = done.result()
+            values = ", ".join(f"{name} {value:.4g}" for name, value in rows[k].quantities.items())
+            print(f"{chosen_cases[k]}, sm_{targets[k]}\n    {values}", flush=True)
     if arguments.write:
-        counted.write(arguments.csv, rows)
-        counted.write_docs(arguments.docs, rows, counted.read(counted.BEFORE))
+        found_rows = [rows[k] for k in sorted(rows)]
+        counted.write(arguments.csv, found_rows)
+        counted.write_docs(arguments.docs, found_rows, counted.read(counted.BEFORE))
     return 0
 
 

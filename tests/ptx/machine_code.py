@@ -39,20 +39,29 @@ def disassembled(cubin: bytes) -> list[Instruction]:
     return found
 
 
-def longest_loop(code: list[Instruction]) -> int:
-    """How many instructions it has; all of them where nothing loops."""
-    loops = [(i.target, i.address) for i in code if i.target is not None and i.target < i.address]
-    sizes = [sum(first <= i.address <= last for i in code) for first, last in loops]
-    return max(sizes, default=len(code))
+def loops(code: list[Instruction]) -> list[int]:
+    """How many instructions each loop has, those of inner loops included, in ascending order."""
+    ends = [(i.target, i.address) for i in code if i.target is not None and i.target < i.address]
+    return sorted(sum(first <= i.address <= last for i in code) for first, last in ends)
 
 
-def estimated_longest_loop(kernel: Kernel, capability: int) -> int:
+def estimated_loops(kernel: Kernel, capability: int) -> list[int]:
     """The same of what :mod:`tests.ptx.pipes` says that PTX becomes."""
     cost = [pipes.cost(instruction, capability).instructions for instruction in kernel.instructions]
     branches = [(kernel.labels[i.args[0]], i.number) for i in kernel.instructions if i.parts[0] == "bra"]
-    return max((sum(cost[first : last + 1]) for first, last in branches if first <= last), default=sum(cost))
+    return sorted(sum(cost[first : last + 1]) for first, last in branches if first <= last)
 
 
-def ratio(cubin: bytes, kernel: Kernel, capability: int) -> float:
-    """How many times as many instructions the longest loop has as was estimated."""
-    return longest_loop(disassembled(cubin)) / estimated_longest_loop(kernel, capability)
+def ratio(cubin: bytes, kernel: Kernel, capability: int) -> float | None:
+    """How many times as many instructions the longest loop has as was estimated; all of them where nothing loops.
+
+    None where ptxas has made another number of loops: by unrolling or merging, which changes what is executed less than
+    what there is.
+    """
+    code = disassembled(cubin)
+    made, estimated = loops(code), estimated_loops(kernel, capability)
+    if len(made) != len(estimated):
+        return None
+    if made:
+        return made[-1] / estimated[-1]
+    return len(code) / sum(pipes.cost(i, capability).instructions for i in kernel.instructions)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -128,15 +129,17 @@ def test_programs_of_a_multiprocessor():
     assert counts.Residence.of(32, 128, 64 * 1024, A100).programs == 2
 
 
-def test_longest_loops():
-    kernel = handwritten.translated(
-        handwritten.text_of("mov.u32 %r5, 0; outer: inner: add.u32 %r5, %r5, 1; @%p0 bra inner; @%p1 bra outer;", 1)
-    ).kernel
-    assert machine_code.estimated_longest_loop(kernel, 90) == 3
+def test_loops():
+    body = "mov.u32 %r5, 0; outer: inner: add.u32 %r5, %r5, 1; @%p0 bra inner; @%p1 bra outer;"
+    kernel = handwritten.translated(handwritten.text_of(body, 1)).kernel
+    assert machine_code.estimated_loops(kernel, 90) == [2, 3]
     branches = {2: 16, 3: 16}
     code = [machine_code.Instruction(16 * k, "BRA" if k in branches else "IADD3", branches.get(k)) for k in range(5)]
-    assert machine_code.longest_loop(code) == 3
-    assert machine_code.longest_loop(code[:2]) == 2
+    assert machine_code.loops(code) == [2, 3]
+    with mock.patch.object(machine_code, "disassembled", return_value=code):
+        assert machine_code.ratio(b"", kernel, 90) == 1
+    with mock.patch.object(machine_code, "disassembled", return_value=code[:3]):
+        assert machine_code.ratio(b"", kernel, 90) is None  # one loop of two
 
 
 # In a process of its own: this one may have Triton's interpreter switched on.
@@ -168,6 +171,7 @@ def python(*arguments: str) -> str:
     return subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.nightly
 def test_launches_that_stand_for_others_do_the_same():
     """Of the products' launches only those that differ are emulated: all of them give the same counts."""
     assert python("-c", EXACT) == "the same\n"
@@ -184,6 +188,6 @@ def test_the_command(tmp_path):
     assert row.quantities["launches"] == 1
     assert row.bound == pytest.approx(max(row.quantities["pipes ms"], row.quantities["chain ms"]), rel=1e-3)
     assert row.quantities["issue ms"] == row.quantities["pipes ms"]
-    # The machine code of its longest loop, against what pipes.py makes of the PTX: moves are all that it lacks.
+    # The machine code of its longest loop, against what pipes.py makes of the PTX: it lacks moves.
     assert 0.9 < row.quantities["machine code / estimate"] < 1.2
     assert "| `svd` forward, 100000 x 8² | **jacobi** |" in page.read_text()
