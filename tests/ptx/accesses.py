@@ -192,9 +192,8 @@ def access_global(
                     check_programs(memory, lanes, lane, number, granule, address, write)
                     same = write
                     if write:
-                        end = min(start + size, (granule + 1) * memory.granule)
-                        for b in range(max(start, granule * memory.granule), end):
-                            if memory.bytes[b] != data[lane, b - start]:
+                        for b in range(granule * memory.granule, (granule + 1) * memory.granule):
+                            if start <= b < start + size and memory.bytes[b] != data[lane, b - start]:
                                 same = False
                     compare(
                         memory.kept[granule], memory.barriers, memory.warp_barriers, memory.accesses[0], lanes, lane,
