@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 
 WIDTHS = {
@@ -16,6 +17,12 @@ WIDTHS = {
 }  # fmt: skip
 PRECISION = {"f32": 24, "f64": 53}
 SMALLEST_EXPONENT = {"f32": -126, "f64": -1022}
+ROUNDINGS: dict[str, Callable[[Fraction], int]] = {
+    "rni": round,
+    "rzi": math.trunc,
+    "rmi": math.floor,
+    "rpi": math.ceil,
+}
 NAN = {"f32": 0x7FFFFFFF, "f64": 0x7FFFFFFFFFFFFFFF}
 
 
@@ -177,7 +184,7 @@ def to_integer(bits: int, kind: str, target: str, rounding: str) -> int:
         return 0 if kind == "f32" and width < 64 else 1 << (width - 1)
     if math.isinf(x):
         return bits_of(high if x > 0 else low, target)
-    rounded = {"rni": round, "rzi": math.trunc, "rmi": math.floor, "rpi": math.ceil}[rounding](Fraction(x))
+    rounded = ROUNDINGS[rounding](Fraction(x))
     return bits_of(min(max(rounded, low), high), target)
 
 
@@ -188,7 +195,7 @@ def round_to_integer(bits: int, kind: str, rounding: str) -> int:
         return NAN[kind]
     if math.isinf(x):
         return bits
-    rounded = {"rni": round, "rzi": math.trunc, "rmi": math.floor, "rpi": math.ceil}[rounding](Fraction(x))
+    rounded = ROUNDINGS[rounding](Fraction(x))
     return nearest(Fraction(rounded), kind) | (bits & sign_bit(kind))
 
 
