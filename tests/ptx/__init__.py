@@ -15,3 +15,23 @@
   says what their results have to be;
 - :mod:`~tests.ptx.counts` counts what kernels take.
 """
+
+import os
+from hashlib import sha256
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def _name_compilations() -> None:
+    """numba keeps compiled functions by their file; that a function of another file, which they call, has changed it does
+    not see. So each state of the compiled files has a folder of its own.
+    """
+    texts = [path.read_bytes() for path in sorted(HERE.glob("*.py"))]
+    state = sha256(b"".join(text for text in texts if b"numba" in text or b"POISON" in text)).hexdigest()[:16]
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR", HERE / "__pycache__"))
+    if folder.name != state:
+        os.environ["NUMBA_CACHE_DIR"] = str(folder / state)
+
+
+_name_compilations()

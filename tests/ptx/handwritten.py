@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.ptx import machine, parser, translation
 from tests.ptx.memory import POISON_WORD, Memory
@@ -39,26 +40,32 @@ def translated(text: str, together: bool = False) -> translation.Translated:
     return translation.Translated(kernel, together)
 
 
-def launch(
+def launch(kernel: translation.Translated, buffers: list[NDArray[Any]], **launching: Any) -> machine.Record:
+    """Runs the kernel with the buffers' addresses as its parameters; what it writes is in the buffers afterwards."""
+    memory = Memory([(b.ctypes.data, b.nbytes) for b in buffers], kernel.global_variables)
+    parameters = b"".join(memory.address(b.ctypes.data).to_bytes(8, "little") for b in buffers)
+    record = launch_in(kernel, memory, parameters, **launching)
+    memory.copy_back()
+    return record
+
+
+def launch_in(
     kernel: translation.Translated,
-    buffers: list[np.ndarray],
+    memory: Memory,
+    parameters: bytes,
     *,
     threads: int = WARP,
     grid: int = 1,
     shared: int = 0,
     **options: Any,
 ) -> machine.Record:
-    """Runs the kernel with the buffers' addresses as its parameters; what it writes is in the buffers afterwards."""
-    memory = Memory([(b.ctypes.data, b.nbytes) for b in buffers], kernel.global_variables)
-    parameters = b"".join(memory.address(b.ctypes.data).to_bytes(8, "little") for b in buffers)
-    record = machine.launch(kernel, grid, threads, shared, parameters, memory, machine.Options(**options))
-    memory.copy_back()
-    return record
+    """Runs the kernel in a memory that is there."""
+    return machine.launch(kernel, grid, threads, shared, parameters, memory, machine.Options(**options))
 
 
 def run(
     body: str,
-    buffers: list[np.ndarray],
+    buffers: list[NDArray[Any]],
     *,
     declarations: str = "",
     module: str = "",
@@ -69,12 +76,12 @@ def run(
     return launch(translated(text_of(body, len(buffers), declarations, module), together), buffers, **launching)
 
 
-def unwritten(count: int) -> np.ndarray:
+def unwritten(count: int) -> NDArray[Any]:
     """``count`` words as ``torch.empty`` leaves them: nobody has written them."""
     return np.full(count, POISON_WORD, np.uint32)
 
 
-def words_unwritten(buffer: np.ndarray) -> int:
+def words_unwritten(buffer: NDArray[Any]) -> int:
     """How many words of an output nobody has written."""
     return int((buffer.view(np.uint32) == POISON_WORD).sum())
 

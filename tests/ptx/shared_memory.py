@@ -132,10 +132,8 @@ def compare(
             between = is_another_warp(reader, warp)
             within = not between and reader != thread and kept[READ_AT_WARP] == warp_barrier
             if between or within:
-                if same:
-                    lanes.findings[0, UNCHANGED] += 1
-                else:
-                    report(lanes, lane, RACE if between else WARP_RACE, number, address, reader)
+                # Even if the write changes nothing here: in another order the reader would come after it.
+                report(lanes, lane, RACE if between else WARP_RACE, number, address, reader)
         kept[WRITER], kept[WRITTEN_AT], kept[WRITTEN_AT_WARP], kept[WRITTEN_BY] = thread, barrier, warp_barrier, access
         return
     if not current:
