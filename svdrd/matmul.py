@@ -176,7 +176,7 @@ def _iterated(products: Products, x: Tensor, steps: Sequence[Quintic], dtype: to
         if k == OPENING:
             x = x.to(dtype)
         gram = products.gram(x, dtype)
-        q = products.gram(gram, dtype, c, gram, b)  # b gram + c gram^2
+        q = products.gram(gram, dtype, c, gram, b, symmetric=True)  # b gram + c gram^2
         x = products.times(x, q, 1.0, x, a)
     return x.to(dtype)
 
@@ -192,7 +192,8 @@ def _parts(
     projection = products.gram(p, dtype)
     # The factor is 2 / (s_i + s_j) where both are kept, 1 / s_i where the other is dropped.
     skew = products.cross(p, g, -1.0, dtype)
-    omega = products.cross(projection, products.times(skew, projection), -1.0, dtype, -0.25, skew, 1.0)
+    twice = products.times(skew, projection)
+    omega = products.cross(projection, twice, -1.0, dtype, -0.25, skew, 1.0, symmetric=True)
     # What leads from the null space of P to that of P^T has no derivative, and would grow to 1 / rcond on the way.
     residual = products.times(p, products.inner(p, g), -1.0, g, 1.0)
     return h, omega, products.times(residual, projection)
@@ -219,14 +220,14 @@ def _derivative(
     for k, (a, b, c) in enumerate(steps):
         if k == OPENING:
             h = h.to(dtype)
-        gram = products.gram(h, dtype)
-        q = products.gram(gram, dtype, c, gram, b)
-        d_gram = products.cross(h, omega, 1.0, dtype)  # h omega - omega h
-        d_q = products.cross(gram, d_gram, 1.0, dtype, c, d_gram, b)
-        omega = products.cross(q, omega, -1.0, dtype, 0.5, omega, a)
-        omega = products.cross(h, d_q, -1.0, dtype, 0.5, omega, 1.0)
+        gram = products.gram(h, dtype, symmetric=True)
+        q = products.gram(gram, dtype, c, gram, b, symmetric=True)
+        d_gram = products.cross(h, omega, 1.0, dtype, symmetric=True)  # h omega - omega h
+        d_q = products.cross(gram, d_gram, 1.0, dtype, c, d_gram, b, symmetric=True)
+        omega = products.cross(q, omega, -1.0, dtype, 0.5, omega, a, symmetric=True)
+        omega = products.cross(h, d_q, -1.0, dtype, 0.5, omega, 1.0, symmetric=True)
         outside = products.times(outside, q, 1.0, outside, a)
-        h = products.cross(h, q, 1.0, h.dtype, 0.5, h, a)
+        h = products.cross(h, q, 1.0, h.dtype, 0.5, h, a, symmetric=True)
     return products.times(p, products.inner(p, outside, -1.0, omega, 1.0), 1.0, outside, 1.0)
 
 

@@ -21,6 +21,8 @@ def per_item(x: Tensor) -> Tensor:
 class Products(Protocol):
     """Batched products with what stands before and after them. A product is formed in the precision of its result.
 
+    ``symmetric`` tells that x is: what an implementation made symmetric, it may then read the way that suits it.
+
     ``matrices`` and ``into`` are batches of ``m x n`` matrices, tensors or what an implementation reads and writes.
     """
 
@@ -44,13 +46,19 @@ class Products(Protocol):
         ...
 
     def gram(
-        self, x: Tensor, dtype: torch.dtype, alpha: float = 1.0, d: Tensor | None = None, beta: float = 0.0
+        self,
+        x: Tensor,
+        dtype: torch.dtype,
+        alpha: float = 1.0,
+        d: Tensor | None = None,
+        beta: float = 0.0,
+        symmetric: bool = False,
     ) -> Tensor:
         """``alpha x^T x + beta d``, d symmetric."""
         ...
 
     def unit_gram(self, x: Tensor, norm: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """``x^T x / norm^2``, ``norm`` being ``(b,)`` or 1, and its Frobenius norm, 1 for zero."""
+        """``x^T x / norm^2``, and its Frobenius norm, 1 for zero. ``norm``: ``(b,)``, then x is symmetric; None: 1."""
         ...
 
     def cross(
@@ -62,6 +70,7 @@ class Products(Protocol):
         alpha: float = 1.0,
         d: Tensor | None = None,
         beta: float = 0.0,
+        symmetric: bool = False,
     ) -> Tensor:
         """``alpha (x^T y + sign y^T x) + beta d``, exactly symmetric or (``sign = -1``) skew, as d has to be."""
         ...
@@ -138,7 +147,13 @@ class TorchProducts:
         into.copy_(x.clamp(-largest, largest))
 
     def gram(
-        self, x: Tensor, dtype: torch.dtype, alpha: float = 1.0, d: Tensor | None = None, beta: float = 0.0
+        self,
+        x: Tensor,
+        dtype: torch.dtype,
+        alpha: float = 1.0,
+        d: Tensor | None = None,
+        beta: float = 0.0,
+        symmetric: bool = False,
     ) -> Tensor:
         x = x.to(dtype)
         return _plus(product(x.mT, x), alpha, d, beta)
@@ -158,6 +173,7 @@ class TorchProducts:
         alpha: float = 1.0,
         d: Tensor | None = None,
         beta: float = 0.0,
+        symmetric: bool = False,
     ) -> Tensor:
         half = product(x.to(dtype).mT, y.to(dtype))
         return _plus(half + sign * half.mT, alpha, d, beta)

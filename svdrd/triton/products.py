@@ -22,13 +22,13 @@ from svdrd.triton.configuration import Configuration, interpreted
 # whole tiles. Predictions, as the other choices here: docs/performance.md has the reasons.
 TILES = ((16, 16), (32, 32), (64, 64), (96, 32))
 LARGEST_TILE = 64
-# Rows of an operand that a program holds at a time, by the edge of its tile; and its warps.
+# Rows of an operand that a program holds at a time, by the edge of its tile; and its warps. Every warp reads one of the
+# two operands as a whole, so few are better; with 2 there are no other instructions than those of sm_80.
 DEPTHS = {16: 16, 32: 16, 64: 16}
-WARPS = {16: 1, 32: 4, 64: 4}
-# Of the largest tile with sums in float64, which 4 warps cannot hold on sm_100 with Triton 3.6: it has no tensor cores
-# for float64 there.
-DOUBLE_WARPS = 8
-STAGES = 3
+WARPS = {16: 1, 32: 1, 64: 2}
+# The same where sums are float64: on sm_100, where Triton 3.6 has no tensor cores for them, fewer cannot hold them.
+DOUBLE_WARPS = {16: 1, 32: 4, 64: 8}
+STAGES = 2
 # The edge of the tiles of what only reads or writes, and its warps.
 EDGE = 32
 EDGE_WARPS = 4
@@ -67,11 +67,10 @@ def configuration(kernel: Any, dtypes: tuple[torch.dtype, ...], **constants: Any
     tile = constants.get("TILE")
     if tile is None:
         return Configuration.of(kernel, constants, EDGE_WARPS, 1, first, others=others)
-    warps = WARPS.get(tile, max(WARPS.values()))
-    if tile == LARGEST_TILE and dtypes[-1] == torch.float64:
-        warps = DOUBLE_WARPS
-    # Triton 3.9's compiler stops at 128 registers for one of the products of a float64 operand, and spills.
-    maxnreg = min(255, 65536 // (32 * warps)) if dtypes[0] == torch.float64 else None
+    by_tile = DOUBLE_WARPS if dtypes[-1] == torch.float64 else WARPS
+    warps = by_tile.get(tile, max(by_tile.values()))
+    # By itself the compiler stops at 128 or 168 registers for some of the forms, and spills.
+    maxnreg = min(255, 65536 // (32 * warps))
     return Configuration.of(kernel, constants, warps, STAGES, first, maxnreg=maxnreg, others=others)
 
 
@@ -80,10 +79,19 @@ def configurations() -> Iterator[Configuration]:
     single, double = torch.float32, torch.float64
     for tile in sorted(DEPTHS):
         products = {"TILE": tile, "DEPTH": DEPTHS[tile]}
-        for x, y, out in ((single, single, single), (double, single, single), (double, single, double)):
-            yield configuration(kernels.symmetric_kernel, (x, y, out, out, out, out), SAME=False, **products)
+        # The smallest tiles are for matrices that are one.
+        for whole in (True, False) if tile > min(DEPTHS) else (True,):
+            for x, out, transposed in (
+                (single, single, False), (single, single, True), (double, single, False), (double, double, False),
+                (double, double, True),
+            ):  # fmt: skip
+                forms = {"SAME": False, "TRANSPOSED": transposed, "WHOLE": whole}
+                yield configuration(kernels.symmetric_kernel, (x, single, *(out,) * 4), **forms, **products)
+            for x in (single, double):
+                for transposed in (False, True):
+                    forms = {"SAME": True, "TRANSPOSED": transposed, "WHOLE": whole}
+                    yield configuration(kernels.symmetric_kernel, (x, x, *(single,) * 4), **forms, **products)
         for x in (single, double):
-            yield configuration(kernels.symmetric_kernel, (x, x, *(single,) * 4), SAME=True, **products)
             yield configuration(kernels.product_kernel, (x, single, x, x), TRANSPOSED=False, **products)
         yield configuration(kernels.product_kernel, (single,) * 4, TRANSPOSED=True, **products)
     for wide in (False, True):
@@ -205,6 +213,7 @@ class TritonProducts:
         beta: float = 0.0,
         norm: Tensor | None = None,
         sums: Tensor | None = None,
+        symmetric: bool = False,
     ) -> Tensor:
         count, height, n = x.shape
         out = x.new_empty(count, n, n, dtype=dtype)
@@ -220,19 +229,27 @@ class TritonProducts:
         )
         scalars = (alpha, beta, sign, height // self.tile, side, int(d is not None), int(norm is not None))
         programs = count * (side * (side + 1) // 2)
-        _launch(kernels.symmetric_kernel, programs, tensors, scalars, SAME=y is None, **self.constants)
+        forms = {"SAME": y is None, "TRANSPOSED": not symmetric, "WHOLE": side == 1}
+        _launch(kernels.symmetric_kernel, programs, tensors, scalars, **forms, **self.constants)
         return out
 
     def gram(
-        self, x: Tensor, dtype: torch.dtype, alpha: float = 1.0, d: Tensor | None = None, beta: float = 0.0
+        self,
+        x: Tensor,
+        dtype: torch.dtype,
+        alpha: float = 1.0,
+        d: Tensor | None = None,
+        beta: float = 0.0,
+        symmetric: bool = False,
     ) -> Tensor:
-        return self._symmetric(x, None, dtype, 1.0, alpha, d, beta)
+        return self._symmetric(x, None, dtype, 1.0, alpha, d, beta, symmetric=symmetric)
 
     def unit_gram(self, x: Tensor, norm: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         count, side = len(x), x.shape[2] // self.tile
         sums = x.new_empty(count, side * (side + 1) // 2, dtype=dtype)
         divisor = x.new_ones(count, dtype=dtype) if norm is None else norm
-        return self._symmetric(x, None, dtype, norm=divisor, sums=sums), _sums(sums, root=True)
+        gram = self._symmetric(x, None, dtype, norm=divisor, sums=sums, symmetric=norm is not None)
+        return gram, _sums(sums, root=True)
 
     def cross(
         self,
@@ -243,8 +260,9 @@ class TritonProducts:
         alpha: float = 1.0,
         d: Tensor | None = None,
         beta: float = 0.0,
+        symmetric: bool = False,
     ) -> Tensor:
-        return self._symmetric(x, y, dtype, sign, alpha, d, beta)
+        return self._symmetric(x, y, dtype, sign, alpha, d, beta, symmetric=symmetric)
 
     def _product(self, x: Tensor, y: Tensor, transposed: bool, alpha: float, d: Tensor | None, beta: float) -> Tensor:
         rows = x.shape[2 if transposed else 1]

@@ -5,8 +5,8 @@ one tile, and of a symmetric result only tiles on and above the diagonal, whose 
 are symmetric to the bit. Every sum is in an order that depends on the shape alone, and no program looks beyond its
 item. The batch lies along the first axis of the grid, as the other two end at 65535.
 
-Products of float32 are three of TF32 (``tf32x3``): each operand is split into two, and the product of the two small
-parts is dropped, which leaves about 2^-21 of each term. Products of float64 are float64's own, on tensor cores where
+Products of float32 are three of TF32: each operand is split into two, and the product of the two small parts is
+dropped, which leaves about 2^-21 of each term. Products of float64 are float64's own, on tensor cores where
 there are such (compute capability 8.0, 9.0, 10.0).
 """
 
@@ -34,65 +34,134 @@ def _times_power_of_two(x: tl.tensor, exponent: tl.tensor) -> tl.tensor:
     return x * _power_of_two(half, x) * _power_of_two(exponent - half, x)
 
 
+@triton.jit
+def _big(x: tl.tensor, FORM: tl.constexpr) -> tl.tensor:
+    """The TF32 number nearest to x, float32: its first 11 bits, ties away from zero."""
+    # Triton lets a product's operand lie in memory as it was loaded, and splits it in registers, only where no other
+    # product has the same operand. So each asks for another form of the same bits; LLVM knows that they are the same.
+    bits = x.to(tl.int32, bitcast=True) + 0x1000
+    if FORM == 0:
+        bits = bits & -0x2000
+    elif FORM == 1:
+        bits = (bits >> 13) << 13
+    else:
+        bits = bits - (bits & 0x1FFF)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _plus_product(total: tl.tensor, x: tl.tensor, y: tl.tensor) -> tl.tensor:
+    """``total + x y``, in float64 where ``total`` is."""
+    if total.dtype == tl.float64:
+        total = tl.dot(x, y, total, input_precision="ieee", out_dtype=tl.float64)
+    else:
+        # The sums of a slab are small beside the total: tensor cores cut what they add off, an addition rounds it.
+        part = tl.dot(x - _big(x, 0), _big(y, 0), input_precision="tf32")
+        part = tl.dot(_big(x, 1), y - _big(y, 0), part, input_precision="tf32")
+        total += tl.dot(_big(x, 2), _big(y, 1), part, input_precision="tf32")
+    return total
+
+
+@triton.jit
+def _plus_half_gram(total: tl.tensor, x: tl.tensor, y: tl.tensor) -> tl.tensor:
+    """``total`` + t with ``t + t^T = x y``, if ``x = y^T``; float32."""
+    part = tl.dot(x - _big(x, 0), _big(y, 0), input_precision="tf32")
+    return total + tl.dot(0.5 * _big(x, 1), _big(y, 1), part, input_precision="tf32")
+
+
+@triton.jit
+def _slab(
+    x: tl.tensor, row: tl.tensor, column: tl.tensor, width: tl.tensor, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Addresses of the ``HEIGHT x WIDTH`` entries from ``row, column`` on, of a matrix with ``width`` in a row."""
+    corner = row * width.to(tl.int64) + column
+    return x + corner + (tl.arange(0, HEIGHT)[:, None] * width + tl.arange(0, WIDTH)[None, :])
+
+
+@triton.jit
+def _rows(
+    x: tl.tensor, i: tl.tensor, k: tl.tensor, width: tl.tensor, TRANSPOSED: tl.constexpr, TILE: tl.constexpr,
+    DEPTH: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Slab k of tile row i of x, or with ``TRANSPOSED`` of x^T: ``TILE x DEPTH``."""
+    if TRANSPOSED:
+        left = tl.trans(tl.load(_slab(x, k * DEPTH, i * TILE, width, DEPTH, TILE)))
+    else:
+        left = tl.load(_slab(x, i * TILE, k * DEPTH, width, TILE, DEPTH))
+    return left
+
+
 @triton.jit(do_not_specialize=["alpha", "beta", "sign", "height", "side", "add", "unit"])
 def symmetric_kernel(
     x: tl.tensor, y: tl.tensor, d: tl.tensor, norm: tl.tensor, out: tl.tensor, sums: tl.tensor, alpha: tl.float64,
     beta: tl.float64, sign: tl.float64, height: tl.int32, side: tl.int32, add: tl.int32, unit: tl.int32,
-    SAME: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
+    SAME: tl.constexpr, TRANSPOSED: tl.constexpr, WHOLE: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ) -> None:  # fmt: skip
     """``alpha (x^T y + sign y^T x) + beta d``, or with ``SAME`` ``alpha x^T x + beta d``: n x n, symmetric or skew.
 
     Args:
-        x, y: ``(b, rows, n)``.
+        x, y: ``(b, rows, n)``; without ``TRANSPOSED`` x is symmetric, and is read as it lies.
         d: read if ``add``; symmetric or skew as the result is.
         norm: ``(b,)``, read if ``unit``: the result is divided by its square.
         sums: ``(b, side (side + 1) / 2)``, written if ``unit``: what a tile and its mirror image add to the squared
             Frobenius norm.
-        sign: 1 or -1.
+        sign: 1 or -1; 1 with ``SAME``.
         height, side: tiles in a column and in a row of x.
+        WHOLE: the result is one tile.
     """
     dtype: tl.constexpr = out.dtype.element_ty
-    precision: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
     tiles = side * (side + 1) // 2
     item = (tl.program_id(0) // tiles).to(tl.int64)
     tile = tl.program_id(0) % tiles
-    i, j = _upper_tile(tile)
     n = side * TILE
-    rows, columns = i * TILE + tl.arange(0, TILE), j * TILE + tl.arange(0, TILE)
-    first = tl.arange(0, DEPTH)
     x += item * (height * TILE) * n
     y += item * (height * TILE) * n
+    out += item * n * n
     signed = tl.full([1, 1], sign, dtype)
     total = tl.zeros([TILE, TILE], dtype)
-    for k in range(height * (TILE // DEPTH)):
-        at = (k * DEPTH + first)[:, None].to(tl.int64) * n
-        x_rows = tl.load(x + (at + rows[None, :])).to(dtype)
-        x_columns = tl.load(x + (at + columns[None, :])).to(dtype)
-        if SAME:
-            total = tl.dot(tl.trans(x_rows), x_columns, total, input_precision=precision, out_dtype=dtype)
-        else:
-            y_rows = tl.load(y + (at + rows[None, :])).to(dtype)
-            y_columns = tl.load(y + (at + columns[None, :])).to(dtype)
-            total = tl.dot(tl.trans(x_rows), y_columns, total, input_precision=precision, out_dtype=dtype)
-            total = tl.dot(tl.trans(signed * y_rows), x_columns, total, input_precision=precision, out_dtype=dtype)
+    steps = height * (TILE // DEPTH)
+    # t + sign t^T is symmetric or skew to the bit; so of a tile on the diagonal t = x^T y is enough.
+    if WHOLE:
+        i, j = tile, tile  # the only one, 0
+        for k in range(steps):
+            right = tl.load(_slab(y, k * DEPTH, j * TILE, n, DEPTH, TILE)).to(dtype)
+            if SAME and TRANSPOSED:
+                total = _plus_half_gram(total, tl.trans(right), right)
+            elif SAME:
+                total = _plus_half_gram(total, _rows(x, i, k, n, TRANSPOSED, TILE, DEPTH).to(dtype), right)
+            else:
+                total = _plus_product(total, _rows(x, i, k, n, TRANSPOSED, TILE, DEPTH).to(dtype), right)
+        total += signed * tl.trans(total)
+    elif SAME:
+        i, j = _upper_tile(tile)
+        for k in range(steps):
+            right = tl.load(_slab(x, k * DEPTH, j * TILE, n, DEPTH, TILE)).to(dtype)
+            total = _plus_product(total, _rows(x, i, k, n, TRANSPOSED, TILE, DEPTH).to(dtype), right)
+        if i == j:
+            # Both triangles were computed, in different orders.
+            rows, columns = tl.arange(0, TILE)[:, None], tl.arange(0, TILE)[None, :]
+            total = tl.where(rows <= columns, total, tl.trans(total))
+    else:
+        i, j = _upper_tile(tile)
+        for k in range(steps):
+            right = tl.load(_slab(y, k * DEPTH, i * TILE, n, DEPTH, TILE)).to(dtype)
+            total = _plus_product(total, _rows(x, j, k, n, TRANSPOSED, TILE, DEPTH).to(dtype), right)
+        mirrored = signed * tl.trans(total)
+        total = tl.where(i == j, total + mirrored, mirrored)
+        for k in range(tl.where(i == j, 0, steps)):
+            right = tl.load(_slab(y, k * DEPTH, j * TILE, n, DEPTH, TILE)).to(dtype)
+            total = _plus_product(total, _rows(x, i, k, n, TRANSPOSED, TILE, DEPTH).to(dtype), right)
     total *= tl.full([1, 1], alpha, dtype)
-    upper = rows[:, None].to(tl.int64) * n + columns[None, :]
-    lower = columns[:, None].to(tl.int64) * n + rows[None, :]
-    square = item * n * n
     if unit > 0:
         scale = tl.load(norm + item)
         total /= scale * scale
         tl.store(sums + item * tiles + tile, tl.sum(total * total) * tl.where(i == j, 1.0, 2.0).to(dtype))
     if add > 0:
-        total += tl.full([1, 1], beta, dtype) * tl.load(d + (square + upper)).to(dtype)
-    if i == j:
-        # Of the tile on the diagonal both triangles were computed, in different orders.
-        total = tl.where(rows[:, None] <= columns[None, :], total, signed * tl.trans(total))
-        if sign < 0:
-            total = tl.where(rows[:, None] == columns[None, :], 0.0, total)
-    tl.store(out + (square + upper), total)
-    if i < j:
-        tl.store(out + (square + lower), signed * tl.trans(total))
+        d += item * n * n
+        total += tl.full([1, 1], beta, dtype) * tl.load(_slab(d, i * TILE, j * TILE, n, TILE, TILE)).to(dtype)
+    tl.store(_slab(out, i * TILE, j * TILE, n, TILE, TILE), total)
+    if not WHOLE and i < j:
+        tl.store(_slab(out, j * TILE, i * TILE, n, TILE, TILE), signed * tl.trans(total))
 
 
 @triton.jit(do_not_specialize=["alpha", "beta", "depth", "height", "side", "add"])
@@ -108,30 +177,23 @@ def product_kernel(
         d: ``(b, height, side)`` tiles, read if ``add``.
     """
     dtype: tl.constexpr = out.dtype.element_ty
-    precision: tl.constexpr = "ieee" if dtype == tl.float64 else "tf32x3"
     tiles = height * side
     item = (tl.program_id(0) // tiles).to(tl.int64)
     tile = tl.program_id(0) % tiles
+    i, j = tile // side, tile % side
     n, length = side * TILE, depth * TILE
-    rows = (tile // side) * TILE + tl.arange(0, TILE)
-    columns = (tile % side) * TILE + tl.arange(0, TILE)
-    first = tl.arange(0, DEPTH)
+    width = height * TILE if TRANSPOSED else length
     x += item * (height * TILE) * length
     y += item * length * n
     total = tl.zeros([TILE, TILE], dtype)
     for k in range(depth * (TILE // DEPTH)):
-        across = k * DEPTH + first
-        if TRANSPOSED:
-            left = tl.trans(tl.load(x + (across[:, None].to(tl.int64) * (height * TILE) + rows[None, :])))
-        else:
-            left = tl.load(x + (rows[:, None].to(tl.int64) * length + across[None, :]))
-        right = tl.load(y + (across[:, None].to(tl.int64) * n + columns[None, :]))
-        total = tl.dot(left.to(dtype), right.to(dtype), total, input_precision=precision, out_dtype=dtype)
+        right = tl.load(_slab(y, k * DEPTH, j * TILE, n, DEPTH, TILE)).to(dtype)
+        total = _plus_product(total, _rows(x, i, k, width, TRANSPOSED, TILE, DEPTH).to(dtype), right)
     total *= tl.full([1, 1], alpha, dtype)
-    at = item * (height * TILE) * n + rows[:, None].to(tl.int64) * n + columns[None, :]
+    square = item * (height * TILE) * n
     if add > 0:
-        total += tl.full([1, 1], beta, dtype) * tl.load(d + at).to(dtype)
-    tl.store(out + at, total)
+        total += tl.full([1, 1], beta, dtype) * tl.load(_slab(d + square, i * TILE, j * TILE, n, TILE, TILE)).to(dtype)
+    tl.store(_slab(out + square, i * TILE, j * TILE, n, TILE, TILE), total)
 
 
 @triton.jit
