@@ -17,34 +17,27 @@ from svdrd.triton.configuration import Configuration, interpreted
 LARGEST = 64
 # Of float64 matrices the polar factor and the loss do not fit on the chip with more columns than these.
 LARGEST_DOUBLE_POLAR = 32
-# Nor does the loss of float32, with the compiler of Triton 3.6.
-LARGEST_LOSS = 32
 # Matrices of fewer columns share the kernels of this many.
 SMALLEST = 4
-# Rows of a program's tile: one for each thread of a warp, or one matrix of more columns.
-ROWS = 32
+# Pairs of columns of a program's tile, by the columns of a matrix: one for each thread of a warp; or for every two
+# threads, where one alone would not hold it.
+PAIRS = {4: 32, 8: 32, 16: 32, 32: 16, 64: 32}
 # Triton's interpreter pays for each operation of each program, so there a program is given many matrices.
-INTERPRETED_ROWS = 8192
+INTERPRETED_PAIRS = 4096
 DTYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 # How many tiles of M columns a kernel keeps in registers at its fullest.
 TILES = {
-    kernels.svd_kernel: 2,
+    kernels.svd_kernel: 1,
     kernels.polar_kernel: 3,
     kernels.polar_backward_kernel: 4,
     kernels.loss_kernel: 5,
-    kernels.recompose_kernel: 4,
+    kernels.recompose_kernel: 3,
 }
-# 32-bit registers of a thread that may go to tiles; beyond, another warp takes half of the columns. Pairs of registers,
-# for float64, leave gaps.
-REGISTERS = {torch.float32: 160, torch.float64: 144}
+# 32-bit registers of a thread that may go to tiles; beyond, another warp takes half of the rows.
+REGISTERS = {torch.float32: 224, torch.float64: 192}
 # Forms (M, N) that spill nevertheless with one of the compilers of Triton 3.6 to 3.9 for one of the GPUs of
 # svdrd.triton.aot, and get twice the warps.
-TIGHT = {
-    (kernels.svd_kernel, torch.float32): {(64, 4), (64, 8), (64, 16)},
-    (kernels.polar_kernel, torch.float32): {(32, 4), (32, 32), (64, 64)},
-    (kernels.loss_kernel, torch.float32): {(64, 16)},
-    (kernels.recompose_kernel, torch.float64): {(64, 8), (64, 16)},
-}
+TIGHT: dict[tuple[Any, torch.dtype], set[tuple[int, int]]] = {}
 
 
 class Shape(NamedTuple):
@@ -76,51 +69,42 @@ def takes(m: int, n: int) -> bool:
 
 
 def takes_polar(m: int, n: int, dtype: torch.dtype) -> bool:
-    """Whether the other operators but the loss are."""
+    """Whether the other operators are."""
     return takes(m, n) and (dtype == torch.float32 or min(m, n) <= LARGEST_DOUBLE_POLAR)
 
 
-def takes_loss(m: int, n: int) -> bool:
-    """Whether :func:`basis_loss` is, of both dtypes."""
-    return takes(m, n) and min(m, n) <= LARGEST_LOSS
-
-
 @cache
-def configuration(kernel: Any, dtype: torch.dtype, long: int, narrow: int, rows: int) -> Configuration:
+def configuration(kernel: Any, dtype: torch.dtype, long: int, narrow: int, pairs: int) -> Configuration:
     """The form of ``kernel`` for matrices padded to ``long x narrow``."""
-    registers = rows * (TILES[kernel] * long + 2 * narrow) * dtype.itemsize // (4 * 32)
+    registers = 2 * pairs * (TILES[kernel] * long + 2 * narrow) * dtype.itemsize // (4 * 32)
     num_warps = triton.next_power_of_2(-(-registers // REGISTERS[dtype]))
     if (long, narrow) in TIGHT.get((kernel, dtype), ()):
         num_warps *= 2
-    constants = {"R": rows, "M": long, "N": narrow}
+    constants = {"P": pairs, "M": long, "N": narrow}
     maxnreg = min(255, 65536 // (32 * num_warps))
     return Configuration.of(kernel, constants, num_warps, dtype=DTYPES[dtype], maxnreg=maxnreg)
 
 
 def configurations() -> Iterator[Configuration]:
     """Every form that the launchers below can choose."""
-    sizes = [size for size in (4, 8, 16, 32, 64) if SMALLEST <= size <= LARGEST]
-    for dtype, long, narrow in product(DTYPES, sizes, sizes):
+    for dtype, long, narrow in product(DTYPES, PAIRS, PAIRS):
         if long < narrow:
             continue
         for kernel in TILES:
-            if kernel is not kernels.svd_kernel and not takes_polar(long, narrow, dtype):
-                continue
-            if kernel is kernels.loss_kernel and not takes_loss(long, narrow):
-                continue
-            yield configuration(kernel, dtype, long, narrow, max(ROWS, narrow))
+            if kernel is kernels.svd_kernel or takes_polar(long, narrow, dtype):
+                yield configuration(kernel, dtype, long, narrow, PAIRS[narrow])
 
 
 def _launch(kernel: Any, first: Tensor, shape: Shape, batch: int, *arguments: Any) -> None:
     if batch == 0:
         return
     long, narrow = shape.padded()
-    rows = max(ROWS, narrow)
+    pairs = PAIRS[narrow]
     if interpreted(first.device):
-        rows = max(rows, min(INTERPRETED_ROWS, triton.next_power_of_2(batch) * narrow))
+        pairs = max(pairs, min(INTERPRETED_PAIRS, triton.next_power_of_2(batch) * narrow // 2))
     with torch.cuda.device_of(first):
-        grid = (triton.cdiv(batch, rows // narrow),)
-        configuration(kernel, first.dtype, long, narrow, rows).launch(grid, *arguments)
+        grid = (triton.cdiv(batch, pairs // (narrow // 2)),)
+        configuration(kernel, first.dtype, long, narrow, pairs).launch(grid, *arguments)
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,8 +168,8 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.basis_loss`; takes what :func:`takes_loss` says."""
-    if not takes_loss(block_height, block_width):
+    """As :func:`svdrd.reference.basis_loss`; takes what :func:`takes_polar` says."""
+    if not takes_polar(block_height, block_width, x_hat.dtype):
         return NotImplemented
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape

@@ -1,13 +1,15 @@
 """One-sided Jacobi on a tile of small matrices, and what follows: SVD, polar factor with derivative, basis loss.
 
-A tile ``(R, M)`` holds ``R / N`` matrices of up to N columns; row r is column ``r % N`` of matrix ``r // N`` (of
-its transpose, if the matrix is wide), padded with zeros. Round k of a sweep rotates row r with row ``r ^ k``: every
-row at once, every pair once in ``N - 1`` rounds, and as N is a power of two nothing leaves its matrix. With ``R = 32``
-and one warp a row is a thread's registers, the partner's row comes by shuffles, and a dot product needs no
-communication. Tiles are loaded and stored as ``(M, R)``, so that the lanes of a warp lie along R from the start.
+A tile holds P pairs of columns, of ``P / (N / 2)`` matrices with up to N columns (of their transposes, if they are
+wide), padded with zeros: pair p is columns ``2 q`` and ``2 q + 1`` of its matrix, with ``q = p % (N / 2)``. It is two
+tensors ``(P, M)``, the top columns and the bottom columns, one column a row. A pair is rotated where it is: its product
+and its angle are computed once, and only one of its columns has to move before the next rotation. As N is a power of
+two, ``p ^ k`` is a pair of the same matrix. A pair lies in the registers of a thread, or of two threads beside each
+other; columns move by shuffles. Tiles are loaded and stored as ``(M, P)``, so that the threads of a warp lie along P.
 
-``_across`` is the only exchange between rows; sums over a matrix are butterflies of it and give every row the same
-bits.
+``_moved`` is the only exchange between pairs; sums over a matrix are butterflies of it: every pair gets the same bits.
+
+Many registers hold what the compiler could compute again. Where it should, ``disable_licm`` says so, or ``_anew``.
 
 Source: J. Demmel and K. Veselic, "Jacobi's method is more accurate than QR", SIAM J. Matrix Anal. Appl. 13, 1992.
 """
@@ -22,29 +24,50 @@ SWEEPS = tl.constexpr(40)
 
 
 @triton.jit
-def _across(x: tl.tensor, rows: tl.tensor, k: tl.tensor) -> tl.tensor:
-    """Row r receives row ``r ^ k`` of ``(R,)`` or ``(R, C)``."""
-    partner = rows ^ k
-    if len(x.shape) == 2:
-        partner = tl.broadcast_to(partner[:, None], x.shape)
-    return tl.gather(x, partner, 0)
+def _anew(x: tl.tensor, small: tl.tensor) -> tl.tensor:
+    """The same x, for all that the compiler knows another one where ``small``, below 2^16, is another."""
+    return x + (small >> 16)
 
 
 @triton.jit
-def _matrix_sum(x: tl.tensor, rows: tl.tensor, N: tl.constexpr) -> tl.tensor:
-    """The sum over the N rows of a matrix, in each of them."""
-    for bit in tl.static_range(6):
-        if (1 << bit) < N:
-            x += _across(x, rows, 1 << bit)
+def _moved(x: tl.tensor, source: tl.tensor) -> tl.tensor:
+    """Row p receives row ``source[p]`` of ``(P,)`` or ``(P, C)``."""
+    if len(x.shape) == 2:
+        source = tl.broadcast_to(source[:, None], x.shape)
+    return tl.gather(x, source, 0)
+
+
+@triton.jit
+def _across(x: tl.tensor, pairs: tl.tensor, k: tl.tensor) -> tl.tensor:
+    """Row p receives row ``p ^ k`` of ``(P,)`` or ``(P, C)``."""
+    return _moved(x, pairs ^ k)
+
+
+@triton.jit
+def _any(x: tl.tensor, C: tl.constexpr) -> tl.tensor:
+    """Whether x ``(P,)`` is true somewhere.
+
+    Over C columns it is one reduction of the whole warp, and the compiler knows that all threads have its result.
+    Otherwise every shuffle in a loop that depends on it would get code for a warp that has parted.
+    """
+    return tl.max(tl.broadcast_to(x[:, None], [x.shape[0], C]).to(tl.int32)) > 0
+
+
+@triton.jit
+def _matrix_sum(x: tl.tensor, pairs: tl.tensor, N: tl.constexpr) -> tl.tensor:
+    """The sum over the N / 2 pairs of a matrix, in each of them."""
+    for bit in tl.static_range(5):
+        if (2 << bit) < N:
+            x += _across(x, pairs, 1 << bit)
     return x
 
 
 @triton.jit
-def _matrix_max(x: tl.tensor, rows: tl.tensor, N: tl.constexpr) -> tl.tensor:
-    """The maximum over the N rows of a matrix, in each of them."""
-    for bit in tl.static_range(6):
-        if (1 << bit) < N:
-            x = tl.maximum(x, _across(x, rows, 1 << bit))
+def _matrix_max(x: tl.tensor, pairs: tl.tensor, N: tl.constexpr) -> tl.tensor:
+    """The maximum over the N / 2 pairs of a matrix, in each of them."""
+    for bit in tl.static_range(5):
+        if (2 << bit) < N:
+            x = tl.maximum(x, _across(x, pairs, 1 << bit))
     return x
 
 
@@ -87,17 +110,20 @@ def _largest(like: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _normalised(a: tl.tensor, floor: tl.tensor, rows: tl.tensor, N: tl.constexpr) -> tl.tensor:
+def _normalised(
+    top: tl.tensor, bottom: tl.tensor, floor: tl.tensor, pairs: tl.tensor, N: tl.constexpr
+) -> tl.tensor:  # fmt: skip
     """Each matrix times ``2^-exponent``, so that its largest entry, or ``floor`` if larger, is in [1/2, 1).
 
-    Also the exponents ``(R,)`` and whether the matrix is finite; one that is not is replaced by zeros.
+    Also the exponents ``(P,)`` and whether the matrix is finite; one that is not is replaced by zeros.
     """
-    finite = tl.abs(a) <= _largest(a.dtype)
-    bad = _matrix_max(tl.max(tl.where(finite, 0, 1), 1), rows, N) > 0
-    a = tl.where(bad[:, None], 0.0, a)
-    size = _matrix_max(tl.max(tl.abs(a), 1), rows, N)
+    bound = _largest(top.dtype)
+    finite = (tl.abs(top) <= bound) & (tl.abs(bottom) <= bound)
+    bad = _matrix_max(tl.max(tl.where(finite, 0, 1), 1), pairs, N) > 0
+    top, bottom = tl.where(bad[:, None], 0.0, top), tl.where(bad[:, None], 0.0, bottom)
+    size = _matrix_max(tl.max(tl.maximum(tl.abs(top), tl.abs(bottom)), 1), pairs, N)
     exponent = _exponent(tl.maximum(size, floor))
-    return _scaled(a, -exponent), exponent, bad
+    return _scaled(top, -exponent), _scaled(bottom, -exponent), exponent, bad
 
 
 @triton.jit
@@ -108,61 +134,106 @@ def _inverse_root(x: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _diagonalise(a: tl.tensor, rows: tl.tensor, N: tl.constexpr) -> tl.tensor:
-    """Rotates rows until those of each matrix are orthogonal.
+def _exchanged(top: tl.tensor, bottom: tl.tensor, pairs: tl.tensor, half: tl.tensor) -> tl.tensor:
+    """Of the pairs p and ``p ^ half`` the one whose bit is 0 gets both top rows, the other one both bottom rows."""
+    upper = (pairs & half) != 0
+    if len(top.shape) == 2:
+        upper = tl.broadcast_to(upper[:, None], top.shape)
+    received = _across(tl.where(upper, top, bottom), pairs, half)
+    return tl.where(upper, received, top), tl.where(upper, bottom, received)
 
-    Returns U^T ``(R, M)`` and V^T ``(R, N)``, and s, unsorted. A row whose value is below eps^2 s_1 has no direction:
-    its s is 0 and its row of U^T too.
+
+@triton.jit
+def _turned(x: tl.tensor, y: tl.tensor, c: tl.tensor, t: tl.tensor) -> tl.tensor:
+    """Two rows rotated by the angle whose tangent is t and cosine c."""
+    # In this order equal rows cancel exactly, and duplicated columns leave zeros instead of noise.
+    return c[:, None] * (x + t[:, None] * y), c[:, None] * (y - t[:, None] * x)
+
+
+@triton.jit
+def _diagonalise(top: tl.tensor, bottom: tl.tensor, pairs: tl.tensor, N: tl.constexpr) -> tl.tensor:
+    """Rotates pairs until all columns of a matrix are orthogonal.
+
+    A sweep has N - 1 rounds. In the first N / 2 the bottom columns move past the top columns. Then half of the pairs
+    exchange with the other half: top columns meet top columns and bottom columns meet bottom columns, in half as many
+    rounds; and so on. At the end every column is back in its place: with another order in each sweep it takes one more.
+
+    Returns U^T ``(P, M)`` and V^T ``(P, N)``, and s, each of top and bottom, unsorted. A column whose value is below
+    eps^2 s_1 has no direction: its s is 0 and its row of U^T too.
     """
-    R: tl.constexpr = a.shape[0]
-    double: tl.constexpr = a.dtype == tl.float64
+    P: tl.constexpr = top.shape[0]
+    dtype: tl.constexpr = top.dtype
+    double: tl.constexpr = dtype == tl.float64
     # A pair whose cosine is below this counts as orthogonal: the rounding of a dot product of 64 terms.
     negligible: tl.constexpr = 2.0**-50 if double else 2.0**-21
     # eps^4. Smaller squares belong to the rounding of rounding, which would be rotated in vain; and in float32 the
-    # products of such rows lose their digits to underflow.
+    # products of such columns lose their digits to underflow.
     nothing: tl.constexpr = 2.0**-208 if double else 2.0**-92
 
-    v = tl.where(tl.arange(0, N)[None, :] == (rows % N)[:, None], 1.0, 0.0).to(a.dtype)
-    square = tl.sum(a * a, 1)
-    active = rows >= 0
+    place = pairs % (N // 2)
+    entry = tl.arange(0, N)[None, :]
+    top_v = tl.where(entry == 2 * place[:, None], 1.0, 0.0).to(dtype)
+    bottom_v = tl.where(entry == 2 * place[:, None] + 1, 1.0, 0.0).to(dtype)
+    top_square, bottom_square = tl.sum(top * top, 1), tl.sum(bottom * bottom, 1)
+    active = pairs >= 0
     sweep = 0
-    while (sweep < SWEEPS) & (tl.max(active.to(tl.int32), 0) > 0):
-        worst_cosine = tl.zeros([R], a.dtype)
-        worst_turn = tl.zeros([R], a.dtype)
-        for k in range(1, N):
-            b = _across(a, rows, k)
-            square_b = _across(square, rows, k)
-            product = tl.sum(a * b, 1)
-            usable = active & (square > nothing) & (square_b > nothing)
-            inverse_norms = tl.rsqrt(tl.where(usable, square, 1.0)) * tl.rsqrt(tl.where(usable, square_b, 1.0))
-            cosine = tl.abs(product) * inverse_norms
-            rotate = usable & (cosine > negligible)
-            cosine = tl.where(rotate, cosine, 0.0)
+    while (sweep < SWEEPS) & (_any(active, N)):
+        worst_cosine = tl.zeros([P], dtype)
+        worst_turn = tl.zeros([P], dtype)
+        half = N // 2
+        while half > 0:
+            for k in tl.range(half, disable_licm=True):
+                product = tl.sum(top * bottom, 1)
+                usable = active & (top_square > nothing) & (bottom_square > nothing)
+                inverse_norms = tl.rsqrt(tl.where(usable, top_square, 1.0))
+                inverse_norms *= tl.rsqrt(tl.where(usable, bottom_square, 1.0))
+                cosine = tl.abs(product) * inverse_norms
+                rotate = usable & (cosine > negligible)
+                cosine = tl.where(rotate, cosine, 0.0)
 
-            # The tangent of the smaller angle, in units in which no square leaves the range; a root and a quotient by
-            # their reciprocals, because an error in t is one in the angle alone. The partner computes -t exactly.
-            twice = 2 * cosine
-            difference = tl.abs(square_b - square) * inverse_norms
-            y = tl.where(rotate, difference * difference + twice * twice, 1.0)
-            root = tl.rsqrt(difference + y * tl.rsqrt(y))
-            larger = (square > square_b) | ((square == square_b) & (rows < (rows ^ k)))
-            t = twice * root * root
-            t = tl.where(larger == (product > 0), t, -t)
-            c = _inverse_root(1 + t * t)
-            # In this order equal rows cancel exactly, and duplicated columns leave zeros instead of noise.
-            a = c[:, None] * (a + t[:, None] * b)
-            v = c[:, None] * (v + t[:, None] * _across(v, rows, k))
+                # The tangent of the smaller angle, in units in which no square leaves the range; a root and a quotient
+                # by their reciprocals, because an error in t is one in the angle alone.
+                twice = 2 * cosine
+                difference = (top_square - bottom_square) * inverse_norms
+                y = tl.where(rotate, difference * difference + twice * twice, 1.0)
+                root = tl.rsqrt(tl.abs(difference) + y * tl.rsqrt(y))
+                t = twice * root * root
+                worst_cosine = tl.maximum(worst_cosine, cosine)
+                worst_turn = tl.maximum(worst_turn, t * tl.maximum(top_square, bottom_square) * inverse_norms)
+                t = tl.where((difference >= 0) == (product > 0), t, -t)
+                c = _inverse_root(1 + t * t)
+                top, bottom = _turned(top, bottom, c, t)
+                top_v, bottom_v = _turned(top_v, bottom_v, c, t)
+                top_square, bottom_square = tl.sum(top * top, 1), tl.sum(bottom * bottom, 1)
 
-            worst_cosine = tl.maximum(worst_cosine, cosine)
-            worst_turn = tl.maximum(worst_turn, tl.abs(t) * tl.maximum(square, square_b) * inverse_norms)
-            square = tl.sum(a * a, 1)
+                step = k ^ ((k + 1) & (half - 1))
+                bottom, bottom_v = _across(bottom, pairs, step), _across(bottom_v, pairs, step)
+                bottom_square = _across(bottom_square, pairs, step)
+            half = half >> 1
+            exchange = tl.where(half > 0, half, N // 4)
+            top, bottom = _exchanged(top, bottom, pairs, exchange)
+            top_v, bottom_v = _exchanged(top_v, bottom_v, pairs, exchange)
+            top_square, bottom_square = _exchanged(top_square, bottom_square, pairs, exchange)
+        # Where the exchanges have left what belongs here: they rotate the bits of the place.
+        left_at = _anew(pairs - place, sweep) + (place >> 1) + (place & 1) * (N // 4)
+        top, bottom = _moved(top, left_at), _moved(bottom, left_at)
+        top_v, bottom_v = _moved(top_v, left_at), _moved(bottom_v, left_at)
+        top_square, bottom_square = _moved(top_square, left_at), _moved(bottom_square, left_at)
         # What a later rotation of the sweep gives back to a pair that was orthogonal is of this order, so the sweep
         # that would find nothing more to rotate is saved.
-        left = _matrix_max(worst_cosine, rows, N) * _matrix_max(worst_turn, rows, N)
+        left = _matrix_max(worst_cosine, pairs, N) * _matrix_max(worst_turn, pairs, N)
         active = active & (left > negligible / 4)
         sweep += 1
 
-    # Rounding moves the norms of a row of V^T and of its row of a alike.
+    top, top_v, top_s = _unit(top, top_v, top_square, nothing)
+    bottom, bottom_v, bottom_s = _unit(bottom, bottom_v, bottom_square, nothing)
+    return top, bottom, top_v, bottom_v, top_s, bottom_s
+
+
+@triton.jit
+def _unit(a: tl.tensor, v: tl.tensor, square: tl.tensor, nothing: tl.constexpr) -> tl.tensor:
+    """Rows of U^T and V^T, and their values, from rows of ``S U^T`` with their squares and of V^T."""
+    # Rounding moves the norms of a row of V^T and of its row of S U^T alike.
     inverse = _inverse_root(tl.sum(v * v, 1))
     real = square > nothing
     inverse_norm = tl.where(real, _inverse_root(tl.where(real, square, 1.0)), 0.0)
@@ -171,63 +242,119 @@ def _diagonalise(a: tl.tensor, rows: tl.tensor, N: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _completed(u: tl.tensor, missing: tl.tensor, length: tl.tensor, rows: tl.tensor, N: tl.constexpr) -> tl.tensor:
-    """Fills the missing rows of each matrix so that all are orthonormal.
+def _completed(
+    top: tl.tensor, bottom: tl.tensor, top_missing: tl.tensor, bottom_missing: tl.tensor, length: tl.tensor,
+    pairs: tl.tensor, N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Fills the missing rows of U^T of each matrix so that all are orthonormal.
 
     One row of every matrix a step: the unit vector that the rows leave most of, less its projection onto them, twice.
     """
-    M: tl.constexpr = u.shape[1]
+    M: tl.constexpr = top.shape[1]
     columns = tl.arange(0, M)[None, :]
-    while tl.max(missing.to(tl.int32), 0) > 0:
-        first = missing & (_matrix_max(tl.where(missing, N - rows % N, 0), rows, N) == N - rows % N)
-        left = tl.where(columns < length, 1 - _matrix_sum(u * u, rows, N), -1.0)
+    # The later, the smaller.
+    top_order = N - 2 * (pairs % (N // 2))
+    bottom_order = top_order - 1
+    while _any(top_missing | bottom_missing, N):
+        next_one = tl.maximum(tl.where(top_missing, top_order, 0), tl.where(bottom_missing, bottom_order, 0))
+        next_one = _matrix_max(next_one, pairs, N)
+        left = tl.where(columns < length, 1 - _matrix_sum(top * top + bottom * bottom, pairs, N), -1.0)
         best = tl.argmax(left, 1)
-        w = tl.where(columns == best[:, None], 1.0, 0.0).to(u.dtype)
+        w = tl.where(columns == best[:, None], 1.0, 0.0).to(top.dtype)
         for _ in range(2):
-            w -= _matrix_sum(u * tl.sum(u * w, 1)[:, None], rows, N)
+            along = top * tl.sum(top * w, 1)[:, None] + bottom * tl.sum(bottom * w, 1)[:, None]
+            w -= _matrix_sum(along, pairs, N)
         w *= _inverse_root(tl.sum(w * w, 1))[:, None]
-        u = tl.where(first[:, None], w, u)
-        missing = missing & ~first
-    return u
+        top_first = top_missing & (next_one == top_order)
+        bottom_first = bottom_missing & (next_one == bottom_order)
+        top = tl.where(top_first[:, None], w, top)
+        bottom = tl.where(bottom_first[:, None], w, bottom)
+        top_missing = top_missing & ~top_first
+        bottom_missing = bottom_missing & ~bottom_first
+    return top, bottom
 
 
 @triton.jit
-def _rank(s: tl.tensor, rows: tl.tensor, N: tl.constexpr) -> tl.tensor:
-    """The position of each value in the descending order of its matrix; of equal ones the first row comes first."""
-    rank = tl.zeros_like(rows)
-    for k in range(1, N):
-        other = _across(s, rows, k)
-        rank += ((other > s) | ((other == s) & ((rows ^ k) < rows))).to(tl.int32)
-    return rank
+def _before(other: tl.tensor, s: tl.tensor, first: tl.tensor) -> tl.tensor:
+    """1 where ``other`` comes before ``s`` in the descending order; of equal ones it does if it is ``first``."""
+    return ((other > s) | ((other == s) & first)).to(tl.int32)
 
 
 @triton.jit
-def _product(v: tl.tensor, x: tl.tensor, rows: tl.tensor, N: tl.constexpr, TRANSPOSED: tl.constexpr) -> tl.tensor:
-    """``v x``, or ``v^T x``, of each matrix: v ``(R, N)``, x ``(R, C)``."""
-    result = tl.zeros_like(x)
-    columns = tl.arange(0, N)[None, :]
-    for k in range(N):
-        coefficient = tl.sum(tl.where(columns == ((rows ^ k) % N)[:, None], v, 0.0), 1)
-        if TRANSPOSED:
-            coefficient = _across(coefficient, rows, k)
-        result += coefficient[:, None] * _across(x, rows, k)
-    return result
+def _rank(top: tl.tensor, bottom: tl.tensor, pairs: tl.tensor, N: tl.constexpr) -> tl.tensor:
+    """The positions of the values in the descending order of their matrix; of equal ones the first comes first."""
+    top_rank = _before(bottom, top, pairs < 0)
+    bottom_rank = _before(top, bottom, pairs >= 0)
+    for k in range(1, N // 2):
+        other_top, other_bottom = _across(top, pairs, k), _across(bottom, pairs, k)
+        first = (pairs ^ k) < pairs
+        top_rank += _before(other_top, top, first) + _before(other_bottom, top, first)
+        bottom_rank += _before(other_top, bottom, first) + _before(other_bottom, bottom, first)
+    return top_rank, bottom_rank
+
+
+@triton.jit
+def _entry(v: tl.tensor, k: tl.tensor) -> tl.tensor:
+    """Column k ``(P,)`` of ``(P, C)``."""
+    return tl.sum(tl.where(tl.arange(0, v.shape[1])[None, :] == k, v, 0.0), 1)
+
+
+@triton.jit
+def _product(
+    top_v: tl.tensor, bottom_v: tl.tensor, top: tl.tensor, bottom: tl.tensor, pairs: tl.tensor, N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """``V^T X`` of each matrix: rows of V^T, ``(P, N)``, and of X, ``(P, C)``."""
+    first = pairs - pairs % (N // 2)
+    top_result, bottom_result = tl.zeros_like(top), tl.zeros_like(bottom)
+    for k in tl.range(N // 2, disable_licm=True):
+        x = _moved(top, first + k)
+        top_result += _entry(top_v, 2 * k)[:, None] * x
+        bottom_result += _entry(bottom_v, 2 * k)[:, None] * x
+        x = _moved(bottom, first + k)
+        top_result += _entry(top_v, 2 * k + 1)[:, None] * x
+        bottom_result += _entry(bottom_v, 2 * k + 1)[:, None] * x
+    return top_result, bottom_result
+
+
+@triton.jit
+def _transposed_product(
+    top_v: tl.tensor, bottom_v: tl.tensor, top_weight: tl.tensor, bottom_weight: tl.tensor, top: tl.tensor,
+    bottom: tl.tensor, pairs: tl.tensor, N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """``V diag(weight) X`` of each matrix: rows of V^T, ``(P, N)``, and of X, ``(P, C)``."""
+    place = pairs % (N // 2)
+    top_result, bottom_result = tl.zeros_like(top), tl.zeros_like(bottom)
+    for k in tl.range(N // 2, disable_licm=True):
+        # What the other pair has for this one.
+        other = 2 * (place ^ k)[:, None]
+        x = _across(top, pairs, k)
+        top_result += _across(top_weight * _entry(top_v, other), pairs, k)[:, None] * x
+        bottom_result += _across(top_weight * _entry(top_v, other + 1), pairs, k)[:, None] * x
+        x = _across(bottom, pairs, k)
+        top_result += _across(bottom_weight * _entry(bottom_v, other), pairs, k)[:, None] * x
+        bottom_result += _across(bottom_weight * _entry(bottom_v, other + 1), pairs, k)[:, None] * x
+    return top_result, bottom_result
 
 
 @triton.jit
 def _polar_parts(
-    a: tl.tensor, exponent: tl.tensor, rcond: tl.tensor, smooth: tl.tensor, rows: tl.tensor, N: tl.constexpr
-) -> tl.tensor:
-    """P^T ``(R, M)`` of normalised matrices, with what its derivative needs: u, v, s and the smoothing in their scale.
+    top: tl.tensor, bottom: tl.tensor, exponent: tl.tensor, rcond: tl.tensor, smooth: tl.tensor, pairs: tl.tensor,
+    N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """P^T of normalised matrices, with what its derivative needs: u, v and s in their scale.
 
     With ``smooth == 0`` the values that were dropped are zero, and their rows of u too.
     """
-    u, v, s = _diagonalise(a, rows, N)
+    top_u, bottom_u, top_v, bottom_v, top_s, bottom_s = _diagonalise(top, bottom, pairs, N)
     e = _smoothing(smooth, exponent)
-    s = tl.where((smooth > 0) | (s > rcond * _matrix_max(s, rows, N)), s, 0.0)
-    u = tl.where((s > 0)[:, None], u, 0.0)
-    weight = tl.where(smooth > 0, s / _hypotenuse(s, e), 1.0)
-    return _product(v, weight[:, None] * u, rows, N, True), u, v, s, e
+    least = rcond * _matrix_max(tl.maximum(top_s, bottom_s), pairs, N)
+    top_s = tl.where((smooth > 0) | (top_s > least), top_s, 0.0)
+    bottom_s = tl.where((smooth > 0) | (bottom_s > least), bottom_s, 0.0)
+    top_u, bottom_u = tl.where((top_s > 0)[:, None], top_u, 0.0), tl.where((bottom_s > 0)[:, None], bottom_u, 0.0)
+    top_weight = tl.where(smooth > 0, top_s / _hypotenuse(top_s, e), 1.0)
+    bottom_weight = tl.where(smooth > 0, bottom_s / _hypotenuse(bottom_s, e), 1.0)
+    top_p, bottom_p = _transposed_product(top_v, bottom_v, top_weight, bottom_weight, top_u, bottom_u, pairs, N)
+    return top_p, bottom_p, top_u, bottom_u, top_v, bottom_v, top_s, bottom_s
 
 
 @triton.jit
@@ -246,50 +373,113 @@ def _hypotenuse(x: tl.tensor, y: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def _polar_derivative(
-    g: tl.tensor, u: tl.tensor, v: tl.tensor, s: tl.tensor, smooth: tl.tensor, e: tl.tensor, exponent: tl.tensor,
-    width: tl.tensor, length: tl.tensor, rows: tl.tensor, N: tl.constexpr,
+def _coefficient(
+    w_ij: tl.tensor, w_ji: tl.tensor, s_i: tl.tensor, s_j: tl.tensor, r_i: tl.tensor, r_j: tl.tensor,
+    inverse_r_i: tl.tensor, inverse_r_j: tl.tensor, outside: tl.tensor, smoothed: tl.tensor, e: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """The vector-Jacobian product of ``svdrd.gradients.polar_factor_vjp`` for g ``(R, M)``, transposed as a is.
+    """``Z_ij`` of ``svdrd.gradients.polar_factor_vjp``, less what the term for the outside has of it."""
+    total = s_i + s_j
+    inverse_total = 1 / tl.where(total > 0, total, 1.0)
+    # Both terms of the mean are positive: with r_j - r_i in it, it would cancel where s_1 is far above e.
+    t = tl.where(total > 0, r_i * (s_j * inverse_total) + r_j * (s_i * inverse_total), e)
+    odd = tl.where(total > 0, (s_i * inverse_r_i + s_j * inverse_r_j) * inverse_total, inverse_r_i)
+    even = (e * inverse_r_i) * (e * inverse_r_j) / t
+    smooth_z = 0.5 * ((w_ij - w_ji) * odd + (w_ij + w_ji) * even)
+    return tl.where(smoothed, smooth_z, (w_ij - w_ji) * inverse_total) - w_ij * outside
+
+
+@triton.jit
+def _polar_derivative(
+    top_h: tl.tensor, bottom_h: tl.tensor, top_u: tl.tensor, bottom_u: tl.tensor, top_v: tl.tensor, bottom_v: tl.tensor,
+    top_s: tl.tensor, bottom_s: tl.tensor, smooth: tl.tensor, e: tl.tensor, exponent: tl.tensor, width: tl.tensor,
+    length: tl.tensor, pairs: tl.tensor, N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The vector-Jacobian product of ``svdrd.gradients.polar_factor_vjp``, transposed as a is. Row j of h is ``G v_j``.
 
     Row j of ``q`` is column j of ``U Z`` and of what lies outside the span of u. The rows of u that are zero make the
     matrix one with an outside: there the two agree, W_ij / s_j (W_ij / r_j if smoothed).
     """
-    h = _product(v, g, rows, N, False)  # rows G v_j
     smoothed = smooth > 0
-    lost = (s == 0) & (rows % N < width)
-    outside = (_matrix_max(lost.to(tl.int32), rows, N) > 0) | (length > width)
-    r = tl.where(smoothed, _hypotenuse(s, e), s)
-    weight = s / tl.where(r > 0, r, 1.0)
-    inverse = tl.where(outside & (r > 0), 1 / tl.where(r > 0, r, 1.0), 0.0)
-    q = inverse[:, None] * h
-    for k in range(N):
-        u_i = _across(u, rows, k)
-        s_i = _across(s, rows, k)
-        w_ij = tl.sum(h * u_i, 1)
-        w_ji = _across(w_ij, rows, k)
-        total = s_i + s
-        unit = tl.where(total > 0, total, 1.0)
-        z = (w_ij - w_ji) / unit
-        r_i = tl.where(smoothed, _across(r, rows, k), 1.0)
-        r_j = tl.where(smoothed, r, 1.0)
-        # Both terms of the mean are positive: with r_j - r_i in it, it would cancel where s_1 is far above e.
-        t = tl.where(total > 0, r_i * (s / unit) + r_j * (s_i / unit), e)
-        odd = tl.where(total > 0, (_across(weight, rows, k) + weight) / unit, 1 / e)
-        smooth_z = 0.5 * ((w_ij - w_ji) * odd + (w_ij + w_ji) * ((e / r_i) * (e / r_j) / t))
-        z = tl.where(smoothed, smooth_z, z)
-        q += (z - w_ij * inverse)[:, None] * u_i
-    derivative = _scaled(_product(v, q, rows, N, True), -exponent)
-    bound = _largest(g.dtype)
-    return tl.where(tl.abs(derivative) > bound, tl.where(derivative > 0, bound, -bound), derivative)
+    column = 2 * (pairs % (N // 2))
+    lost = ((top_s == 0) & (column < width)) | ((bottom_s == 0) & (column + 1 < width))
+    has_outside = (_matrix_max(lost.to(tl.int32), pairs, N) > 0) | (length > width)
+    top_r, bottom_r = (
+        tl.where(smoothed, _hypotenuse(top_s, e), top_s),
+        tl.where(smoothed, _hypotenuse(bottom_s, e), bottom_s),
+    )
+    top_inverse, bottom_inverse = 1 / tl.where(top_r > 0, top_r, 1.0), 1 / tl.where(bottom_r > 0, bottom_r, 1.0)
+    top_outside = tl.where(has_outside & (top_r > 0), top_inverse, 0.0)
+    bottom_outside = tl.where(has_outside & (bottom_r > 0), bottom_inverse, 0.0)
+    top_q, bottom_q = top_outside[:, None] * top_h, bottom_outside[:, None] * bottom_h
+    for k in tl.range(N // 2, disable_licm=True):
+        s_i, r_i, inverse_i = _across(top_s, pairs, k), _across(top_r, pairs, k), _across(top_inverse, pairs, k)
+        u_i = _across(top_u, pairs, k)
+        top_w, bottom_w = tl.sum(top_h * u_i, 1), tl.sum(bottom_h * u_i, 1)
+        z = _coefficient(
+            top_w, _across(top_w, pairs, k), s_i, top_s, r_i, top_r, inverse_i, top_inverse, top_outside, smoothed, e
+        )
+        top_q += z[:, None] * u_i
+        v_i = _across(bottom_u, pairs, k)
+        cross_w = tl.sum(top_h * v_i, 1)
+        z = _coefficient(
+            bottom_w, _across(cross_w, pairs, k), s_i, bottom_s, r_i, bottom_r, inverse_i, bottom_inverse,
+            bottom_outside, smoothed, e,
+        )  # fmt: skip
+        bottom_q += z[:, None] * u_i
+        s_i, r_i = _across(bottom_s, pairs, k), _across(bottom_r, pairs, k)
+        inverse_i = _across(bottom_inverse, pairs, k)
+        z = _coefficient(
+            cross_w, _across(bottom_w, pairs, k), s_i, top_s, r_i, top_r, inverse_i, top_inverse, top_outside, smoothed,
+            e,
+        )  # fmt: skip
+        top_q += z[:, None] * v_i
+        bottom_w = tl.sum(bottom_h * v_i, 1)
+        z = _coefficient(
+            bottom_w, _across(bottom_w, pairs, k), s_i, bottom_s, r_i, bottom_r, inverse_i, bottom_inverse,
+            bottom_outside, smoothed, e,
+        )  # fmt: skip
+        bottom_q += z[:, None] * v_i
+    one = tl.full([pairs.shape[0]], 1.0, top_q.dtype)
+    top_d, bottom_d = _transposed_product(top_v, bottom_v, one, one, top_q, bottom_q, pairs, N)
+    return _clamped(_scaled(top_d, -exponent)), _clamped(_scaled(bottom_d, -exponent))
 
 
 @triton.jit
-def _place(rows: tl.tensor, batch: tl.tensor, N: tl.constexpr) -> tl.tensor:
-    """The matrix that each row belongs to, clamped into the batch, and whether it is in it."""
-    R: tl.constexpr = rows.shape[0]
-    item = tl.program_id(0).to(tl.int64) * (R // N) + rows // N
-    return tl.minimum(item, batch - 1), item < batch
+def _clamped(x: tl.tensor) -> tl.tensor:
+    """Clamps x to the finite range of its type; NaN stays NaN."""
+    bound = _largest(x.dtype)
+    return tl.where(tl.abs(x) > bound, tl.where(x > 0, bound, -bound), x)
+
+
+@triton.jit
+def _place(pairs: tl.tensor, batch: tl.tensor, N: tl.constexpr) -> tl.tensor:
+    """The matrix of each pair, clamped into the batch, whether it is in the batch, and the pair's first column."""
+    P: tl.constexpr = pairs.shape[0]
+    item = tl.program_id(0).to(tl.int64) * (P // (N // 2)) + pairs // (N // 2)
+    return tl.minimum(item, batch - 1), item < batch, 2 * (pairs % (N // 2))
+
+
+@triton.jit
+def _read(
+    a: tl.tensor, first: tl.tensor, j: tl.tensor, j_stride: tl.tensor, i_stride: tl.tensor, real: tl.tensor,
+    length: tl.tensor, C: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """``(P, C)``: the entries i of vector j, zero where the vector is not real and from ``length`` on."""
+    i = tl.arange(0, C)[:, None]
+    at = a + (first[None, :] + (j[None, :] * j_stride + i * i_stride))
+    return tl.trans(tl.load(at, mask=real[None, :] & (i < length), other=0.0))
+
+
+@triton.jit
+def _write(
+    a: tl.tensor, x: tl.tensor, first: tl.tensor, j: tl.tensor, j_stride: tl.tensor, i_stride: tl.tensor,
+    real: tl.tensor, length: tl.tensor, bad: tl.tensor,
+) -> tl.tensor:  # fmt: skip
+    """Writes what :func:`_read` reads, NaN for matrices that are bad."""
+    i = tl.arange(0, x.shape[1])[:, None]
+    at = a + (first[None, :] + (j[None, :] * j_stride + i * i_stride))
+    # + 0 turns -0 into +0: which zero it is depends on how often the neighbours in the tile made it rotate by nothing.
+    tl.store(at, tl.trans(tl.where(bad[:, None], float("nan"), x + 0.0)), mask=real[None, :] & (i < length))
 
 
 @triton.jit(
@@ -299,32 +489,44 @@ def _place(rows: tl.tensor, batch: tl.tensor, N: tl.constexpr) -> tl.tensor:
 def svd_kernel(
     a: tl.tensor, left: tl.tensor, s: tl.tensor, right: tl.tensor, batch: tl.int64, width: tl.int32, length: tl.int32,
     row_stride: tl.int32, column_stride: tl.int32, left_vector: tl.int32, left_entry: tl.int32, right_vector: tl.int32,
-    right_entry: tl.int32, R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    right_entry: tl.int32, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
     """``a = U diag(s) V^T``: ``width`` singular triplets of ``length x width`` matrices (of their transposes, if wide).
 
     Entry i of left vector j of a matrix is at ``j left_vector + i left_entry``, and so on.
     """
-    rows = tl.arange(0, R)
-    item, live = _place(rows, batch, N)
-    j, i, c = rows % N, tl.arange(0, M)[:, None], tl.arange(0, N)[:, None]
-    real = live & (j < width)
-    size = width.to(tl.int64) * length
-    mask = real[None, :] & (i < length)
-    a_at = (a + item * size)[None, :] + (j[None, :] * row_stride + i * column_stride)
-    tile = tl.trans(tl.load(a_at, mask=mask, other=0.0))
-    tile, exponent, bad = _normalised(tile, 0.0, rows, N)
-    u, v, values = _diagonalise(tile, rows, N)
-    u = _completed(u, real & (values == 0), length, rows, N)
-    rank = _rank(values, rows, N)
+    pairs = tl.arange(0, P)
+    item, live, j = _place(pairs, batch, N)
+    real, bottom_real = live & (j < width), live & (j + 1 < width)
+    size, square = item * (width.to(tl.int64) * length), item * (width * width)
+    top = _read(a, size, j, row_stride, column_stride, real, length, M)
+    bottom = _read(a, size, j + 1, row_stride, column_stride, bottom_real, length, M)
+    top, bottom, exponent, bad = _normalised(top, bottom, 0.0, pairs, N)
+    top, bottom, top_v, bottom_v, top_s, bottom_s = _diagonalise(top, bottom, pairs, N)
+    top, bottom = _completed(top, bottom, real & (top_s == 0), bottom_real & (bottom_s == 0), length, pairs, N)
+    _write_factors(
+        left, s, right, top, bottom, top_v, bottom_v, top_s, bottom_s, exponent, bad, item, size, square, real,
+        bottom_real, width, length, left_vector, left_entry, right_vector, right_entry, pairs, N,
+    )  # fmt: skip
 
-    # + 0 turns -0 into +0: which zero it is depends on how often the neighbours in the tile made it rotate by nothing.
-    nan = float("nan")
-    tl.store(s + item * width + rank, tl.where(bad, nan, _scaled(values, exponent)), mask=real)
-    u_at = (left + item * size)[None, :] + (rank[None, :] * left_vector + i * left_entry)
-    tl.store(u_at, tl.trans(tl.where(bad[:, None], nan, u + 0.0)), mask=mask)
-    v_at = (right + item * width * width)[None, :] + (rank[None, :] * right_vector + c * right_entry)
-    tl.store(v_at, tl.trans(tl.where(bad[:, None], nan, v + 0.0)), mask=real[None, :] & (c < width))
+
+@triton.jit
+def _write_factors(
+    left: tl.tensor, s: tl.tensor, right: tl.tensor, top_u: tl.tensor, bottom_u: tl.tensor, top_v: tl.tensor,
+    bottom_v: tl.tensor, top_s: tl.tensor, bottom_s: tl.tensor, exponent: tl.tensor, bad: tl.tensor, item: tl.tensor,
+    size: tl.tensor, square: tl.tensor, real: tl.tensor, bottom_real: tl.tensor, width: tl.tensor, length: tl.tensor,
+    left_vector: tl.tensor, left_entry: tl.tensor, right_vector: tl.tensor, right_entry: tl.tensor, pairs: tl.tensor,
+    N: tl.constexpr,
+) -> None:  # fmt: skip
+    """Writes singular triplets in descending order."""
+    rank, bottom_rank = _rank(top_s, bottom_s, pairs, N)
+    values = s + item * width
+    tl.store(values + rank, tl.where(bad, float("nan"), _scaled(top_s, exponent)), mask=real)
+    tl.store(values + bottom_rank, tl.where(bad, float("nan"), _scaled(bottom_s, exponent)), mask=bottom_real)
+    _write(left, top_u, size, rank, left_vector, left_entry, real, length, bad)
+    _write(left, bottom_u, size, bottom_rank, left_vector, left_entry, bottom_real, length, bad)
+    _write(right, top_v, square, rank, right_vector, right_entry, real, width, bad)
+    _write(right, bottom_v, square, bottom_rank, right_vector, right_entry, bottom_real, width, bad)
 
 
 @triton.jit(
@@ -335,32 +537,31 @@ def polar_kernel(
     a: tl.tensor, p: tl.tensor, left: tl.tensor, s: tl.tensor, right: tl.tensor, rcond: tl.float64, smooth: tl.float64,
     batch: tl.int64, width: tl.int32, length: tl.int32, row_stride: tl.int32, column_stride: tl.int32,
     left_vector: tl.int32, left_entry: tl.int32, right_vector: tl.int32, right_entry: tl.int32,
-    save_factors: tl.int32, R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    save_factors: tl.int32, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
     """``P(a)``, and with ``save_factors`` what :func:`polar_backward_kernel` reads, as :func:`svd_kernel` writes it.
 
     Left vectors whose singular value was dropped, or that have no direction, are written as zeros.
     """
-    rows = tl.arange(0, R)
-    item, live = _place(rows, batch, N)
-    j, i, c = rows % N, tl.arange(0, M)[:, None], tl.arange(0, N)[:, None]
-    real = live & (j < width)
-    mask = real[None, :] & (i < length)
-    size = width.to(tl.int64) * length
-    at = j[None, :] * row_stride + i * column_stride
-    tile = tl.trans(tl.load((a + item * size)[None, :] + at, mask=mask, other=0.0))
-    smooth_row = tl.full([R], smooth, tile.dtype)
-    tile, exponent, bad = _normalised(tile, smooth_row, rows, N)
-    result, u, v, values, _ = _polar_parts(tile, exponent, tl.full([R], rcond, tile.dtype), smooth_row, rows, N)
-    nan = float("nan")
-    tl.store((p + item * size)[None, :] + at, tl.trans(tl.where(bad[:, None], nan, result + 0.0)), mask=mask)
+    pairs = tl.arange(0, P)
+    item, live, j = _place(pairs, batch, N)
+    real, bottom_real = live & (j < width), live & (j + 1 < width)
+    size, square = item * (width.to(tl.int64) * length), item * (width * width)
+    top = _read(a, size, j, row_stride, column_stride, real, length, M)
+    bottom = _read(a, size, j + 1, row_stride, column_stride, bottom_real, length, M)
+    rcond_row, smooth_row = tl.full([P], rcond, top.dtype), tl.full([P], smooth, top.dtype)
+    top, bottom, exponent, bad = _normalised(top, bottom, smooth_row, pairs, N)
+    top, bottom, top_u, bottom_u, top_v, bottom_v, top_s, bottom_s = _polar_parts(
+        top, bottom, exponent, rcond_row, smooth_row, pairs, N
+    )
+    j_stride, i_stride = _anew(row_stride, width), _anew(column_stride, width)
+    _write(p, top, size, j, j_stride, i_stride, real, length, bad)
+    _write(p, bottom, size, j + 1, j_stride, i_stride, bottom_real, length, bad)
     if save_factors > 0:
-        rank = _rank(values, rows, N)
-        tl.store(s + item * width + rank, tl.where(bad, nan, _scaled(values, exponent)), mask=real)
-        u_at = (left + item * size)[None, :] + (rank[None, :] * left_vector + i * left_entry)
-        tl.store(u_at, tl.trans(tl.where(bad[:, None], nan, u + 0.0)), mask=mask)
-        v_at = (right + item * width * width)[None, :] + (rank[None, :] * right_vector + c * right_entry)
-        tl.store(v_at, tl.trans(tl.where(bad[:, None], nan, v + 0.0)), mask=real[None, :] & (c < width))
+        _write_factors(
+            left, s, right, top_u, bottom_u, top_v, bottom_v, top_s, bottom_s, exponent, bad, item, size, square, real,
+            bottom_real, width, length, left_vector, left_entry, right_vector, right_entry, pairs, N,
+        )  # fmt: skip
 
 
 @triton.jit(
@@ -371,30 +572,46 @@ def polar_backward_kernel(
     g: tl.tensor, left: tl.tensor, s: tl.tensor, right: tl.tensor, derivative: tl.tensor, smooth: tl.float64,
     batch: tl.int64, width: tl.int32, length: tl.int32, row_stride: tl.int32, column_stride: tl.int32,
     left_vector: tl.int32, left_entry: tl.int32, right_vector: tl.int32, right_entry: tl.int32,
-    R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    P: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
     """The vector-Jacobian product of P for g, from the factors that :func:`polar_kernel` wrote."""
-    rows = tl.arange(0, R)
-    item, live = _place(rows, batch, N)
-    j, i, c = rows % N, tl.arange(0, M)[:, None], tl.arange(0, N)[:, None]
-    real = live & (j < width)
-    mask = real[None, :] & (i < length)
-    size = width.to(tl.int64) * length
-    at = j[None, :] * row_stride + i * column_stride
-    upstream = tl.trans(tl.load((g + item * size)[None, :] + at, mask=mask, other=0.0))
-    u_at = (left + item * size)[None, :] + (j[None, :] * left_vector + i * left_entry)
-    u = tl.trans(tl.load(u_at, mask=mask, other=0.0))
-    v_at = (right + item * width * width)[None, :] + (j[None, :] * right_vector + c * right_entry)
-    v = tl.trans(tl.load(v_at, mask=real[None, :] & (c < width), other=0.0))
-    values = tl.load(s + item * width + j, mask=real, other=0.0)
-    bad = _matrix_max((values != values).to(tl.int32), rows, N) > 0
-    smooth_row = tl.full([R], smooth, values.dtype)
-    exponent = _exponent(tl.maximum(_matrix_max(tl.where(bad, 0.0, values), rows, N), smooth_row))
-    values = _scaled(values, -exponent)
-    e = _smoothing(smooth_row, exponent)
-    result = _polar_derivative(upstream, u, v, values, smooth_row, e, exponent, width, length, rows, N)
-    result = tl.where(bad[:, None], float("nan"), result)
-    tl.store((derivative + item * size)[None, :] + at, tl.trans(result), mask=mask)
+    pairs = tl.arange(0, P)
+    item, live, j = _place(pairs, batch, N)
+    real, bottom_real = live & (j < width), live & (j + 1 < width)
+    size, square = item * (width.to(tl.int64) * length), item * (width * width)
+    top_h = _read(g, size, j, row_stride, column_stride, real, length, M)
+    bottom_h = _read(g, size, j + 1, row_stride, column_stride, bottom_real, length, M)
+    top_v = _read(right, square, j, right_vector, right_entry, real, width, N)
+    bottom_v = _read(right, square, j + 1, right_vector, right_entry, bottom_real, width, N)
+    top_h, bottom_h = _product(top_v, bottom_v, top_h, bottom_h, pairs, N)
+    top_u = _read(left, size, j, left_vector, left_entry, real, length, M)
+    bottom_u = _read(left, size, j + 1, left_vector, left_entry, bottom_real, length, M)
+    values = s + item * width + j
+    top_s = tl.load(values, mask=real, other=0.0)
+    bottom_s = tl.load(values + 1, mask=bottom_real, other=0.0)
+    bad = _matrix_max(((top_s != top_s) | (bottom_s != bottom_s)).to(tl.int32), pairs, N) > 0
+    smooth_row = tl.full([P], smooth, top_s.dtype)
+    largest = _matrix_max(tl.where(bad, 0.0, tl.maximum(top_s, bottom_s)), pairs, N)
+    exponent = _exponent(tl.maximum(largest, smooth_row))
+    top, bottom = _polar_derivative(
+        top_h, bottom_h, top_u, bottom_u, top_v, bottom_v, _scaled(top_s, -exponent), _scaled(bottom_s, -exponent),
+        smooth_row, _smoothing(smooth_row, exponent), exponent, width, length, pairs, N,
+    )  # fmt: skip
+    j_stride, i_stride = _anew(row_stride, width), _anew(column_stride, width)
+    _write(derivative, top, size, j, j_stride, i_stride, real, length, bad)
+    _write(derivative, bottom, size, j + 1, j_stride, i_stride, bottom_real, length, bad)
+
+
+@triton.jit
+def _corner(
+    item: tl.tensor, image_height: tl.tensor, image_width: tl.tensor, block_height: tl.tensor, block_width: tl.tensor
+) -> tl.tensor:  # fmt: skip
+    """Where block ``item`` of ``(b, h, w)`` images begins."""
+    across = image_width // block_width
+    blocks = (image_height // block_height) * across
+    image, block = item // blocks, (item % blocks).to(tl.int32)
+    corner = image * image_height * image_width
+    return corner + (block // across).to(tl.int64) * block_height * image_width + (block % across) * block_width
 
 
 @triton.jit(
@@ -404,7 +621,7 @@ def polar_backward_kernel(
 def loss_kernel(
     x_hat: tl.tensor, x: tl.tensor, loss: tl.tensor, derivative: tl.tensor, rcond: tl.float64, smooth: tl.float64,
     batch: tl.int64, image_height: tl.int32, image_width: tl.int32, block_height: tl.int32, block_width: tl.int32,
-    sides: tl.int32, need_grad: tl.int32, R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    sides: tl.int32, need_grad: tl.int32, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
     """``mean |P(x_hat) - P(x)|`` of each block of ``(b, h, w)`` images, and with ``need_grad`` its derivative by x_hat.
 
@@ -413,51 +630,60 @@ def loss_kernel(
         sides: 2. As a constant it would let the compiler write the two factorisations out, and round each its own way:
             equal blocks have to give equal bits.
     """
-    rows = tl.arange(0, R)
-    item, live = _place(rows, batch, N)
+    pairs = tl.arange(0, P)
+    item, live, j = _place(pairs, batch, N)
     wide = block_height < block_width
+    column_stride, row_stride = tl.where(wide, image_width, 1), tl.where(wide, 1, image_width)
     width, length = tl.minimum(block_height, block_width), tl.maximum(block_height, block_width)
-    j, i = rows % N, tl.arange(0, M)[:, None]
-    mask = (live & (j < width))[None, :] & (i < length)
-    across = image_width // block_width
-    blocks = (image_height // block_height) * across
-    image, block = item // blocks, (item % blocks).to(tl.int32)
-    corner = image * image_height * image_width
-    corner += (block // across).to(tl.int64) * block_height * image_width + (block % across) * block_width
-    row_stride = tl.where(wide, image_width, 1)
-    column_stride = tl.where(wide, 1, image_width)
-    at = j[None, :] * row_stride + i * column_stride
+    corner = _corner(item, image_height, image_width, block_height, block_width)
 
     dtype: tl.constexpr = x.dtype.element_ty
-    smooth_row = tl.full([R], smooth, dtype)
-    p = tl.zeros([R, M], dtype)
-    difference = tl.zeros([R, M], dtype)
-    u = tl.zeros([R, M], dtype)
-    v = tl.zeros([R, N], dtype)
-    s = tl.zeros([R], dtype)
-    e = tl.zeros([R], dtype)
-    exponent = tl.zeros([R], tl.int32)
-    broken = rows < 0
+    rcond_row, smooth_row = tl.full([P], rcond, dtype), tl.full([P], smooth, dtype)
+    top_p, bottom_p = tl.zeros([P, M], dtype), tl.zeros([P, M], dtype)
+    top_difference, bottom_difference = tl.zeros([P, M], dtype), tl.zeros([P, M], dtype)
+    top_u, bottom_u = tl.zeros([P, M], dtype), tl.zeros([P, M], dtype)
+    top_v, bottom_v = tl.zeros([P, N], dtype), tl.zeros([P, N], dtype)
+    top_s, bottom_s = tl.zeros([P], dtype), tl.zeros([P], dtype)
+    exponent = tl.zeros([P], tl.int32)
+    broken = pairs < 0
     for side in range(sides):
-        if side == 0:
-            tile = tl.trans(tl.load((x + corner)[None, :] + at, mask=mask, other=0.0))
-        else:
-            tile = tl.trans(tl.load((x_hat + corner)[None, :] + at, mask=mask, other=0.0))
-        tile, exponent, bad = _normalised(tile, smooth_row, rows, N)
-        result, u, v, s, e = _polar_parts(tile, exponent, tl.full([R], rcond, dtype), smooth_row, rows, N)
-        difference = result - p
-        p = result
+        image = x
+        if side > 0:
+            image = x_hat
+        j_stride, i_stride = _anew(column_stride, side), _anew(row_stride, side)
+        here, column, rows = _anew(corner, side), _anew(j, side), _anew(length, side)
+        top = _read(image, here, column, j_stride, i_stride, live & (column < width), rows, M)
+        bottom = _read(image, here, column + 1, j_stride, i_stride, live & (column + 1 < width), rows, M)
+        top, bottom, exponent, bad = _normalised(top, bottom, smooth_row, pairs, N)
+        top, bottom, top_u, bottom_u, top_v, bottom_v, top_s, bottom_s = _polar_parts(
+            top, bottom, exponent, rcond_row, smooth_row, pairs, N
+        )
+        top_difference, bottom_difference = top - top_p, bottom - bottom_p
+        top_p, bottom_p = top, bottom
         broken = broken | bad
 
-    nan = float("nan")
+    item, live, _ = _place(pairs, _anew(batch, sides), N)
     entries = (width * length).to(dtype)
-    total = _matrix_sum(tl.sum(tl.abs(difference), 1), rows, N) / entries
-    tl.store(loss + item, tl.where(broken, nan, total), mask=live & (j == 0))
+    distance = tl.sum(tl.abs(top_difference) + tl.abs(bottom_difference), 1)
+    distance = tl.where(broken, float("nan"), _matrix_sum(distance, pairs, N) / entries)
+    tl.store(loss + item, distance, mask=live & (j == 0))
     if need_grad > 0:
-        sign = tl.where(difference > 0, 1.0, 0.0) - tl.where(difference < 0, 1.0, 0.0)
-        g = sign.to(dtype) / entries
-        result = _polar_derivative(g, u, v, s, smooth_row, e, exponent, width, length, rows, N)
-        tl.store((derivative + corner)[None, :] + at, tl.trans(tl.where(broken[:, None], nan, result)), mask=mask)
+        top, bottom = _product(
+            top_v, bottom_v, _sign(top_difference) / entries, _sign(bottom_difference) / entries, pairs, N
+        )
+        top, bottom = _polar_derivative(
+            top, bottom, top_u, bottom_u, top_v, bottom_v, top_s, bottom_s, smooth_row,
+            _smoothing(smooth_row, exponent), exponent, width, length, pairs, N,
+        )  # fmt: skip
+        j_stride, i_stride = _anew(column_stride, sides), _anew(row_stride, sides)
+        here, column, rows = _anew(corner, sides), _anew(j, sides), _anew(length, sides)
+        _write(derivative, top, here, column, j_stride, i_stride, live & (column < width), rows, broken)
+        _write(derivative, bottom, here, column + 1, j_stride, i_stride, live & (column + 1 < width), rows, broken)
+
+
+@triton.jit
+def _sign(x: tl.tensor) -> tl.tensor:
+    return (tl.where(x > 0, 1.0, 0.0) - tl.where(x < 0, 1.0, 0.0)).to(x.dtype)
 
 
 @triton.jit(
@@ -465,49 +691,52 @@ def loss_kernel(
 )  # fmt: skip
 def recompose_kernel(
     x_hat: tl.tensor, x: tl.tensor, result: tl.tensor, batch: tl.int64, image_height: tl.int32, image_width: tl.int32,
-    block_height: tl.int32, block_width: tl.int32, sides: tl.int32, R: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    block_height: tl.int32, block_width: tl.int32, sides: tl.int32, P: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
 ) -> None:  # fmt: skip
     """``U_x diag(S_xhat) V_x^T`` of each block of ``(b, h, w)`` images; the arguments are those of :func:`loss_kernel`.
 
     x_hat comes first: of its decomposition the singular values alone are kept.
     """
-    rows = tl.arange(0, R)
-    item, live = _place(rows, batch, N)
+    pairs = tl.arange(0, P)
+    item, live, j = _place(pairs, batch, N)
     wide = block_height < block_width
+    column_stride, row_stride = tl.where(wide, image_width, 1), tl.where(wide, 1, image_width)
     width, length = tl.minimum(block_height, block_width), tl.maximum(block_height, block_width)
-    j, i = rows % N, tl.arange(0, M)[:, None]
-    real = live & (j < width)
-    mask = real[None, :] & (i < length)
-    across = image_width // block_width
-    blocks = (image_height // block_height) * across
-    image, block = item // blocks, (item % blocks).to(tl.int32)
-    corner = image * image_height * image_width
-    corner += (block // across).to(tl.int64) * block_height * image_width + (block % across) * block_width
-    at = j[None, :] * tl.where(wide, image_width, 1) + i * tl.where(wide, 1, image_width)
+    real, bottom_real = live & (j < width), live & (j + 1 < width)
+    corner = _corner(item, image_height, image_width, block_height, block_width)
 
     dtype: tl.constexpr = x.dtype.element_ty
-    nothing = tl.zeros([R], dtype)
-    u = tl.zeros([R, M], dtype)
-    v = tl.zeros([R, N], dtype)
-    s, exponent = tl.zeros([R], dtype), tl.zeros([R], tl.int32)
-    s_hat, exponent_hat = tl.zeros([R], dtype), tl.zeros([R], tl.int32)
-    broken = rows < 0
+    top_u, bottom_u = tl.zeros([P, M], dtype), tl.zeros([P, M], dtype)
+    top_v, bottom_v = tl.zeros([P, N], dtype), tl.zeros([P, N], dtype)
+    top_s, bottom_s, exponent = tl.zeros([P], dtype), tl.zeros([P], dtype), tl.zeros([P], tl.int32)
+    top_hat, bottom_hat, exponent_hat = tl.zeros([P], dtype), tl.zeros([P], dtype), tl.zeros([P], tl.int32)
+    broken = pairs < 0
     for side in range(sides):
-        s_hat, exponent_hat = s, exponent
-        if side == 0:
-            tile = tl.trans(tl.load((x_hat + corner)[None, :] + at, mask=mask, other=0.0))
-        else:
-            tile = tl.trans(tl.load((x + corner)[None, :] + at, mask=mask, other=0.0))
-        tile, exponent, bad = _normalised(tile, nothing, rows, N)
-        u, v, s = _diagonalise(tile, rows, N)
+        top_hat, bottom_hat, exponent_hat = top_s, bottom_s, exponent
+        image = x_hat
+        if side > 0:
+            image = x
+        j_stride, i_stride = _anew(column_stride, side), _anew(row_stride, side)
+        top = _read(image, corner, j, j_stride, i_stride, real, length, M)
+        bottom = _read(image, corner, j + 1, j_stride, i_stride, bottom_real, length, M)
+        top, bottom, exponent, bad = _normalised(top, bottom, tl.zeros([P], dtype), pairs, N)
+        top_u, bottom_u, top_v, bottom_v, top_s, bottom_s = _diagonalise(top, bottom, pairs, N)
         broken = broken | bad
 
-    # The value of x_hat whose place in the order is that of the row's own value. Rows that are no columns have the last
-    # places: of equal values the first row comes first.
-    rank, rank_hat = _rank(s, rows, N), _rank(s_hat, rows, N)
-    weight = tl.where(rank_hat == rank, s_hat, 0.0)
-    for k in range(1, N):
-        weight += tl.where(_across(rank_hat, rows, k) == rank, _across(s_hat, rows, k), 0.0)
-    u = _completed(u, real & (s == 0), length, rows, N)
-    product = _scaled(_product(v, weight[:, None] * u, rows, N, True), exponent_hat)
-    tl.store((result + corner)[None, :] + at, tl.trans(tl.where(broken[:, None], float("nan"), product)), mask=mask)
+    # The value of x_hat whose place in the order is that of the column's own value. Columns that are padding have the
+    # last places: of equal values the first one comes first.
+    rank, bottom_rank = _rank(top_s, bottom_s, pairs, N)
+    rank_hat, bottom_rank_hat = _rank(top_hat, bottom_hat, pairs, N)
+    top_weight, bottom_weight = tl.zeros([P], dtype), tl.zeros([P], dtype)
+    for k in tl.range(N // 2, disable_licm=True):
+        other, value = _across(rank_hat, pairs, k), _across(top_hat, pairs, k)
+        top_weight += tl.where(other == rank, value, 0.0)
+        bottom_weight += tl.where(other == bottom_rank, value, 0.0)
+        other, value = _across(bottom_rank_hat, pairs, k), _across(bottom_hat, pairs, k)
+        top_weight += tl.where(other == rank, value, 0.0)
+        bottom_weight += tl.where(other == bottom_rank, value, 0.0)
+    top_u, bottom_u = _completed(top_u, bottom_u, real & (top_s == 0), bottom_real & (bottom_s == 0), length, pairs, N)
+    top, bottom = _transposed_product(top_v, bottom_v, top_weight, bottom_weight, top_u, bottom_u, pairs, N)
+    j_stride, i_stride = _anew(column_stride, sides), _anew(row_stride, sides)
+    _write(result, _scaled(top, exponent_hat), corner, j, j_stride, i_stride, real, length, broken)
+    _write(result, _scaled(bottom, exponent_hat), corner, j + 1, j_stride, i_stride, bottom_real, length, broken)

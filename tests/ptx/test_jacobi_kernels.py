@@ -41,10 +41,8 @@ def _cases() -> list[Case]:
         if narrow > long:
             continue
         polar = jacobi.takes_polar(long, narrow, getattr(torch, dtype))
-        loss = polar and jacobi.takes_loss(long, narrow)
         for m, n in _sizes(long, narrow):
             taken = [operation for operation in cases.OPERATIONS if polar or operation == "svd"]
-            taken = [operation for operation in taken if loss or operation != "basis_loss"]
             found += [Case(operation, m, n, dtype, COUNTS[long]) for operation in taken]
             if long <= 16:
                 smoothed = ("polar_factor", "polar_factor_backward", "basis_loss")
