@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -19,7 +15,6 @@ from tests.ptx import counts, handwritten, machine_code
 from tests.ptx.machine import Record
 from tests.ptx.throughput import A100, H200
 
-ROOT = Path(__file__).parents[2]
 # The address of the thread's word of the first buffer: one IMAD; IADD3 and IMAD.
 ADDRESS = "mul.wide.u32 %rd10, %r0, 4; add.u64 %rd11, %rd0, %rd10;\n"
 
@@ -142,47 +137,33 @@ def test_loops():
         assert machine_code.ratio(b"", kernel, 90) is None  # one loop of two
 
 
-# In a process of its own: this one may have Triton's interpreter switched on.
-EXACT = """
-from dataclasses import replace
-from unittest import mock
-from tests.ptx import counts
-case = counts.Case("basis_loss", "both", 4, 16, "products", (1, 1))
-few = counts.emulated(case, 80)
-with mock.patch.object(counts.Case, "data_decides", True):
-    all_of_them = counts.emulated(case, 80)
-assert len(few) == len(all_of_them) > 100
-assert len({id(record) for _, record in few}) < len(few) / 3
-def total(records):
-    work = counts.Work()
-    for form, record in records:
-        work.add(counts.work(record, 80), 1)
-    return work
-assert total(few) == total(all_of_them)
-whole = [launch for call in case.calls(2, 2, "meta") for launch in counts.launches(call)]
-assert [form for form, _ in few] == [launch.form for launch in whole]
-print("the same")
-"""
-
-
-def python(*arguments: str) -> str:
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
-
-
 @pytest.mark.nightly
 def test_launches_that_stand_for_others_do_the_same():
     """Of the products' launches only those that differ are emulated: all of them give the same counts."""
-    assert python("-c", EXACT) == "the same\n"
+    case = counts.Case("basis_loss", "both", 4, 16, "products", (1, 1))
+    few = counts.emulated(case, 80)
+    with mock.patch.object(counts.Case, "data_decides", True):
+        every = counts.emulated(case, 80)
+    assert len({id(record) for _, record in few}) < len(few) / 3
+
+    def total(launches: list[tuple[tuple, Record]]) -> counts.Work:
+        done = counts.Work()
+        for _, record in launches:
+            done.add(counts.work(record, 80), 1)
+        return done
+
+    assert total(few) == total(every)
+    # The whole batch is launched by the same kernels in the same order.
+    whole = [launch for call in case.calls(2, 2, "meta") for launch in counts.launches(call)]
+    assert [form for form, _ in few] == [form for form, _ in every] == [launch.form for launch in whole]
 
 
-def test_the_command(tmp_path):
+def test_the_command(tmp_path, capsys):
     page, csv = tmp_path / "page.md", tmp_path / "counted.csv"
     page.write_text(f"{counted.BEGIN}\n{counted.END}\n")
-    only = "jacobi svd forward 100000 x 8"
-    said = python("-m", "tests.ptx.counts", "--only", only, "--write", "--csv", str(csv), "--docs", str(page))
-    assert said.startswith("jacobi svd forward 100000 x 8^2, sm_90")
+    only = ["--only", "jacobi svd forward 100000 x 8", "--processes", "1"]
+    assert counts.main([*only, "--write", "--csv", str(csv), "--docs", str(page)]) == 0
+    assert capsys.readouterr().out.startswith("jacobi svd forward 100000 x 8^2, sm_90")
     (row,) = counted.read(csv)
     assert row.chosen
     assert row.quantities["launches"] == 1
