@@ -24,8 +24,9 @@ HERE = Path(__file__).parent
 
 
 def _name_compilations() -> None:
-    """numba keeps compiled functions by their file; that a function of another file, which they call, has changed it does
-    not see. So each state of the compiled files has a folder of its own.
+    """Gives each state of the compiled files a folder of its own.
+
+    numba keeps compiled functions by their file; it does not see that a function of another file has changed.
     """
     texts = [path.read_bytes() for path in sorted(HERE.glob("*.py"))]
     state = sha256(b"".join(text for text in texts if b"numba" in text or b"POISON" in text)).hexdigest()[:16]

@@ -176,7 +176,10 @@ def maximum(a: int, b: int, kind: str, propagate: bool = False) -> int:
 
 
 def to_integer(bits: int, kind: str, target: str, rounding: str) -> int:
-    """PTX ISA, cvt: clamped to the target's range. NaN is 0 from float32 to at most 32 bits, else the highest bit alone."""
+    """PTX ISA, cvt: clamped to the target's range.
+
+    NaN is 0 from float32 to at most 32 bits, else the highest bit alone.
+    """
     x = real(bits, kind)
     width = WIDTHS[target]
     low, high = (-(1 << (width - 1)), (1 << (width - 1)) - 1) if target[0] == "s" else (0, (1 << width) - 1)
@@ -224,7 +227,8 @@ def reals(kind: str, count: int, seed: int) -> list[int]:
     precision, smallest = PRECISION[kind], SMALLEST_EXPONENT[kind]
     tiny, one = 2.0**smallest, 2.0 ** (1 - precision)
     largest = (2 - 2.0 ** (1 - precision)) * 2.0 ** (1 - smallest)
-    values = [0.0, 1.0, 1 + one, 1 - one / 2, 0.5, 1.5, 2.5, 3.0, 127.5, 2.0**31, 2.0**32, 2.0**63, 2.0**64, 2.0**24 + 2,
+    values = [0.0, 1.0, 1 + one, 1 - one / 2, 0.5, 1.5, 2.5, 3.0, 127.5, 2.0**31, 2.0**32, 2.0**63, 2.0**64,
+              2.0**24 + 2,
               tiny, tiny * (1 - one), tiny * one, tiny / 2, largest, largest / 2, math.inf]  # fmt: skip
     bits = [bits_of_real(x, kind) for x in values] + [NAN[kind]]
     bits += [x ^ sign_bit(kind) for x in bits[:-1]]
@@ -248,9 +252,7 @@ def tuples(kinds: tuple[str, ...], count: int, seed: int = 0) -> list[tuple[int,
         else:
             column = (reals if kind[0] == "f" else integers)(kind, count, seed + k)
         columns.append(column)
-    rows = []
-    for _ in range(count):
-        rows.append(tuple(generator.choice(column) for column in columns))
+    rows = [tuple(generator.choice(column) for column in columns) for _ in range(count)]
     for k, column in enumerate(columns):
         for value in column[:44]:
             row = [generator.choice(other) for other in columns]

@@ -3,6 +3,8 @@
 Sections are those of NVIDIA's "Parallel Thread Execution ISA", version 9.
 """
 
+# ruff: noqa: E501 (tables of PTX: a line for a case)
+
 from __future__ import annotations
 
 import math
@@ -455,7 +457,7 @@ def to_bits(x: Any, kind: str) -> int:
 
 
 @pytest.mark.parametrize("flush", ["", ".ftz"])
-@pytest.mark.parametrize("op, kind, count, function", APPROXIMATE, ids=[f"{a[0]}.{a[1]}" for a in APPROXIMATE])
+@pytest.mark.parametrize(("op", "kind", "count", "function"), APPROXIMATE, ids=[f"{a[0]}.{a[1]}" for a in APPROXIMATE])
 def test_approximate_instructions(op: str, kind: str, count: int, function: Callable[..., Any], flush: str) -> None:
     """Unless perturbed they are the function rounded once, but for ties of its last bits: within one unit."""
     if flush and kind == "f64":
@@ -528,6 +530,7 @@ ORDERED: dict[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge,
 }  # fmt: skip
 UNSIGNED = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
+INTEGER_ORDERS = ORDERED | {name: ORDERED[same] for name, same in UNSIGNED.items()}
 BOOLEAN: dict[str, Callable[[int, int], int]] = {"and": operator.and_, "or": operator.or_, "xor": operator.xor}
 
 
@@ -550,7 +553,7 @@ def compare_reals(name: str, kind: str, flush: bool = False) -> Callable[[int, i
 
 COMPARISONS = [
     Case(f"setp.{name}.{kind} {{d}}, {{a}}, {{b}}", (kind, kind), ("pred",),
-         lambda a, b, f=ORDERED[UNSIGNED.get(name, name)], kind=kind: int(f(number(a, kind), number(b, kind))))
+         lambda a, b, f=INTEGER_ORDERS[name], kind=kind: int(f(number(a, kind), number(b, kind))))
     for kind in (*INTEGERS, "b16", "b32", "b64")
     for name in (["eq", "ne"] if kind[0] == "b" else [*ORDERED, *(UNSIGNED if kind[0] == "u" else [])])
 ]  # fmt: skip
@@ -573,8 +576,8 @@ COMPARISONS += [
 # p = (a op b) and c, q = not (a op b) and c.
 COMPARISONS += [
     Case(f"setp.{name}.{combination}.f32 {{d}}|{{q}}, {{a}}, {{b}}, {negation}{{c}}", ("f32", "f32", "pred"), ("pred", "pred"),
-         lambda a, b, c, f=compare_reals(name, "f32"), g=g, n=bool(negation): (g(f(a, b), c ^ n), g(1 - f(a, b), c ^ n)))
-    for name in ("gtu", "eq")
+         lambda a, b, c, f=f, g=g, n=bool(negation): (g(f(a, b), c ^ n), g(1 - f(a, b), c ^ n)))
+    for name, f in (("gtu", compare_reals("gtu", "f32")), ("eq", compare_reals("eq", "f32")))
     for combination, g in BOOLEAN.items()
     for negation in ("", "!")
 ]  # fmt: skip

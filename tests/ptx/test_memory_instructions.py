@@ -3,6 +3,8 @@
 Sections are those of NVIDIA's "Parallel Thread Execution ISA", version 9.
 """
 
+# ruff: noqa: E501 (tables of PTX: a line for a case)
+
 from __future__ import annotations
 
 import random
@@ -40,7 +42,7 @@ VECTORS = [
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("kind, count", VECTORS)
+@pytest.mark.parametrize(("kind", "count"), VECTORS)
 def test_copies_of_each_width_through_each_space(space: str, kind: str, count: int) -> None:
     """Every thread copies its element, of one to four parts, to a space and back (ld, st)."""
     declaration, address, register = SPACES[space]
@@ -75,7 +77,7 @@ def test_copies_of_each_width_through_each_space(space: str, kind: str, count: i
     assert (out == source).all()
 
 
-@pytest.mark.parametrize("kind, register, expected", [
+@pytest.mark.parametrize(("kind", "register", "expected"), [
     ("u8", 16, 0x00F3), ("s8", 16, 0xFFF3), ("u8", 32, 0x000000F3), ("s8", 32, 0xFFFFFFF3), ("u16", 32, 0x000080F3),
     ("s16", 32, 0xFFFF80F3), ("s32", 64, 0xFFFFFFFF_FEDC80F3), ("u32", 64, 0xFEDC80F3), ("s8", 64, 0xFFFFFFFF_FFFFFFF3),
 ])  # fmt: skip
@@ -346,7 +348,7 @@ def test_barriers_between_warps(order: str, barrier: str) -> None:
 
 
 @pytest.mark.parametrize("order", machine.ORDERS)
-@pytest.mark.parametrize("operation, results", [("or", [0, 1, 1]), ("and", [0, 0, 1])])
+@pytest.mark.parametrize(("operation", "results"), [("or", [0, 1, 1]), ("and", [0, 0, 1])])
 def test_barriers_that_reduce(operation: str, results: list[int], order: str) -> None:
     """bar.red over a predicate that holds in no thread, in one, in all: a program of each kind, whatever their barriers."""
     out = handwritten.unwritten(3 * 64)

@@ -3,6 +3,8 @@
 A fault may show in the output only in some orders of the warps. The checks have to find it in every order.
 """
 
+# ruff: noqa: E501 (tables of PTX: a line for a case)
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

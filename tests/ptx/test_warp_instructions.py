@@ -3,6 +3,8 @@
 Sections are those of NVIDIA's "Parallel Thread Execution ISA", version 9.
 """
 
+# ruff: noqa: E501 (tables of PTX: a line for a case)
+
 from __future__ import annotations
 
 import ast
@@ -102,7 +104,7 @@ def fold(values: list[int], f: Callable[[int, int], int]) -> int:
 
 
 @pytest.mark.parametrize(
-    "operation, kind",
+    ("operation", "kind"),
     [(o, k) for o in ("add", "min", "max") for k in ("u32", "s32")] + [(o, "b32") for o in ("and", "or", "xor")],
 )
 def test_reductions(operation: str, kind: str) -> None:
@@ -348,7 +350,7 @@ CORES = [
 ]
 
 
-@pytest.mark.parametrize("kind, shape", CORES)
+@pytest.mark.parametrize(("kind", "shape"), CORES)
 def test_layouts_of_tensor_cores(kind: str, shape: str) -> None:
     """Small integers, whose products and sums are exact: any element at a wrong place changes the result."""
     generator = random.Random(shape)
