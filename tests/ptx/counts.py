@@ -266,7 +266,8 @@ def cases() -> Iterator[Case]:
         yield case("basis_loss", "both", 100_000, n, "jacobi")
         if n > 8:
             yield case("basis_loss", "both", 100_000, n, "fused")
-    yield case("basis_loss", "both", 1536, 64, "products")
+    for family in ("jacobi", "products"):
+        yield case("basis_loss", "both", 1536, 64, family)
     yield case("basis_loss", "both", 96, 256, "products")
     for n in (16, 32):
         for op, mode in (("basis_loss", "forward"), ("polar_factor", "forward"), ("polar_factor", "both")):
