@@ -715,3 +715,44 @@ def test_conversion_to_tf32(rounding: str) -> None:
         Case(f"cvt.{rounding}.tf32.f32 {{d}}, {{a}}", ("f32",), ("b32",), lambda a: 0), [(exact.NAN["f32"],)] * 2
     )
     assert exact.is_nan(got["all"][0] & 0xFFFFE000, "f32")
+
+
+REFUSED = [
+    "add.sat.s32 %r9, %r9, 1", "add.cc.u32 %r9, %r9, 1", "mul.sat.f32 %f1, %f1, %f1", "fma.rn.sat.f32 %f1, %f1, %f1, %f1",
+    "add.rz.f32 %f1, %f1, %f1", "mul.rm.f64 %d1, %d1, %d1", "fma.rp.f32 %f1, %f1, %f1, %f1", "div.rz.f32 %f1, %f1, %f1",
+    "sqrt.rz.f32 %f1, %f1", "rcp.rz.f64 %d1, %d1", "cvt.rz.f32.f64 %f1, %d1", "cvt.sat.f32.f64 %f1, %d1",
+    "cvt.rni.sat.s32.f32 %r9, %f1", "cvt.rn.f16.f32 %h1, %f1", "rcp.approx.ftz.f64 %d1, %d1",
+    "rsqrt.approx.ftz.f64 %d1, %d1", "prmt.b32.f4e %r9, %r9, %r9, %r9", "min.relu.s32 %r9, %r9, %r9",
+    "max.xorsign.abs.f32 %f1, %f1, %f1", "vote.sync.uni.pred %p1, %p1, -1", "sin.approx.f32 %f1, %f1",
+    "tanh.approx.f32 %f1, %f1", "atom.global.add.u32 %r9, [%rd0], 1", "red.global.add.u32 [%rd0], 1",
+    "bar.arrive 0, 64", "bar.sync 1, 64", "bar.red.popc.u32 %r9, 0, %p1", "match.any.sync.b32 %r9, %r9, -1",
+    "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%f1, %f2, %f3, %f4}, {%r1, %r2}, {%r3}, {%f1, %f2, %f3, %f4}",
+    "@%p1 bar.sync 0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_is_refused(text: str) -> None:
+    """An instruction or a modifier that is not emulated ends the launch; it is not run as if it were another."""
+    with pytest.raises(NotImplementedError):
+        handwritten.run(f"setp.eq.u32 %p1, %r0, %r0;\n{text};", [np.zeros(1, np.uint32)])
+
+
+@pytest.mark.parametrize(("op", "units"), [("rcp.approx.f32", 1), ("rsqrt.approx.f32", 2), ("div.full.f32", 2)])
+def test_approximations_err_when_perturbed(op: str, units: int) -> None:
+    """By at most what is documented, and not by nothing."""
+    rows = approximate_operands(op.removesuffix(".f32"), "f32", 2)
+    rows = [row for row in rows if min(real(v, "f32") for v in row) > 0]
+    inputs = [np.array([row[k] for row in rows][:128], np.uint32) for k in range(2)]
+    text = f"{op} %f3, %f1, %f2;" if op.startswith("div") else f"{op} %f3, %f1;"
+    body = "mad.lo.u32 %r2, %r1, 32, %r0;\n" + "".join(
+        f"mad.wide.u32 %rd10, %r2, 4, %rd{k};\nld.global.b32 %f{k + 1}, [%rd10];\n" for k in range(2)
+    )
+    body += f"{text}\nmad.wide.u32 %rd10, %r2, 4, %rd2;\nst.global.b32 [%rd10], %f3;"
+    results = []
+    for perturb in (0.0, 1.0):
+        out = np.zeros(len(inputs[0]), np.uint32)
+        handwritten.run(body, [*inputs, out], grid=len(out) // 32, perturb=perturb)
+        results.append(out[: len(out) // 32 * 32].astype(np.int64))
+    apart = np.abs(results[0] - results[1])
+    assert 0 < apart.max() <= units
