@@ -331,7 +331,8 @@ def ldmatrix(
                     entry = np.uint32(memory[address]) | (np.uint32(memory[address + 1]) << np.uint32(8))
                     word |= entry << np.uint32(16 * half)
                     if shared.checked:
-                        touch(shared, lanes, lane, number, address // shared.granule, address, False, False)
+                        for granule in range(address // shared.granule, (address + 1) // shared.granule + 1):
+                            touch(shared, lanes, lane, number, granule, address, False, False)
                 out[matrix, lane] = word
             check_rows(shared, lanes, number, base + 8 * matrix, row, offset, counts)
         if shared.counted:
@@ -369,7 +370,8 @@ def stmatrix(
                     low, high = np.uint8(entry & np.uint32(255)), np.uint8((entry >> np.uint32(8)) & np.uint32(255))
                     if shared.checked:
                         same = memory[address] == low and memory[address + 1] == high
-                        touch(shared, lanes, lane, number, address // shared.granule, address, True, same)
+                        for granule in range(address // shared.granule, (address + 1) // shared.granule + 1):
+                            touch(shared, lanes, lane, number, granule, address, True, same)
                     memory[address], memory[address + 1] = low, high
             check_rows(shared, lanes, number, base + 8 * matrix, row, offset, counts)
         for l in range(32 * values.shape[0]):
