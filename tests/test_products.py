@@ -76,12 +76,15 @@ def symmetric(n: int, sign: float, seed: int, dtype: torch.dtype = torch.float32
 # Each method beside PyTorch's, of matrices of whole tiles
 
 
+@pytest.mark.parametrize(("height", "side"), [(4, 3), (2, 1)], ids=["tiles", "one"])
 @pytest.mark.parametrize(("x_dtype", "y_dtype", "dtype"), [
     (torch.float32, torch.float32, torch.float32),
     (torch.float64, torch.float32, torch.float32),
     (torch.float64, torch.float32, torch.float64),
 ], ids=["single", "narrowed", "double"])  # fmt: skip
-def test_products(small_tiles: Any, x_dtype: torch.dtype, y_dtype: torch.dtype, dtype: torch.dtype) -> None:
+def test_products(
+    small_tiles: Any, x_dtype: torch.dtype, y_dtype: torch.dtype, dtype: torch.dtype, height: int, side: int
+) -> None:
     ours = small_tiles.TritonProducts(TILE)
     tolerance = 100 * torch.finfo(dtype).eps
 
@@ -89,14 +92,16 @@ def test_products(small_tiles: Any, x_dtype: torch.dtype, y_dtype: torch.dtype, 
         assert result.dtype == dtype
         torch.testing.assert_close(result, expected, atol=tolerance, rtol=tolerance)
 
-    m, n = 4 * TILE, 3 * TILE
+    m, n = height * TILE, side * TILE
     x, y = random(2, m, n, dtype=x_dtype), random(2, m, n, seed=1, dtype=y_dtype)
     even, odd = symmetric(n, 1.0, 2, dtype), symmetric(n, -1.0, 3, dtype)
+    square = symmetric(n, 1.0, 7, x_dtype)
     if dtype == torch.float32:
         for arguments in ((), (-0.5, even, 2.0)):
-            gram = ours.gram(x, dtype, *arguments)
-            same(gram, TORCH.gram(x, dtype, *arguments))
-            assert torch.equal(gram, gram.mT)
+            for operand in (x, square):
+                gram = ours.gram(operand, dtype, *arguments, symmetric=operand is square)
+                same(gram, TORCH.gram(operand, dtype, *arguments))
+                assert torch.equal(gram, gram.mT)
         gram, norm = ours.unit_gram(x, None, dtype)
         for result, expected in zip((gram, norm), TORCH.unit_gram(x, None, dtype), strict=True):
             same(result, expected)
@@ -107,9 +112,10 @@ def test_products(small_tiles: Any, x_dtype: torch.dtype, y_dtype: torch.dtype, 
         assert (zero[1] == 1).all()
     for sign, d in ((1.0, even), (-1.0, odd)):
         for arguments in ((), (0.5, d, 3.0)):
-            cross = ours.cross(x, y, sign, dtype, *arguments)
-            same(cross, TORCH.cross(x, y, sign, dtype, *arguments))
-            assert torch.equal(cross, sign * cross.mT)
+            for left, right in ((x, y), (square, y[:, :n])):
+                cross = ours.cross(left, right.contiguous(), sign, dtype, *arguments, symmetric=left is square)
+                same(cross, TORCH.cross(left, right, sign, dtype, *arguments))
+                assert torch.equal(cross, sign * cross.mT)
     if x_dtype == dtype:
         right = random(2, n, 2 * TILE, seed=4, dtype=y_dtype)
         for d in (None, random(2, m, 2 * TILE, seed=5, dtype=dtype)):
@@ -350,7 +356,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Any]:
 def test_what_is_launched_is_what_is_compiled_ahead_of_time(launched: set[Any]) -> None:
     from svdrd.triton import products as launchers
 
-    for m, n in ((16, 16), (17, 32), (64, 40), (33, 80), (256, 256), (300, 1000), (100, 3), (3, 100)):
+    for m, n in ((16, 16), (17, 32), (64, 40), (33, 80), (90, 70), (256, 256), (300, 1000), (100, 3), (3, 100)):
         a = torch.empty(2, m, n, device="meta")  # it has no data to branch on, or to copy to the host
         for smooth in (0.0, 0.1):
             launchers.polar_factor(a, RCOND, smooth, False)
