@@ -31,7 +31,7 @@ from benchmarks.registry import BASELINE, OURS, Case, Provider
 from svdrd import backends, gram, library, matmul, reference
 
 # The modules below svdrd.triton whose launchers are timed by themselves.
-LAUNCHERS = ("jacobi", "fused", "products")
+LAUNCHERS = ("jacobi", "products")
 DRIVERS = ("gesvdj", "gesvda", "gesvd")
 
 

@@ -21,8 +21,6 @@ from typing import NamedTuple
 
 import torch
 
-from svdrd.triton import choice
-
 NAMES = ("torch", "cpp", "triton", "cuda")
 # What an automatic choice asks on a CUDA device, in this order, before plain PyTorch.
 ON_CUDA = ("triton", "cuda")
@@ -244,4 +242,4 @@ def saves_factors(device: torch.device, dtype: torch.dtype, m: int, n: int) -> b
     # after those of the cuda backend, and else Triton's.
     if _chosen in ("torch", "cuda"):
         return min(m, n) <= (32 if _chosen == "torch" else 64)
-    return max(m, n) <= 64 and choice.order(m, n)[0] == "jacobi"
+    return max(m, n) <= 64

@@ -126,9 +126,9 @@ _CUDA: dict[str, tuple[Callable[..., Any], ...]] = {
 # is imported with them.
 _TRITON: dict[str, tuple[str, ...]] = {
     "svd": ("jacobi.svd",),
-    "polar_factor": ("choice.polar_factor",),
-    "polar_factor_backward": ("choice.polar_factor_backward",),
-    "basis_loss": ("choice.basis_loss",),
+    "polar_factor": ("jacobi.polar_factor", "products.polar_factor"),
+    "polar_factor_backward": ("jacobi.polar_factor_backward", "products.polar_factor_backward"),
+    "basis_loss": ("jacobi.basis_loss", "products.basis_loss"),
     "recompose": ("jacobi.recompose",),
 }
 

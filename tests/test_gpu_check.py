@@ -306,7 +306,7 @@ COUNTED = [
         "basis_loss", "both", 96, 256, "products", True, "H200", "sm_80", "3.8.0", 1, quantities(2.7, 2.7, 1)
     ),
     counted.Counted(
-        "basis_loss", "both", 96, 256, "fused", False, "H200", "sm_90", "3.8.0", 1, quantities(4.0, 3, 4.0)
+        "basis_loss", "both", 96, 256, "jacobi", False, "H200", "sm_90", "3.8.0", 1, quantities(4.0, 3, 4.0)
     ),
 ]
 
@@ -323,14 +323,14 @@ def test_what_was_counted_survives_its_file(tmp_path):
     row = "| `basis_loss` both, 96 x 256² | **products** | **2.7** | 9.6 | lsu 2.7, issue 1.4 | 1 | 0.1 | 285 |"
     assert any(line.startswith(row) for line in lines)
     assert any(
-        line.startswith("| `basis_loss` both, 96 x 256² | fused | **4** |  | lsu 3, issue 1.5 | 4 |") for line in lines
+        line.startswith("| `basis_loss` both, 96 x 256² | jacobi | **4** |  | lsu 3, issue 1.5 | 4 |") for line in lines
     )
 
 
 def test_measured_beside_counted():
     """ROW took 5.4618 ms: by svdrd's choice, or by one family alone, on a device like the counted one."""
     assert counted.beside(ROW, COUNTED) == "2.0 times the 2.7 ms counted (lsu)"
-    alone = replace(ROW, provider="svdrd.triton.fused", device="NVIDIA H100 80GB HBM3")
+    alone = replace(ROW, provider="svdrd.triton.jacobi", device="NVIDIA H100 80GB HBM3")
     assert counted.beside(alone, COUNTED) == "1.4 times the 4 ms counted (chain)"
     others = (
         {"device": "NVIDIA A100-SXM4-80GB"},

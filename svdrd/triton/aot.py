@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from svdrd.triton.configuration import Configuration
 
-MODULES: tuple[str, ...] = ("jacobi", "fused", "products")
+MODULES: tuple[str, ...] = ("jacobi", "products")
 # Shared memory that one block may have, in bytes: CUDA C++ Programming Guide, "Technical Specifications per Compute
 # Capability".
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

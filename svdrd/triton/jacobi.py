@@ -14,27 +14,23 @@ from torch import Tensor
 from svdrd.triton import jacobi_kernels as kernels
 from svdrd.triton.configuration import Configuration, interpreted
 
-LARGEST = 64
+# What the sides of tiles can be. Smaller matrices share the kernels of the smallest.
+SIDES = (4, 8, 16, 32, 64)
 # Of float64 matrices the polar factor and the loss do not fit on the chip with more columns than these.
 LARGEST_DOUBLE_POLAR = 32
-# Matrices of fewer columns share the kernels of this many.
-SMALLEST = 4
-# Pairs of columns of a program's tile, by the columns of a matrix: one for each thread of a warp; or for every two
-# threads, where one alone would not hold it.
-PAIRS = {4: 32, 8: 32, 16: 32, 32: 16, 64: 32}
 # Triton's interpreter pays for each operation of each program, so there a program is given many matrices.
 INTERPRETED_PAIRS = 4096
 DTYPES = {torch.float32: "fp32", torch.float64: "fp64"}
 # How many tiles of M columns a kernel keeps in registers at its fullest.
 TILES = {
-    kernels.svd_kernel: 1,
+    kernels.svd_kernel: 2,
     kernels.polar_kernel: 3,
     kernels.polar_backward_kernel: 4,
     kernels.loss_kernel: 5,
     kernels.recompose_kernel: 3,
 }
 # 32-bit registers of a thread that may go to tiles; beyond, another warp takes half of the rows.
-REGISTERS = {torch.float32: 224, torch.float64: 192}
+REGISTERS = {torch.float32: 224, torch.float64: 176}
 # Forms (M, N) that spill nevertheless with one of the compilers of Triton 3.6 to 3.9 for one of the GPUs of
 # svdrd.triton.aot, and get twice the warps.
 TIGHT: dict[tuple[Any, torch.dtype], set[tuple[int, int]]] = {}
@@ -59,18 +55,23 @@ class Shape(NamedTuple):
 
     def padded(self) -> tuple[int, int]:
         """M and N of the tile."""
-        narrow = max(SMALLEST, triton.next_power_of_2(self.width))
+        narrow = max(SIDES[0], triton.next_power_of_2(self.width))
         return max(narrow, triton.next_power_of_2(self.length)), narrow
 
 
 def takes(m: int, n: int) -> bool:
     """Whether :func:`svd` is for ``m x n`` matrices."""
-    return min(m, n) > 0 and max(m, n) <= LARGEST
+    return min(m, n) > 0 and max(m, n) <= SIDES[-1]
 
 
 def takes_polar(m: int, n: int, dtype: torch.dtype) -> bool:
     """Whether the other operators are."""
     return takes(m, n) and (dtype == torch.float32 or min(m, n) <= LARGEST_DOUBLE_POLAR)
+
+
+def pairs_of_tile(long: int, narrow: int) -> int:
+    """The pairs of columns of a program: one for each thread of a warp, or for every two; of 64 columns all."""
+    return 32 if long <= 16 else max(16, narrow // 2)
 
 
 @cache
@@ -87,19 +88,19 @@ def configuration(kernel: Any, dtype: torch.dtype, long: int, narrow: int, pairs
 
 def configurations() -> Iterator[Configuration]:
     """Every form that the launchers below can choose."""
-    for dtype, long, narrow in product(DTYPES, PAIRS, PAIRS):
+    for dtype, long, narrow in product(DTYPES, SIDES, SIDES):
         if long < narrow:
             continue
         for kernel in TILES:
             if kernel is kernels.svd_kernel or takes_polar(long, narrow, dtype):
-                yield configuration(kernel, dtype, long, narrow, PAIRS[narrow])
+                yield configuration(kernel, dtype, long, narrow, pairs_of_tile(long, narrow))
 
 
 def _launch(kernel: Any, first: Tensor, shape: Shape, batch: int, *arguments: Any) -> None:
     if batch == 0:
         return
     long, narrow = shape.padded()
-    pairs = PAIRS[narrow]
+    pairs = pairs_of_tile(long, narrow)
     if interpreted(first.device):
         pairs = max(pairs, min(INTERPRETED_PAIRS, triton.next_power_of_2(batch) * narrow // 2))
     with torch.cuda.device_of(first):
