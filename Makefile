@@ -99,12 +99,10 @@ sanitize: install
 aot: install
 	$(BIN)/python -m svdrd.triton.aot
 
-# In a process of its own: Triton interprets kernels or compiles them. Of the CUDA kernels each target stays in one process,
-# which compiles them. numba's cache does not see a change in another file than the function's own, so it begins anew.
+# In a process of its own: Triton interprets kernels or compiles them.
 ptx: install emulation
-	rm -rf build/ptx/numba
 	TRITON_INTERPRET=0 SVDRD_PTX_BUILD=$(CURDIR)/build/ptx NUMBA_CACHE_DIR=$(CURDIR)/build/ptx/numba \
-	  TRITON_CACHE_DIR=$(CURDIR)/build/ptx/triton $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadgroup \
+	  TRITON_CACHE_DIR=$(CURDIR)/build/ptx/triton $(BIN)/python -m pytest -n $(TEST_PROCESSES) \
 	  $(if $(filter short,$(PTX)),-m "not nightly") $(PYTEST_ARGS) $(PTX_TESTS)
 
 # Without a compiler the tests of the cuda backend are skipped with the reason, as those of cpp are.

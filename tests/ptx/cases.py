@@ -116,22 +116,14 @@ def options(number: int, perturb: float = 1.0, limit: float = 1800.0) -> Options
     return Options(order=ORDERS[number % len(ORDERS)], seed=number, perturb=perturb, limit=limit)
 
 
-def parametrize(
-    cases: list[Case], targets: tuple[int, ...], short: set[tuple[str, int]], one_process: bool = False
-) -> pytest.MarkDecorator:
-    """A test of each case and target, marked ``nightly`` unless it is ``short``.
-
-    Args:
-        one_process: whether the tests of a target have to run in one process.
-    """
+def parametrize(cases: list[Case], targets: tuple[int, ...], short: set[tuple[str, int]]) -> pytest.MarkDecorator:
+    """A test of each case and target, marked ``nightly`` unless it is ``short``."""
     names = [str(case) for case in cases]
     if unknown := short - set(itertools.product(names, targets)):
         raise ValueError(f"no such cases: {sorted(unknown)}")
     parameters = []
     for (number, name), target in itertools.product(enumerate(names), targets):
         marks = [] if (name, target) in short else [pytest.mark.nightly]
-        if one_process:
-            marks.append(pytest.mark.xdist_group(f"cuda {target}"))
         parameters.append(pytest.param(number, target, id=f"{name}-sm_{target}", marks=marks))
     return pytest.mark.parametrize(("number", "target"), parameters)
 

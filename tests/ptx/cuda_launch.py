@@ -6,6 +6,7 @@ CUDA_HOME is the toolkit; without it, the one that the nvcc on the PATH executes
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -50,7 +51,14 @@ def toolkit() -> Path | None:
 
 
 def build(folder: Path, arch: int) -> None:
-    """Compiles module and PTX into ``folder``, unless they are there from the same sources."""
+    """Compiles module and PTX into ``folder``, unless they are there from the same sources; one process at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _build(folder, arch)
+
+
+def _build(folder: Path, arch: int) -> None:
     import pybind11
 
     home = toolkit()
@@ -61,7 +69,6 @@ def build(folder: Path, arch: int) -> None:
     stamp = folder / "stamp"
     if stamp.exists() and stamp.read_text() == digest:
         return
-    folder.mkdir(parents=True, exist_ok=True)
 
     def call(*command: Any) -> None:
         subprocess.run([str(argument) for argument in command], check=True)

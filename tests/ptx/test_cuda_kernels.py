@@ -1,7 +1,4 @@
-"""The CUDA kernels of csrc, compiled for sm_80 and sm_90 and executed: host code, and the PTX of nvcc.
-
-One process for each target, because compiling them takes a minute.
-"""
+"""The CUDA kernels of csrc, compiled for sm_80 and sm_90 and executed: host code, and the PTX of nvcc."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ CASES = _cases()
 EMULATED = backends.cuda_module()
 
 
-@cases.parametrize(CASES, TARGETS, SHORT, one_process=True)
+@cases.parametrize(CASES, TARGETS, SHORT)
 def test_kernels(number: int, target: int) -> None:
     case = CASES[number]
     with cuda_launch.emulation(target, cases.options(number, perturb=0.0), BUILD / f"cuda_{target}") as records:
