@@ -171,6 +171,9 @@ def _diagonalise(top: tl.tensor, bottom: tl.tensor, pairs: tl.tensor, N: tl.cons
     nothing: tl.constexpr = 2.0**-208 if double else 2.0**-92
 
     place = pairs % (N // 2)
+    # Moving nothing puts a column into the registers of one or two threads. As it is loaded, an entry may have a thread
+    # of its own. There Triton 3.6 contracts a square with the sum over threads, and each thread gets other bits.
+    top, bottom = _moved(top, pairs), _moved(bottom, pairs)
     entry = tl.arange(0, N)[None, :]
     top_v = tl.where(entry == 2 * place[:, None], 1.0, 0.0).to(dtype)
     bottom_v = tl.where(entry == 2 * place[:, None] + 1, 1.0, 0.0).to(dtype)
