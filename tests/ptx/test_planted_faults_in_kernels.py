@@ -203,10 +203,11 @@ def test_shuffles_that_do_not_name_a_lane(members: str, kind: str) -> None:
 
 
 def test_shuffles_from_other_lanes() -> None:
-    """Allowed, but not what the kernel needs: what neighbours exchange comes from the lane after the next."""
+    """Allowed, but not what the kernel needs: every column that moves comes from the neighbour."""
     launch = launches(jacobi, 64, 16)["polar_kernel"]
     _, expected, _ = launch.run(launch.text)
-    text, count = re.subn(r"(shfl\.sync\.bfly\.b32[^;]*), 1, 31, -1;", r"\1, 2, 31, -1;", launch.text)
+    moves = r"shfl\.sync\.idx\.b32([^,;]*,[^,;]*), [^,;]*, 31, -1;"
+    text, count = re.subn(moves, r"shfl.sync.bfly.b32\1, 1, 31, -1;", launch.text)
     assert count
     found, out, _ = launch.run(text)
     assert found or not np.array_equal(out, expected)
