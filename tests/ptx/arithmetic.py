@@ -42,6 +42,20 @@ def flush(x: Any) -> NDArray[Any]:
     return np.where(np.abs(x) < np.finfo(x.dtype).tiny, np.copysign(x.dtype.type(0), x), x)
 
 
+def ordered(x: Any, operation: str) -> NDArray[np.uint32]:
+    """float32 as signed integers of the same order, for ``redux`` max and min; a NaN loses against every number."""
+    bits = np.ascontiguousarray(np.asarray(x)).view(np.int32)
+    info = np.iinfo(np.int32)
+    key = np.where(bits < 0, bits ^ info.max, bits)
+    return np.where(np.isnan(x), info.min if operation == "max" else info.max, key).astype(np.int32).view(np.uint32)
+
+
+def unordered(key: Any) -> NDArray[np.float32]:
+    """The inverse of :func:`ordered`; what only NaN gives is NaN, because no number has that key."""
+    bits = np.ascontiguousarray(np.asarray(key)).view(np.int32)
+    return np.where(bits < 0, bits ^ np.iinfo(np.int32).max, bits).astype(np.int32).view(np.float32)
+
+
 def fma_ftz(a: Any, b: Any, c: Any) -> NDArray[Any]:
     """``fma.ftz``."""
     return flush(fma(flush(a), flush(b), flush(c)))

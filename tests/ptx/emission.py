@@ -601,6 +601,12 @@ class Emission:
 
     def op_redux(self) -> None:
         d, a, members = self.args
+        if self.kind == "f32":
+            x = f"A.ordered({self.value(a, 'f32')}, {self.parts[2]!r})"
+            operation = REDUCTIONS[self.parts[2], "s32"]
+            self.out.append("b = " + self.call("warp_reduce", operation, x, self.value(members, "b32")))
+            self.put(self.target(d, "f32"), "A.unordered(b)")
+            return
         operation = REDUCTIONS[self.parts[2], self.kind]
         self.out.append("b = " + self.call("warp_reduce", operation, self.value(a, "u32"), self.value(members, "b32")))
         self.put(self.target(d, "b32"), "b")

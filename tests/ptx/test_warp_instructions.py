@@ -123,6 +123,23 @@ def test_reductions(operation: str, kind: str) -> None:
         assert row == [exact.bits_of(REDUCTIONS[operation](v), kind) for v in (whole, half)]
 
 
+@pytest.mark.parametrize("operation", ["min", "max"])
+def test_reductions_of_floats(operation: str) -> None:
+    """sm_100. A NaN counts only where there is nothing else; -0 is less than +0."""
+    values = np.random.default_rng(5).standard_normal(96).astype(np.float32)
+    values[[3, 40]] = np.nan
+    values[[7, 8]] = np.inf, -np.inf
+    values[32:64] = np.where(np.arange(32) % 2, np.float32(0), np.float32(-0.0))
+    values[40] = np.nan
+    values[64:] = np.nan
+    got = each_thread(f"redux.sync.{operation}.f32 %r30, %r10, -1;", [values.view(np.uint32)], 1)
+    extreme = np.float32(np.inf if operation == "max" else -np.inf)
+    zero = np.float32(0.0 if operation == "max" else -0.0)
+    bits = [int(x.view(np.uint32)) for x in (extreme, zero)]
+    assert [row[0] for row in got[:64]] == [bits[0]] * 32 + [bits[1]] * 32
+    assert all(np.isnan(np.uint32(row[0]).view(np.float32)) for row in got[64:])
+
+
 @pytest.mark.parametrize("members", ["whole", "halves"])
 def test_votes(members: str) -> None:
     """Of predicates that hold in no lane, in some, in all of a warp or of a half of it (vote.sync)."""
