@@ -35,6 +35,7 @@ REGISTERS = {torch.float32: 224, torch.float64: 176}
 # svdrd.triton.aot, and get twice the warps.
 TIGHT = {
     (kernels.polar_kernel, torch.float32): {(64, 4), (64, 8), (64, 16)},
+    (kernels.loss_kernel, torch.float32): {(16, 4)},
     (kernels.recompose_kernel, torch.float32): {(64, 16)},
 }
 
