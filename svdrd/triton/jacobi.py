@@ -34,9 +34,11 @@ REGISTERS = {torch.float32: 224, torch.float64: 176}
 # Forms (M, N) that spill nevertheless with one of the compilers of Triton 3.6 to 3.9 for one of the GPUs of
 # svdrd.triton.aot, and get twice the warps.
 TIGHT = {
+    (kernels.svd_kernel, torch.float32): {(64, 4), (64, 8), (64, 16), (64, 32)},
     (kernels.polar_kernel, torch.float32): {(64, 4), (64, 8), (64, 16)},
     (kernels.loss_kernel, torch.float32): {(16, 4)},
-    (kernels.recompose_kernel, torch.float32): {(64, 16)},
+    (kernels.loss_kernel, torch.float64): {(64, 4)},
+    (kernels.recompose_kernel, torch.float32): {(64, 4), (64, 8), (64, 16)},
 }
 
 
