@@ -649,7 +649,7 @@ def loss_kernel(
     top_s, bottom_s = tl.zeros([P], dtype), tl.zeros([P], dtype)
     exponent = tl.zeros([P], tl.int32)
     broken = pairs < 0
-    for side in range(sides):
+    for side in tl.range(sides, disable_licm=True):
         image = x
         if side > 0:
             image = x_hat
@@ -714,7 +714,7 @@ def recompose_kernel(
     top_s, bottom_s, exponent = tl.zeros([P], dtype), tl.zeros([P], dtype), tl.zeros([P], tl.int32)
     top_hat, bottom_hat, exponent_hat = tl.zeros([P], dtype), tl.zeros([P], dtype), tl.zeros([P], tl.int32)
     broken = pairs < 0
-    for side in range(sides):
+    for side in tl.range(sides, disable_licm=True):
         top_hat, bottom_hat, exponent_hat = top_s, bottom_s, exponent
         image = x_hat
         if side > 0:
