@@ -28,7 +28,8 @@ from benchmarks import clock, counted, floor, inputs, measure, registry
 from benchmarks.clock import Clock, Times
 from benchmarks.measure import Row, Run
 from benchmarks.registry import BASELINE, OURS, Case, Provider
-from svdrd import backends, gram, library, matmul, reference
+from svdrd import backends, gram, library, matmul
+from svdrd.reference import definitions
 
 # The modules below svdrd.triton whose launchers are timed by themselves.
 LAUNCHERS = ("jacobi", "products")
@@ -130,7 +131,7 @@ def providers(device: torch.device) -> tuple[list[Provider], list[Provider], dic
     functions = {name: registry._OURS[name] for name in ("polar_factor", "basis_loss")}
     ours.append(Only("svdrd.matmul", functions, backend="torch", kernel=_PRODUCTS.get))
     # The path beyond the kernels' sizes, and what it took the place of.
-    for name, decompose in (("svdrd.gram", gram.svd), ("svdrd.reference", reference.svd)):
+    for name, decompose in (("svdrd.gram", gram.svd), ("svdrd.reference.definitions", definitions.svd)):
         kernel = {"svd": decompose}.get
         ours.append(Only(name, {"svd": registry._OURS["svd"]}, _large_alone, backend="torch", kernel=kernel))
     for name in LAUNCHERS:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import svdrd
 from benchmarks import inputs
-from svdrd import gradients, ops, reference
+from svdrd import ops
+from svdrd.reference import definitions, derivatives
 
 try:
     import roma
@@ -75,7 +76,7 @@ class Provider:
 def in_blocks(image: Tensor, block_size: int | None) -> Tensor:
     if block_size is None:
         return image
-    return reference.to_blocks(image.flatten(0, -3), block_size, block_size)
+    return definitions.to_blocks(image.flatten(0, -3), block_size, block_size)
 
 
 def _with_polar(polar: Callable[[Tensor], Tensor]) -> dict[str, Function]:
@@ -222,10 +223,10 @@ def _rcond(x: Tensor) -> float:
 
 def _svd_truth(given: inputs.Inputs) -> Truth:
     a = given.x_hat
-    u, s, vh = reference.svd(a.double())
+    u, s, vh = definitions.svd(a.double())
     # <C, U V^T> + <c, s> does not depend on the choice of singular vectors: every provider has the same derivative.
     of_polar, of_values = _cotangent(*a.shape).to(a.device), _cotangent(*s.shape).to(a.device)
-    derivative = gradients.polar_factor_vjp(of_polar, u, s, vh) + (u * of_values[:, None, :]) @ vh
+    derivative = derivatives.polar_factor_vjp(of_polar, u, s, vh) + (u * of_values[:, None, :]) @ vh
     return Truth((u, s, vh), (of_polar, of_values), derivative)
 
 
@@ -244,15 +245,15 @@ def _svd_error(outputs: tuple[Tensor, ...], given: inputs.Inputs, truth: Truth) 
 
 def _polar_truth(given: inputs.Inputs) -> Truth:
     a = given.x_hat
-    p, u, s, vh = reference.polar_factor(a.double(), _rcond(a), 0.0)
+    p, u, s, vh = definitions.polar_factor(a.double(), _rcond(a), 0.0)
     cotangent = _cotangent(*a.shape).to(a.device)
-    return Truth((p,), (cotangent,), gradients.polar_factor_vjp(cotangent, u, s, vh))
+    return Truth((p,), (cotangent,), derivatives.polar_factor_vjp(cotangent, u, s, vh))
 
 
 def _basis_truth(given: inputs.Inputs) -> Truth:
     x_hat, x = given.x_hat.double(), given.x.double()
     height, width = (given.block_size,) * 2 if given.block_size else x.shape[-2:]
-    loss, derivative, _ = reference.basis_loss(
+    loss, derivative, _ = definitions.basis_loss(
         x_hat.flatten(0, -3), x.flatten(0, -3), height, width, _rcond(given.x), 0.0, True, False
     )
     return Truth((loss.mean(),), (), in_blocks(derivative, given.block_size) / loss.numel())
@@ -260,8 +261,8 @@ def _basis_truth(given: inputs.Inputs) -> Truth:
 
 def _recompose_truth(given: inputs.Inputs) -> Truth:
     x_hat, x = given.x_hat.double(), given.x.double()
-    _, s, _ = reference.svd(x_hat)
-    u, _, vh = reference.svd(x)
+    _, s, _ = definitions.svd(x_hat)
+    u, _, vh = definitions.svd(x)
     return Truth(((u * s[:, None, :]) @ vh,), (), torch.empty(0))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdrd import backends, reference
+from svdrd import backends
+from svdrd.reference import definitions
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.svd`."""
+    """As :func:`svdrd.reference.definitions.svd`."""
     assert backends.native is not None
     a = a.contiguous()
     b, m, n = a.shape
@@ -35,15 +36,15 @@ def singular_values(a: Tensor) -> Tensor:
 
 def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
     """As the operator's default in :mod:`svdrd.library`."""
-    s = singular_values(reference.to_blocks(x_hat, block_height, block_width))
-    u, _, vh = svd(reference.to_blocks(x, block_height, block_width))
-    return reference.from_blocks((u * s[:, None, :]) @ vh, *x.shape).contiguous()
+    s = singular_values(definitions.to_blocks(x_hat, block_height, block_width))
+    u, _, vh = svd(definitions.to_blocks(x, block_height, block_width))
+    return definitions.from_blocks((u * s[:, None, :]) @ vh, *x.shape).contiguous()
 
 
 def svd_backward(
     u: Tensor, s: Tensor, vh: Tensor, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None
 ) -> Tensor:
-    """As :func:`svdrd.gradients.svd_vjp`."""
+    """As :func:`svdrd.reference.derivatives.svd_vjp`."""
     assert backends.native is not None
     tensors = [None if x is None else x.contiguous() for x in (grad_u, grad_s, grad_vh, u, s, vh)]
     b, m, n = u.shape[0], u.shape[1], vh.shape[2]
@@ -54,7 +55,7 @@ def svd_backward(
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.polar_factor`; the factors are empty unless ``save_factors``."""
+    """As :func:`svdrd.reference.definitions.polar_factor`; the factors are empty unless ``save_factors``."""
     assert backends.native is not None
     a = a.contiguous()
     b, m, n = a.shape
@@ -70,7 +71,7 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
 
 
 def polar_factor_backward(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: float) -> Tensor:
-    """As :func:`svdrd.gradients.polar_factor_vjp`."""
+    """As :func:`svdrd.reference.derivatives.polar_factor_vjp`."""
     assert backends.native is not None
     grad, u, s, vh = grad.contiguous(), u.contiguous(), s.contiguous(), vh.contiguous()
     b, m, n = grad.shape
@@ -92,7 +93,7 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.basis_loss`."""
+    """As :func:`svdrd.reference.definitions.basis_loss`."""
     assert backends.native is not None
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape

@@ -49,7 +49,7 @@ def _where(x: Tensor, operation: str, batch: int, m: int, n: int) -> tuple[Tenso
 
 
 def svd(a: Tensor) -> Any:
-    """As :func:`svdrd.reference.svd`."""
+    """As :func:`svdrd.reference.definitions.svd`."""
     b, m, n = a.shape
     if not _takes(m, n):
         return NotImplemented
@@ -64,7 +64,7 @@ def svd(a: Tensor) -> Any:
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> Any:
-    """As :func:`svdrd.reference.polar_factor`; the factors are empty unless ``save_factors``."""
+    """As :func:`svdrd.reference.definitions.polar_factor`; the factors are empty unless ``save_factors``."""
     b, m, n = a.shape
     if not _takes(m, n):
         return NotImplemented
@@ -86,7 +86,7 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
 def polar_factor_backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Any:
-    """As :func:`svdrd.gradients.polar_factor_vjp`; empty factors are formed again from ``a``."""
+    """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; empty factors are formed again from ``a``."""
     b, m, n = grad.shape
     if not _takes(m, n):
         return NotImplemented
@@ -114,7 +114,7 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> Any:
-    """As :func:`svdrd.reference.basis_loss`.
+    """As :func:`svdrd.reference.definitions.basis_loss`.
 
     One launch computes the loss and the derivative by ``x_hat``. The derivative by ``x``, which a training step does
     not ask for, is that of a second one with the sides exchanged.

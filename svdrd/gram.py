@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdrd import reference
+from svdrd.reference import definitions
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.svd`, for float32.
+    """As :func:`svdrd.reference.definitions.svd`, for float32.
 
     With ``A^T A = V diag(w) V^T``, the columns of ``A V``, longest first, are ``U diag(s)`` but for what squaring has
     lost: ``A V = Q R`` with R diagonal to ``sqrt(eps(float64)) s_1``. So ``U = Q``, with orthonormal columns also where
@@ -22,7 +22,7 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if a.shape[-2] < a.shape[-1]:
         u, s, vh = svd(a.mT)
         return vh.mT.contiguous(), s, u.mT.contiguous()
-    finite, scaled, *halves = reference.scaled(a)
+    finite, scaled, *halves = definitions.scaled(a)
     _, v = torch.linalg.eigh(scaled.mT @ scaled)
     product = scaled @ v
     longest_first = torch.linalg.vector_norm(product, dim=-2).argsort(dim=-1, descending=True, stable=True)
@@ -32,7 +32,7 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u = (u * torch.where(diagonal < 0, -1.0, 1.0)[:, None, :]).take_along_dim(order[:, None, :], -1)
     v = v.take_along_dim(longest_first.take_along_dim(order, -1)[:, None, :], -1)
     return (
-        reference.nan_where_not_finite(finite, u, a.dtype),
-        reference.nan_where_not_finite(finite, reference.unscaled(s, *halves), a.dtype),
-        reference.nan_where_not_finite(finite, v.mT, a.dtype),
+        definitions.nan_where_not_finite(finite, u, a.dtype),
+        definitions.nan_where_not_finite(finite, definitions.unscaled(s, *halves), a.dtype),
+        definitions.nan_where_not_finite(finite, v.mT, a.dtype),
     )

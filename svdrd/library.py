@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd import backends, cpp, cuda, gradients, gram, matmul, reference
+from svdrd import backends, cpp, cuda, gram, matmul
+from svdrd.reference import definitions, derivatives
 
 _library = torch.library.Library("svdrd", "DEF")
 
@@ -51,11 +52,11 @@ ops = torch.ops.svdrd
 def _svd_backward(
     u: Tensor, s: Tensor, vh: Tensor, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None
 ) -> Tensor:
-    return gradients.svd_vjp(grad_u, grad_s, grad_vh, u, s, vh).contiguous()
+    return derivatives.svd_vjp(grad_u, grad_s, grad_vh, u, s, vh).contiguous()
 
 
 def _polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, ...]:
-    p, *factors = reference.polar_factor(a, rcond, smooth)
+    p, *factors = definitions.polar_factor(a, rcond, smooth)
     return p, *(factors if save_factors else (a.new_empty(0) for _ in range(3)))
 
 
@@ -63,8 +64,8 @@ def _polar_factor_backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
     if a.numel() and not u.numel():
-        _, u, s, vh = reference.polar_factor(a, rcond, smooth)
-    return gradients.polar_factor_vjp(grad, u, s, vh, smooth).contiguous()
+        _, u, s, vh = definitions.polar_factor(a, rcond, smooth)
+    return derivatives.polar_factor_vjp(grad, u, s, vh, smooth).contiguous()
 
 
 def _polar_factor_backward_cpp(
@@ -88,20 +89,20 @@ def _basis_loss_backward(
 
 def _recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
     """By two decompositions, which the selected backend computes."""
-    _, s, _ = ops.svd(reference.to_blocks(x_hat, block_height, block_width))
-    u, _, vh = ops.svd(reference.to_blocks(x, block_height, block_width))
-    return reference.from_blocks((u * s[:, None, :]) @ vh, *x.shape).contiguous()
+    _, s, _ = ops.svd(definitions.to_blocks(x_hat, block_height, block_width))
+    u, _, vh = ops.svd(definitions.to_blocks(x, block_height, block_width))
+    return definitions.from_blocks((u * s[:, None, :]) @ vh, *x.shape).contiguous()
 
 
 _DEFAULTS: dict[str, Callable[..., Any]] = {
-    "svd": reference.svd,
+    "svd": definitions.svd,
     "svd_backward": _svd_backward,
     "polar_factor": _polar_factor,
     "polar_factor_backward": _polar_factor_backward,
-    "polar_factor_second_derivative": reference.polar_factor_second_derivative,
-    "basis_loss": reference.basis_loss,
+    "polar_factor_second_derivative": definitions.polar_factor_second_derivative,
+    "basis_loss": definitions.basis_loss,
     "basis_loss_backward": _basis_loss_backward,
-    "basis_loss_second_derivative": reference.basis_loss_second_derivative,
+    "basis_loss_second_derivative": definitions.basis_loss_second_derivative,
     "recompose": _recompose,
 }
 _CPP: dict[str, Callable[..., Any]] = {
@@ -304,7 +305,7 @@ def _svd_grad(ctx: Any, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: T
         return ops.svd_backward(u, s, vh, grad_u, grad_s, grad_vh)
     # create_graph=True: the formula's own operations are differentiated, to any order.
     with torch.autocast(u.device.type, enabled=False):
-        return gradients.svd_vjp(grad_u, grad_s, grad_vh, u, s, vh)
+        return derivatives.svd_vjp(grad_u, grad_s, grad_vh, u, s, vh)
 
 
 def _polar_factor_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -369,7 +370,7 @@ def _basis_loss_double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | N
     options = ctx.block_height, ctx.block_width, ctx.rcond, ctx.smooth
     by_grad_loss = by_x_hat = None
     if ctx.needs_input_grad[0]:
-        blocks = reference.to_blocks(direction * derivative, ctx.block_height, ctx.block_width)
+        blocks = definitions.to_blocks(direction * derivative, ctx.block_height, ctx.block_width)
         by_grad_loss = blocks.sum((-2, -1)).reshape(grad_loss.shape)
     if ctx.needs_input_grad[2]:
         by_x_hat = ops.basis_loss_second_derivative(x_hat, x, grad_loss, direction, *options)
@@ -385,18 +386,18 @@ def _recompose_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _recompose_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     """By the derivatives of both decompositions, which are made again: the forward keeps no factors."""
     by_x_hat = by_x = None
-    g, x_hat, x = (reference.to_blocks(image, *ctx.block) for image in (grad, *ctx.saved_tensors))
+    g, x_hat, x = (definitions.to_blocks(image, *ctx.block) for image in (grad, *ctx.saved_tensors))
     with torch.autocast(grad.device.type, enabled=False):
         u, s, vh = ops.svd(x)
         u_hat, s_hat, vh_hat = ops.svd(x_hat)
         if ctx.needs_input_grad[0]:
             by_values = ((u.mT @ g) * vh).sum(-1)
-            by_x_hat = gradients.svd_vjp(None, by_values, None, u_hat, s_hat, vh_hat)
-            by_x_hat = reference.from_blocks(by_x_hat, *grad.shape)
+            by_x_hat = derivatives.svd_vjp(None, by_values, None, u_hat, s_hat, vh_hat)
+            by_x_hat = definitions.from_blocks(by_x_hat, *grad.shape)
         if ctx.needs_input_grad[1]:
             weighted = s_hat[:, :, None]
-            by_x = gradients.svd_vjp((g @ vh.mT) * weighted.mT, None, weighted * (u.mT @ g), u, s, vh)
-            by_x = reference.from_blocks(by_x, *grad.shape)
+            by_x = derivatives.svd_vjp((g @ vh.mT) * weighted.mT, None, weighted * (u.mT @ g), u, s, vh)
+            by_x = definitions.from_blocks(by_x, *grad.shape)
     return by_x_hat, by_x, None, None
 
 

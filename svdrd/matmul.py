@@ -5,7 +5,7 @@ singular value above ``rcond s_1`` near 1, then ``x -> (5 x^3 - 3 x^5) / 2``, fo
 super-attracting, brings those to 1 and the others to 0. Which kernels PyTorch uses is the only thing that depends on
 the batch. ``docs/performance.md`` has the error analysis and the measurements, ``docs/gradients.md`` the derivative.
 
-Functions take ``(b, m, n)`` in float32 or float64, on any device, as those of ``svdrd.reference`` do.
+Functions take ``(b, m, n)`` in float32 or float64, on any device, as those of ``svdrd.reference.definitions`` do.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svdrd import reference
 from svdrd.products import TORCH, Products, per_item, product
+from svdrd.reference import definitions
 
 LARGEST_RCOND = 0.25
 # Each minimax quintic is made for [l, 1] with l no smaller than this: then no singular value, once above it, is sent
@@ -241,7 +241,7 @@ def _checked(rcond: float) -> None:
     if not 0 <= rcond <= LARGEST_RCOND:
         raise ValueError(
             f"svdrd.matmul: rcond is {rcond}; its polynomials are made for 0 <= rcond <= {LARGEST_RCOND}. "
-            "svdrd.reference takes any rcond below 1."
+            "svdrd.reference.definitions takes any rcond below 1."
         )
 
 
@@ -394,10 +394,10 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.basis_loss`."""
+    """As :func:`svdrd.reference.definitions.basis_loss`."""
     _checked(rcond)
     b, h, w = x_hat.shape
-    blocks_hat, blocks = (reference.to_blocks(image, block_height, block_width) for image in (x_hat, x))
+    blocks_hat, blocks = (definitions.to_blocks(image, block_height, block_width) for image in (x_hat, x))
     loss = x_hat.new_empty(len(blocks))
     derivatives = [
         torch.empty_like(blocks) if needed else blocks.new_empty(0) for needed in (need_grad_x_hat, need_grad_x)
@@ -411,7 +411,7 @@ def basis_loss(
         ]
         loss[part] = write_basis_loss(TORCH, sides, (block_height, block_width), x.dtype, rcond, smooth)
     by_x_hat, by_x = (
-        reference.from_blocks(derivative, b, h, w).contiguous() if needed else derivative
+        definitions.from_blocks(derivative, b, h, w).contiguous() if needed else derivative
         for derivative, needed in zip(derivatives, (need_grad_x_hat, need_grad_x), strict=True)
     )
     return loss.reshape(b, h // block_height, w // block_width), by_x_hat, by_x

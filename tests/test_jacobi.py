@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import svdrd
-from svdrd import backends, gradients, library, reference
+from svdrd import backends, library
 from svdrd.ops import basis_loss, polar_factor, svd
+from svdrd.reference import definitions, derivatives
 from tests.test_svd import ratios
 from tests.zoo import ZOO
 
@@ -55,8 +56,8 @@ def test_zoo(m: int, n: int, name: str) -> None:
     g = torch.randn(a.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(a)
     (derivative,) = torch.autograd.grad(p, a, g)
     assert torch.isfinite(derivative).all()
-    exact, *factors = reference.polar_factor(a.detach().double(), 4 * eps, 0.0)
-    expected = gradients.polar_factor_vjp(g.double(), *factors)
+    exact, *factors = definitions.polar_factor(a.detach().double(), 4 * eps, 0.0)
+    expected = derivatives.polar_factor_vjp(g.double(), *factors)
     values = torch.linalg.svdvals(a.detach().double())
     relative = values / values[:, :1].clamp(min=1e-300)
     # Within rounding of the threshold either decision is right.
@@ -128,7 +129,7 @@ def test_loss_reads_blocks_of_any_shape_from_the_image(block: tuple[int, int], s
     x_hat, x = image_pair(2 * block[0], 3 * block[1], dtype)
     arguments = (*block, rcond, smooth, True, True)
     loss, *derivatives = torch.ops.svdrd.basis_loss(x_hat, x, *arguments)
-    exact, *expected = reference.basis_loss(x_hat.double(), x.double(), *arguments)
+    exact, *expected = definitions.basis_loss(x_hat.double(), x.double(), *arguments)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(loss.double(), exact, atol=tolerance, rtol=0)
     for derivative, other in zip(derivatives, expected, strict=True):
@@ -240,4 +241,4 @@ def test_derivatives_are_finite_at_every_scale(scale: float) -> None:
 
 def test_what_does_not_fit_on_the_chip_is_computed_in_torch() -> None:
     a = ZOO["image"](70, 6)[None].to(device())
-    assert torch.equal(svd(a).S, reference.svd(a)[1])
+    assert torch.equal(svd(a).S, definitions.svd(a)[1])

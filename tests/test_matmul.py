@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svdrd import backends, gradients, library, matmul, reference
+from svdrd import backends, library, matmul
 from svdrd.library import ops
 from svdrd.ops import basis_loss, polar_factor
 from svdrd.products import TORCH, reduced_precision
+from svdrd.reference import definitions, derivatives
 from tests import closed_form
 from tests.test_photographs import by_autograd, crops, quantiles, relative_error
 from tests.zoo import SIZES, ZOO, with_spectrum
@@ -159,7 +160,7 @@ def test_certificate_and_definition_on_the_zoo(m: int, n: int, dtype: torch.dtyp
         s = relative_spectra(a)
         clear = ~undecided(s, rcond)
         assert (matmul.certificate(a, p)[clear] < 30 * max(m, n) * eps).all()
-        expected = reference.polar_factor(a.double(), rcond, 0.0)[0]
+        expected = definitions.polar_factor(a.double(), rcond, 0.0)[0]
         smallest = torch.where(s > rcond, s, 1.0).amin(-1)
         error = torch.linalg.matrix_norm(p.double() - expected)
         assert (error <= 30 * max(m, n) * eps / smallest)[clear].all()
@@ -174,8 +175,8 @@ def test_smoothed(dtype: torch.dtype) -> None:
         a = animals(m, n, dtype)
         g = torch.randn(a.shape, generator=generator).to(dtype)
         for e in (1e-3, 1e-1, 3.0, 1e4):
-            expected, u, s, vh = reference.polar_factor(a.double(), 0.0, e)
-            derivative = gradients.polar_factor_vjp(g.double(), u, s, vh, e)
+            expected, u, s, vh = definitions.polar_factor(a.double(), 0.0, e)
+            derivative = derivatives.polar_factor_vjp(g.double(), u, s, vh, e)
             p = matmul.polar_factor(a, 0.0, e)
             bound = 30 * max(m, n) * torch.finfo(dtype).eps * (1 + s[:, 0] / e)
             assert (torch.linalg.matrix_norm(p.double() - expected) <= bound).all(), (m, n, e)
@@ -258,7 +259,7 @@ def test_derivative_against_the_specification(m: int, n: int, dtype: torch.dtype
     eps, rcond = torch.finfo(dtype).eps, default_rcond(dtype)
     a = animals(m, n, dtype)
     g = torch.randn(a.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    expected = gradients.polar_factor_vjp(g.double(), *reference.polar_factor(a.double(), rcond, 0.0)[1:])
+    expected = derivatives.polar_factor_vjp(g.double(), *definitions.polar_factor(a.double(), rcond, 0.0)[1:])
     result = product_vjp(g, a, rcond)
     spectra = torch.linalg.svdvals(a.double())
     for name, x, y, s, direction in zip(ZOO, result, expected, spectra, g, strict=True):
@@ -361,7 +362,7 @@ def test_basis_loss(dtype: torch.dtype, smooth: float) -> None:
     x_hat, x = (torch.rand(2, 12, 18, generator=generator).to(dtype) for _ in range(2))
     rcond = default_rcond(dtype)
     arguments = (6, 9, rcond, smooth, True, True)
-    expected = reference.basis_loss(x_hat.double(), x.double(), *arguments)
+    expected = definitions.basis_loss(x_hat.double(), x.double(), *arguments)
     # The signs of P1 - P2 are those of float64 here: no difference is near rounding.
     for result, value in zip(matmul.basis_loss(x_hat, x, *arguments), expected, strict=True):
         # Condition numbers here are below 100, and the derivative's error has their square.
@@ -488,8 +489,8 @@ def test_photographs_beside_lapack(kodak: list[Path], dither: float) -> None:
     a = a + dither * (torch.rand(a.shape, generator=generator) - 0.5)
     g = torch.randn(a.shape, generator=generator)
     rcond = default_rcond(a.dtype)
-    p, *factors = reference.polar_factor(a.double(), rcond, 0.0)
-    derivative = gradients.polar_factor_vjp(g.double(), *factors)
+    p, *factors = definitions.polar_factor(a.double(), rcond, 0.0)
+    derivative = derivatives.polar_factor_vjp(g.double(), *factors)
 
     def lapack(a: Tensor) -> Tensor:
         u, _, vh = torch.linalg.svd(a, full_matrices=False)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdrd import gradients, reference
 from svdrd.ops import polar_factor
+from svdrd.reference import definitions, derivatives
 
 
 def crops(files: list[Path], count: int = 24) -> Tensor:
@@ -44,8 +44,8 @@ def test_errors_beside_lapack_and_the_bars(backend: str, kodak: list[Path], dith
 
     # The specification, in float64, of the same float32 values.
     rcond = 4 * torch.finfo(torch.float32).eps
-    p, *factors = reference.polar_factor(a.double(), rcond, 0.0)
-    derivative = gradients.polar_factor_vjp(g.double(), *factors)
+    p, *factors = definitions.polar_factor(a.double(), rcond, 0.0)
+    derivative = derivatives.polar_factor_vjp(g.double(), *factors)
 
     def lapack(a: Tensor) -> Tensor:
         u, _, vh = torch.linalg.svd(a, full_matrices=False)

@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import svdrd
-from svdrd import backends, gradients, library, matmul, products, reference
+from svdrd import backends, library, matmul, products
 from svdrd.library import ops
 from svdrd.ops import polar_factor
 from svdrd.products import TORCH
+from svdrd.reference import definitions, derivatives
 from tests.test_matmul import default_rcond, relative_spectra, undecided
 from tests.test_photographs import by_autograd, crops, quantiles, relative_error
 from tests.zoo import ZOO
@@ -141,7 +142,7 @@ def test_read_and_write(small_tiles: Any, m: int, n: int, appended: float | None
     images[1, 0, n] = -torch.inf
     images[0, :, n : 2 * n] = 0
     images[1, :, :n] *= 1e-38  # down to denormal numbers
-    blocks = reference.to_blocks(images, m, n)[1:5]
+    blocks = definitions.to_blocks(images, m, n)[1:5]
     source = small_tiles.Blocks(images, m, n, 1, 4)
     rows = length if appended is None else length + width
     for scale in (True, False):
@@ -161,7 +162,7 @@ def test_read_and_write(small_tiles: Any, m: int, n: int, appended: float | None
         ours.write(source._replace(images=into), single, factor, shift)
         expected = torch.empty_like(blocks)
         TORCH.write(expected, single[:, :, :width], factor, shift)
-        result = reference.to_blocks(into, m, n)
+        result = definitions.to_blocks(into, m, n)
         assert torch.equal(result[1:5].nan_to_num(9.0), expected.nan_to_num(9.0))
         assert (result[[0, 5]] == 7).all()
 
@@ -215,7 +216,7 @@ def check_against_the_specification(launchers: Any, names: list[str], m: int, n:
     clear = ~undecided(s, RCOND)
     assert clear.sum() >= 0.7 * len(names)
     assert (matmul.certificate(a, p)[clear] < 30 * max(m, n) * eps).all()
-    exact, *factors = reference.polar_factor(a.double(), RCOND, 0.0)
+    exact, *factors = definitions.polar_factor(a.double(), RCOND, 0.0)
     smallest = torch.where(s > RCOND, s, 1.0).amin(-1)
     error = torch.linalg.matrix_norm(p.double() - exact)
     assert (error <= 30 * max(m, n) * eps / smallest)[clear].all()
@@ -223,7 +224,7 @@ def check_against_the_specification(launchers: Any, names: list[str], m: int, n:
         g = random(*a.shape, seed=1)
         derivative = product_vjp(launchers, g, a, p, RCOND)
         assert torch.isfinite(derivative).all()
-        expected = gradients.polar_factor_vjp(g.double(), *factors)
+        expected = derivatives.polar_factor_vjp(g.double(), *factors)
         largest = torch.linalg.svdvals(a.double())[:, 0].clamp(min=1e-300)
         bound = 10 * max(m, n) * eps / smallest * torch.linalg.matrix_norm(g.double()) / (smallest * largest)
         error = torch.linalg.matrix_norm(derivative.double() - expected)
@@ -249,7 +250,7 @@ def test_beyond_the_jacobi_kernels_the_operators_come_here(monkeypatch: pytest.M
     a = ZOO["image"](20, 66)[None].to(DEVICE, torch.float32).requires_grad_()
     g = random(1, 20, 66, seed=1)
     (derivative,) = torch.autograd.grad(polar_factor(a, rcond=COARSE), a, g)
-    exact = gradients.polar_factor_vjp(g.double(), *reference.polar_factor(a.detach().double(), COARSE, 0.0)[1:])
+    exact = derivatives.polar_factor_vjp(g.double(), *definitions.polar_factor(a.detach().double(), COARSE, 0.0)[1:])
     assert relative_error(derivative, exact).max() < 1e-4
     with pytest.raises(AssertionError, match="the reference"):
         polar_factor(a.detach(), rcond=0.3)
@@ -266,7 +267,7 @@ def test_loss_reads_blocks_from_the_image(smooth: float) -> None:
     arguments = (5, 9, 1e-2, smooth)
     by_x = smooth == 0
     result = launchers.basis_loss(x_hat, x, *arguments, True, by_x)
-    expected = reference.basis_loss(x_hat.double(), x.double(), *arguments, True, by_x)
+    expected = definitions.basis_loss(x_hat.double(), x.double(), *arguments, True, by_x)
     for one, value in zip(result[: 2 + by_x], expected[: 2 + by_x], strict=True):
         # As in tests/test_matmul.py: condition numbers below 100, and the derivative's error has their square.
         assert (one.double() - value).abs().max() <= 1e4 * torch.finfo(x.dtype).eps * value.abs().max()
@@ -462,8 +463,8 @@ def test_zoo_with_three_term_tf32(monkeypatch: pytest.MonkeyPatch, m: int, n: in
 
 def errors(a: Tensor, g: Tensor, result: tuple[Tensor, Tensor]) -> tuple[float, ...]:
     """Median and 90 % of the relative errors of P and of its derivative."""
-    exact, *factors = reference.polar_factor(a.double(), RCOND, 0.0)
-    derivative = gradients.polar_factor_vjp(g.double(), *factors)
+    exact, *factors = definitions.polar_factor(a.double(), RCOND, 0.0)
+    derivative = derivatives.polar_factor_vjp(g.double(), *factors)
     relative = (relative_error(x, y).nan_to_num(torch.inf) for x, y in zip(result, (exact, derivative), strict=True))
     return tuple(x for error in relative for x in quantiles(error))
 

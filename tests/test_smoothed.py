@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdrd import reference
 from svdrd.ops import basis_loss, polar_factor
+from svdrd.reference import definitions
 from tests import closed_form
 from tests.zoo import SPECTRA, with_spectrum
 
@@ -118,7 +118,7 @@ def test_second_derivative_along_the_large_value(m: int, n: int, power: int) -> 
     s = values("one large", power, min(m, n), torch.float64)
     g, h = random(m, n, 1, torch.float64), random(m, n, 2, torch.float64)
     g[: min(m, n) - 1] = 0
-    found = reference.polar_factor_second_derivative(diagonal(s, m, n)[None], g[None], h[None], 0.0, SMOOTH)[0]
+    found = definitions.polar_factor_second_derivative(diagonal(s, m, n)[None], g[None], h[None], 0.0, SMOOTH)[0]
     expected = closed_form.second_derivative(s, g, h, SMOOTH)
     assert norm(found - expected) <= max(m, n) * torch.finfo(torch.float64).eps * norm(expected)
 

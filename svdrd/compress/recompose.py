@@ -29,7 +29,6 @@ from torch import Tensor
 from torchvision.transforms.functional import center_crop, to_tensor
 from tqdm import tqdm
 
-from svdrd import reference
 from svdrd.compress import recompose_figures as figures
 from svdrd.compress.criterion import METRICS
 from svdrd.compress.data import ImageFolder
@@ -47,6 +46,7 @@ from svdrd.compress.files import write_json
 from svdrd.compress.metrics import psnr, to_8bit
 from svdrd.compress.models import PADDING, add_codec_arguments, input_sides
 from svdrd.ops import recompose, svd
+from svdrd.reference import definitions
 
 RESULTS = ("bpp", "psnr_lq", "psnr_latent", "psnr_pixel")
 FILES = ("recompose.csv", "recompose.json", "psnr_bpp.png", "strip.png", "spectrum.png")
@@ -155,7 +155,7 @@ class Spectrum:
         """``x_hat``, ``x``: (1, 3, H, W)."""
         images = [image.flatten(0, -3) for image in (x_hat, x)]
         if patch_size is not None:
-            images = [reference.to_blocks(image, patch_size, patch_size) for image in images]
+            images = [definitions.to_blocks(image, patch_size, patch_size) for image in images]
         lq, hq = images
         U, S, Vh = svd(hq)
         along = ((U.mT @ lq) * Vh).sum(-1)

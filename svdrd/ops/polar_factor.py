@@ -32,8 +32,8 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
     Returns:
         ``(..., m, n)``. A matrix that holds NaN or Inf gives NaN for itself alone.
 
-    The derivative is exact at repeated and at zero singular values (:func:`svdrd.gradients.polar_factor_vjp`) and
-    finite at every scale; second derivatives work. The Jacobian is symmetric, so
+    The derivative is exact at repeated and at zero singular values
+    (:func:`svdrd.reference.derivatives.polar_factor_vjp`) and finite at every scale; second derivatives work. The Jacobian is symmetric, so
     ``torch.autograd.grad(polar_factor(a), a, t)`` is the Jacobian-vector product along ``t`` as well.
 
     Raises:

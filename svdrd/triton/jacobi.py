@@ -115,7 +115,7 @@ def _launch(kernel: Any, first: Tensor, shape: Shape, batch: int, *arguments: An
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.svd`; takes matrices of up to 64 rows and columns."""
+    """As :func:`svdrd.reference.definitions.svd`; takes matrices of up to 64 rows and columns."""
     b, m, n = a.shape
     if not takes(m, n):
         return NotImplemented
@@ -127,7 +127,7 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.polar_factor`; takes what :func:`takes_polar` says.
+    """As :func:`svdrd.reference.definitions.polar_factor`; takes what :func:`takes_polar` says.
 
     Rows of the longer factor that have no singular value, or one that was dropped, are zero.
     """
@@ -149,7 +149,9 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
 def polar_factor_backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
-    """As :func:`svdrd.gradients.polar_factor_vjp`; takes what :func:`polar_factor` takes, with its factors or none."""
+    """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; takes what :func:`polar_factor` takes, and its factors
+    or none.
+    """
     b, m, n = grad.shape
     if not takes_polar(m, n, grad.dtype):
         return NotImplemented
@@ -175,7 +177,7 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.basis_loss`; takes what :func:`takes_polar` says."""
+    """As :func:`svdrd.reference.definitions.basis_loss`; takes what :func:`takes_polar` says."""
     if not takes_polar(block_height, block_width, x_hat.dtype):
         return NotImplemented
     x_hat, x = x_hat.contiguous(), x.contiguous()

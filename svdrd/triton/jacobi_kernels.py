@@ -380,7 +380,7 @@ def _coefficient(
     w_ij: tl.tensor, w_ji: tl.tensor, s_i: tl.tensor, s_j: tl.tensor, r_i: tl.tensor, r_j: tl.tensor,
     inverse_r_i: tl.tensor, inverse_r_j: tl.tensor, outside: tl.tensor, smoothed: tl.tensor, e: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """``Z_ij`` of ``svdrd.gradients.polar_factor_vjp``, less what the term for the outside has of it."""
+    """``Z_ij`` of ``svdrd.reference.derivatives.polar_factor_vjp``, less what the term for the outside has of it."""
     total = s_i + s_j
     inverse_total = 1 / tl.where(total > 0, total, 1.0)
     # Both terms of the mean are positive: with r_j - r_i in it, it would cancel where s_1 is far above e.
@@ -397,7 +397,9 @@ def _polar_derivative(
     top_s: tl.tensor, bottom_s: tl.tensor, smooth: tl.tensor, e: tl.tensor, exponent: tl.tensor, width: tl.tensor,
     length: tl.tensor, pairs: tl.tensor, N: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The vector-Jacobian product of ``svdrd.gradients.polar_factor_vjp``, transposed as a is. Row j of h is ``G v_j``.
+    """The vector-Jacobian product of ``svdrd.reference.derivatives.polar_factor_vjp``, transposed as a is.
+
+    Row j of h is ``G v_j``.
 
     Row j of ``q`` is column j of ``U Z`` and of what lies outside the span of u. The rows of u that are zero make the
     matrix one with an outside: there the two agree, W_ij / s_j (W_ij / r_j if smoothed).

@@ -346,7 +346,7 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.basis_loss`, blocks read from the images; takes what :func:`takes` says."""
+    """As :func:`svdrd.reference.definitions.basis_loss`, blocks read from the images; takes what :func:`takes` says."""
     if not takes(block_height, block_width, x.dtype, rcond):
         return NotImplemented
     x_hat, x = x_hat.contiguous(), x.contiguous()

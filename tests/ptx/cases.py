@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdrd import gradients, reference
+from svdrd.reference import definitions, derivatives
 from tests.ptx.machine import ORDERS, Options, Record
 from tests.ptx.poison import unwritten
 from tests.test_svd import ratios
@@ -83,7 +83,7 @@ class Case:
 
     def blocks(self, image: Tensor) -> Tensor:
         """The matrices of an image."""
-        return reference.to_blocks(image, self.m, self.n)
+        return definitions.to_blocks(image, self.m, self.n)
 
     def gradient(self, a: Tensor) -> Tensor:
         """What a derivative is multiplied with."""
@@ -179,7 +179,7 @@ def _check_svd(case: Case, out: tuple[Tensor, ...]) -> None:
 
 def _check_polar_factor(case: Case, out: tuple[Tensor, ...]) -> None:
     a, p = case.matrices(), out[0]
-    exact = reference.polar_factor(a.double(), case.rcond, case.smooth)[0]
+    exact = definitions.polar_factor(a.double(), case.rcond, case.smooth)[0]
     smallest, _, clear = _spectra(case, a)
     finite = _finite(a)
     _check_nan(finite, p)
@@ -190,8 +190,8 @@ def _check_polar_factor(case: Case, out: tuple[Tensor, ...]) -> None:
 def _check_backward(case: Case, out: tuple[Tensor, ...]) -> None:
     a, (derivative,) = case.matrices(), out
     grad = case.gradient(a)
-    factors = reference.polar_factor(a.double(), case.rcond, case.smooth)[1:]
-    exact = gradients.polar_factor_vjp(grad.double(), *factors, case.smooth)
+    factors = definitions.polar_factor(a.double(), case.rcond, case.smooth)[1:]
+    exact = derivatives.polar_factor_vjp(grad.double(), *factors, case.smooth)
     smallest, largest, clear = _spectra(case, a)
     finite = _finite(a)
     _check_nan(finite, derivative)
@@ -203,7 +203,7 @@ def _check_backward(case: Case, out: tuple[Tensor, ...]) -> None:
 def _check_loss(case: Case, out: tuple[Tensor, ...]) -> None:
     loss, *derivatives = out
     x_hat, x = (image.double() for image in case.images())
-    value, *exact = reference.basis_loss(x_hat, x, case.m, case.n, case.rcond, case.smooth, *case.sides)
+    value, *exact = definitions.basis_loss(x_hat, x, case.m, case.n, case.rcond, case.smooth, *case.sides)
     a, b = (case.blocks(image) for image in case.images())
     finite = _finite(a, b)
     _check_nan(finite, loss.reshape(-1))
@@ -213,7 +213,7 @@ def _check_loss(case: Case, out: tuple[Tensor, ...]) -> None:
     bound = 30 * max(case.m, case.n) * _eps(case) / least
     assert ((loss.double() - value).reshape(-1).abs() <= bound)[clear].all(), (loss - value) / _eps(case)
     # Where an entry of the difference is within rounding of 0 its sign is anyone's.
-    p, q = (reference.polar_factor(side.double(), case.rcond, case.smooth)[0] for side in (a, b))
+    p, q = (definitions.polar_factor(side.double(), case.rcond, case.smooth)[0] for side in (a, b))
     signed = ((p - q).abs() * least[:, None, None] > 8 * _eps(case)).all(-1).all(-1)
     for (smallest, largest, _), derivative, expected in zip(spectra, derivatives, exact, strict=True):
         if derivative.numel():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdrd import gradients
+from svdrd.reference import derivatives
 
 
 def _finite_items(a: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor
 def polar_factor_second_derivative(a: Tensor, g: Tensor, h: Tensor, rcond: float, smooth: float) -> Tensor:
     """``D^2 P(a)[g, h]``, the double backward of the polar factor."""
     u, s, vh, finite = _factors(a, full_matrices=True)
-    second = gradients.polar_factor_second_derivative(u, s, vh, s > rcond * s[:, :1], g, h, smooth)
+    second = derivatives.polar_factor_second_derivative(u, s, vh, s > rcond * s[:, :1], g, h, smooth)
     return nan_where_not_finite(finite, second, a.dtype)
 
 
@@ -141,7 +141,7 @@ def basis_loss(
         if not needed:
             return sign.new_empty(0)
         u, s, vh = factors
-        return from_blocks(gradients.polar_factor_vjp(sign, u, s, vh, smooth), b, h, w).contiguous()
+        return from_blocks(derivatives.polar_factor_vjp(sign, u, s, vh, smooth), b, h, w).contiguous()
 
     return loss, derivative(need_grad_x_hat, sign, factors_hat), derivative(need_grad_x, -sign, factors)
 
