@@ -97,7 +97,7 @@ sanitize: install
 	build/races/races
 
 aot: install
-	$(BIN)/python -m svdrd.triton.aot
+	$(BIN)/python -m svdrd.backends.triton.aot
 
 # In a process of its own: Triton interprets kernels or compiles them.
 ptx: install emulation

@@ -29,7 +29,7 @@ class Counted:
     """One case by one family of kernels.
 
     Args:
-        family: the module below ``svdrd.triton``; ``chosen`` if it is the one that svdrd takes by itself.
+        family: the module below ``svdrd.backends.triton``; ``chosen`` if it is the one that svdrd takes by itself.
         device: whose throughputs bound it; ``target``: what the kernels were compiled for.
         sample: how many matrices were emulated.
         quantities: by name; what ends in " ms" is of the whole batch.
@@ -107,7 +107,7 @@ def of(row: Row, rows: Sequence[Counted]) -> Counted | None:
     for one in rows:
         same = (one.op, one.mode, one.batch, one.n) == (row.op, mode, row.batch, row.n)
         ours = one.chosen and row.provider in ("svdrd", "svdrd, triton backend")
-        alone = row.provider == f"svdrd.triton.{one.family}"
+        alone = row.provider == f"svdrd.backends.triton.{one.family}"
         if same and (ours or alone) and any(name in row.device for name in ALIKE[one.device]):
             return one
     return None

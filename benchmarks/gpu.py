@@ -28,10 +28,12 @@ from benchmarks import clock, counted, floor, inputs, measure, registry
 from benchmarks.clock import Clock, Times
 from benchmarks.measure import Row, Run
 from benchmarks.registry import BASELINE, OURS, Case, Provider
-from svdrd import backends, gram, library, matmul
+from svdrd import library
+from svdrd.backends import selection
+from svdrd.backends.products import gram, iteration
 from svdrd.reference import definitions
 
-# The modules below svdrd.triton whose launchers are timed by themselves.
+# The modules below svdrd.backends.triton whose launchers are timed by themselves.
 LAUNCHERS = ("jacobi", "products")
 DRIVERS = ("gesvdj", "gesvda", "gesvd")
 
@@ -77,18 +79,18 @@ class Only(Provider):
 
 
 def _products_polar(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, ...]:
-    return matmul.polar_factor(a, rcond, smooth).contiguous(), *(a.new_empty(0) for _ in range(3))
+    return iteration.polar_factor(a, rcond, smooth).contiguous(), *(a.new_empty(0) for _ in range(3))
 
 
 def _products_polar_backward(grad: Tensor, a: Tensor, p: Tensor, *rest: Any) -> Tensor:
     *_, rcond, smooth = rest
-    return matmul.polar_factor_vjp(grad, a, p, rcond, smooth).contiguous()
+    return iteration.polar_factor_vjp(grad, a, p, rcond, smooth).contiguous()
 
 
 _PRODUCTS: dict[str, Callable[..., Any]] = {
     "polar_factor": _products_polar,
     "polar_factor_backward": _products_polar_backward,
-    "basis_loss": matmul.basis_loss,
+    "basis_loss": iteration.basis_loss,
 }
 
 
@@ -121,21 +123,24 @@ def providers(device: torch.device) -> tuple[list[Provider], list[Provider], dic
     absent = dict(registry.ABSENT)
     ours: list[Provider] = [OURS, BASELINE]
     for name in ("triton", "cuda"):
-        record = next(record for record in backends.describe() if record.name == name)
-        reason = record.reason if not record.available else backends._refusal(name, device)
+        record = next(record for record in selection.describe() if record.name == name)
+        reason = record.reason if not record.available else selection._refusal(name, device)
         if reason:
             absent[f"svdrd, {name} backend"] = reason
         else:
             ours.append(Provider(f"svdrd, {name} backend", registry._OURS, backend=name))
     ours.append(replace(registry.FALLBACK, declines=_loops_for_long))
     functions = {name: registry._OURS[name] for name in ("polar_factor", "basis_loss")}
-    ours.append(Only("svdrd.matmul", functions, backend="torch", kernel=_PRODUCTS.get))
+    ours.append(Only("svdrd.backends.products.iteration", functions, backend="torch", kernel=_PRODUCTS.get))
     # The path beyond the kernels' sizes, and what it took the place of.
-    for name, decompose in (("svdrd.gram", gram.svd), ("svdrd.reference.definitions", definitions.svd)):
+    for name, decompose in (
+        ("svdrd.backends.products.gram", gram.svd),
+        ("svdrd.reference.definitions", definitions.svd),
+    ):
         kernel = {"svd": decompose}.get
         ours.append(Only(name, {"svd": registry._OURS["svd"]}, _large_alone, backend="torch", kernel=kernel))
     for name in LAUNCHERS:
-        full = f"svdrd.triton.{name}"
+        full = f"svdrd.backends.triton.{name}"
         try:
             module = importlib.import_module(full)
         except ImportError as error:

@@ -1,4 +1,4 @@
-// What dense_kernels.cpp and lanes_kernels.cpp, compiled once for each instruction set, offer to svdrd.cpp.
+// What dense_kernels.cpp and lanes_kernels.cpp, compiled once for each instruction set, offer to svdrd.backends.cpp.
 #pragma once
 
 #include <cstdint>

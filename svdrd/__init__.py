@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from svdrd.backends import use_backend
+from svdrd.backends.selection import use_backend
 from svdrd.losses import BasisLoss
 
 __all__ = ["BasisLoss", "__version__", "use_backend"]

@@ -2,7 +2,7 @@
 
 The only file that knows ``torch.library``. Operators take flat batches, ``(b, m, n)`` or ``(b, h, w)``, of float32 or
 float64; ``svdrd.ops`` has the public functions. Each operator's default is the plain-torch reference; the kernels of
-the backend that ``svdrd.backends`` selects take its place in the cases that they take.
+the backend that ``svdrd.backends.selection`` selects take its place in the cases that they take.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd import backends, cpp, cuda, gram, matmul
+from svdrd.backends import cpp, cuda, selection
+from svdrd.backends.products import gram, iteration
 from svdrd.reference import definitions, derivatives
 
 _library = torch.library.Library("svdrd", "DEF")
@@ -122,9 +123,9 @@ _CUDA: dict[str, tuple[Callable[..., Any], ...]] = {
     "basis_loss": (cuda.basis_loss,),
 }
 
-# Launchers below svdrd.triton, in the order in which they are asked: one that does not take a case (its docstring says
-# which it takes) returns NotImplemented, and in the end the default computes. Only their names are here, because Triton
-# is imported with them.
+# Launchers below svdrd.backends.triton, in the order in which they are asked: one that does not take a case (its
+# docstring says which it takes) returns NotImplemented, and in the end the default computes. Only their names are here,
+# because Triton is imported with them.
 _TRITON: dict[str, tuple[str, ...]] = {
     "svd": ("jacobi.svd",),
     "polar_factor": ("jacobi.polar_factor", "products.polar_factor"),
@@ -137,7 +138,7 @@ _TRITON: dict[str, tuple[str, ...]] = {
 @cache
 def _triton_launcher(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(".")
-    return getattr(importlib.import_module(f"svdrd.triton.{module}"), function)
+    return getattr(importlib.import_module(f"svdrd.backends.triton.{module}"), function)
 
 
 # By matrix products alone, for CUDA tensors that no kernel takes. The choice looks at device, dtype, shape and rcond.
@@ -145,13 +146,13 @@ def _triton_launcher(name: str) -> Callable[..., Any]:
 
 def _products_serve(a: Tensor, m: int, n: int, rcond: float) -> bool:
     """Whether products replace the float64 SVD, which torch batches on CUDA only up to 32 x 32."""
-    return a.device.type == "cuda" and a.dtype == torch.float32 and min(m, n) > 32 and rcond <= matmul.LARGEST_RCOND
+    return a.device.type == "cuda" and a.dtype == torch.float32 and min(m, n) > 32 and rcond <= iteration.LARGEST_RCOND
 
 
 def _polar_factor_matmul(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, ...]:
     if save_factors or not _products_serve(a, a.shape[-2], a.shape[-1], rcond):
         return NotImplemented
-    return matmul.polar_factor(a, rcond, smooth).contiguous(), *(a.new_empty(0) for _ in range(3))
+    return iteration.polar_factor(a, rcond, smooth).contiguous(), *(a.new_empty(0) for _ in range(3))
 
 
 def _polar_factor_backward_matmul(
@@ -159,7 +160,7 @@ def _polar_factor_backward_matmul(
 ) -> Tensor:
     if u.numel() or not _products_serve(a, a.shape[-2], a.shape[-1], rcond):
         return NotImplemented
-    return matmul.polar_factor_vjp(grad, a, p, rcond, smooth).contiguous()
+    return iteration.polar_factor_vjp(grad, a, p, rcond, smooth).contiguous()
 
 
 def _basis_loss_matmul(
@@ -168,7 +169,7 @@ def _basis_loss_matmul(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if not _products_serve(x_hat, block_height, block_width, rcond):
         return NotImplemented
-    return matmul.basis_loss(x_hat, x, block_height, block_width, rcond, smooth, need_grad_x_hat, need_grad_x)
+    return iteration.basis_loss(x_hat, x, block_height, block_width, rcond, smooth, need_grad_x_hat, need_grad_x)
 
 
 # On a CUDA device, for the torch backend and after the kernels of any other; on a CPU LAPACK is the faster.
@@ -206,7 +207,7 @@ def _kernels(backend: str, name: str) -> list[Callable[..., Any]]:
 
 def _implementation(name: str) -> Callable[..., Any]:
     def compute(first: Tensor, *rest: Any) -> Any:
-        for kernel in _kernels(backends.select(first.device), name):
+        for kernel in _kernels(selection.select(first.device), name):
             result = kernel(first, *rest)
             if result is not NotImplemented:
                 return result
@@ -447,7 +448,7 @@ def _only_autograd_takes_part(*tensors: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
-        and backends.select(tensors[0].device) == "cpp"
+        and selection.select(tensors[0].device) == "cpp"
     )
 
 

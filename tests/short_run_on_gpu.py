@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import svdrd
-from svdrd import backends
+from svdrd.backends import selection
 from svdrd.ops import basis_loss, polar_factor, recompose, svd
 from tests.zoo import ZOO
 
@@ -65,10 +65,10 @@ def worst_of(backend: str, device: torch.device) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """1 if a backend is off."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--backend", action="append", choices=backends.ON_CUDA, help="default: all that are here")
+    parser.add_argument("--backend", action="append", choices=selection.ON_CUDA, help="default: all that are here")
     device = torch.device("cuda", torch.cuda.device_count() - 1)
     chosen = parser.parse_args(argv).backend or [
-        name for name in backends.ON_CUDA if backends._usable(name) and backends._refusal(name, device) is None
+        name for name in selection.ON_CUDA if selection._usable(name) and selection._refusal(name, device) is None
     ]
     worst = {backend: worst_of(backend, device) for backend in chosen}
     for backend, error in worst.items():

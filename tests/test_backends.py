@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import svdrd
-from svdrd import backends
+from svdrd.backends import selection
 from svdrd.ops import polar_factor
 
 
@@ -21,8 +21,8 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_describe_names_every_backend_and_a_reason() -> None:
-    records = backends.describe()
-    assert tuple(record.name for record in records) == backends.NAMES
+    records = selection.describe()
+    assert tuple(record.name for record in records) == selection.NAMES
     assert all(record.reason for record in records)
     assert records[0].available
 
@@ -33,7 +33,7 @@ def test_unknown_name() -> None:
 
 
 def test_explicit_choice_raises_with_the_recorded_reason() -> None:
-    missing = [record for record in backends.describe() if not record.available]
+    missing = [record for record in selection.describe() if not record.available]
     for record in missing:
         with pytest.raises(RuntimeError) as raised, svdrd.use_backend(record.name):
             pass
@@ -41,13 +41,13 @@ def test_explicit_choice_raises_with_the_recorded_reason() -> None:
 
 
 def test_choice_nests_and_ends() -> None:
-    automatic = backends.select(torch.device("cpu"))
+    automatic = selection.select(torch.device("cpu"))
     with svdrd.use_backend("torch"):
-        assert backends.select(torch.device("cpu")) == "torch"
+        assert selection.select(torch.device("cpu")) == "torch"
         with pytest.raises(ZeroDivisionError), svdrd.use_backend("torch"):
             raise ZeroDivisionError
-        assert backends.select(torch.device("cpu")) == "torch"
-    assert backends.select(torch.device("cpu")) == automatic
+        assert selection.select(torch.device("cpu")) == "torch"
+    assert selection.select(torch.device("cpu")) == automatic
 
 
 def test_the_backend_really_computes(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,10 +71,10 @@ def test_the_backend_really_computes(backend: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_cpp_refuses_another_device() -> None:
-    if backends.native is None:
+    if selection.native is None:
         pytest.skip("no compiled module")
     with svdrd.use_backend("cpp"), pytest.raises(RuntimeError, match=r"'cpp' computes on the CPU.*meta.*\.cpu\(\)"):
-        backends.select(torch.device("meta"))
+        selection.select(torch.device("meta"))
 
 
 def test_triton_without_a_cuda_device_and_without_the_interpreter() -> None:
@@ -87,10 +87,10 @@ def test_triton_without_a_cuda_device_and_without_the_interpreter() -> None:
 def test_interpreted_triton_refuses_another_device() -> None:
     code = """
 import torch, svdrd
-from svdrd import backends
+from svdrd.backends import selection
 with svdrd.use_backend("triton"):
-    print(backends.select(torch.device("cpu")))
-    backends.select(torch.device("cuda"))
+    print(selection.select(torch.device("cpu")))
+    selection.select(torch.device("cuda"))
 """
     result = python(code, TRITON_INTERPRET="1")
     assert result.stdout.strip() == "triton"
@@ -104,27 +104,27 @@ def test_automatic_order_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> No
     present = {"torch", "cpp", "triton", "cuda"}
     device = torch.device("cuda", 0)
     capability = [(9, 0)]
-    monkeypatch.setattr(backends, "_chosen", None)
-    monkeypatch.setattr(backends, "_interpreted", lambda: False)
-    monkeypatch.setattr(backends, "_emulation", lambda: "")
-    monkeypatch.setattr(backends, "_cuda_refusal", lambda index: "")
+    monkeypatch.setattr(selection, "_chosen", None)
+    monkeypatch.setattr(selection, "_interpreted", lambda: False)
+    monkeypatch.setattr(selection, "_emulation", lambda: "")
+    monkeypatch.setattr(selection, "_cuda_refusal", lambda index: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
     monkeypatch.setattr(
-        backends, "describe", lambda: [backends.Backend(name, name in present, "") for name in backends.NAMES]
+        selection, "describe", lambda: [selection.Backend(name, name in present, "") for name in selection.NAMES]
     )
-    assert backends.select(device) == "triton"
+    assert selection.select(device) == "triton"
     capability[0] = (7, 5)
-    assert backends.select(device) == "cuda"
+    assert selection.select(device) == "cuda"
     present.discard("cuda")
-    assert backends.select(device) == "torch"
+    assert selection.select(device) == "torch"
     capability[0] = (8, 0)
-    assert backends.select(device) == "triton"
+    assert selection.select(device) == "triton"
     present.discard("triton")
-    assert backends.select(device) == "torch"
+    assert selection.select(device) == "torch"
 
 
 def test_environment_variable() -> None:
-    code = "import torch, svdrd; from svdrd import backends; print(backends.select(torch.device('cpu')))"
+    code = "import torch, svdrd; from svdrd.backends import selection; print(selection.select(torch.device('cpu')))"
     assert python(code, SVDRD_BACKEND="torch").stdout.strip() == "torch"
     absent = python(code, SVDRD_BACKEND="cuda", SVDRD_CUDA_EMULATION="", CUDA_VISIBLE_DEVICES="")
     assert absent.returncode != 0

@@ -130,7 +130,7 @@ def python(program: str, *path: str | Path) -> str:
 COMPUTE = """
 import torch, svdrd
 from svdrd.ops import polar_factor
-from svdrd import backends
+from svdrd.backends import selection
 a = torch.arange(24, dtype=torch.float64).reshape(2, 4, 3).sin()
 with svdrd.use_backend("torch"):
     expected = polar_factor(a)
@@ -156,7 +156,7 @@ def test_with_a_compiler_the_native_module_is_built_and_computes(source: Path, t
     body = """
 with svdrd.use_backend("cpp"):
     computed = polar_factor(a)
-info = backends.native.build_info()
+info = selection.native.build_info()
 print(svdrd.__file__, (computed - expected).abs().max().item() < 1e-14, "baseline" in info["flags"], info["version"])
 """
     version = wheel.name.split("-")[1]
@@ -216,7 +216,7 @@ def test_a_compiler_that_is_not_there_is_named(source: Path, tmp_path: Path) -> 
 @needs_compiler
 def test_a_compile_error_is_recorded_by_auto_and_stops_cpu(tmp_path: Path) -> None:
     broken = copy_sources(tmp_path / "broken")
-    for name in ("svdrd.cpp", "dense_kernels.cpp", "lanes_kernels.cpp", "module.cpp"):
+    for name in ("svdrd.backends.cpp", "dense_kernels.cpp", "lanes_kernels.cpp", "module.cpp"):
         (broken / "csrc" / name).write_text("#error this compiler is too old\n")
     wheel, info, _ = build(broken, tmp_path / "auto", CUDA_HOME=str(tmp_path / "no_cuda"))
     assert info["native"] is False

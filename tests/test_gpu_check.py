@@ -18,7 +18,8 @@ for package in ("matplotlib", "skimage"):
 from benchmarks import bars, clock, counted, floor, gpu, gpu_check, measure, registry  # noqa: E402
 from benchmarks.clock import Clock, Times  # noqa: E402
 from benchmarks.gpu import GpuCase  # noqa: E402
-from svdrd import backends, library, ops  # noqa: E402
+from svdrd import library, ops  # noqa: E402
+from svdrd.backends import selection  # noqa: E402
 from tests import conftest, short_run_on_gpu  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +30,8 @@ CASE = GpuCase("basis_loss", "both", 8, 4, 4, "random", different=4)
 
 def on_the_cpu() -> set[str]:
     """The backends that can compute there: interpreted and emulated ones where there is no GPU."""
-    usable = (record.name for record in backends.describe() if record.available)
-    return {name for name in usable if backends._refusal(name, CPU) is None}
+    usable = (record.name for record in selection.describe() if record.available)
+    return {name for name in usable if selection._refusal(name, CPU) is None}
 
 
 def test_without_a_gpu_it_says_so_and_fails(monkeypatch, capsys):
@@ -99,10 +100,16 @@ def test_a_quick_run_on_the_cpu(tmp_path, capsys, monkeypatch):
         assert (row.p50 is None) == (row.verdict != "right")
     here = on_the_cpu()
     there = {row.provider for row in rows}
-    assert {"svdrd", "torch.linalg.svd", "svdrd, torch backend", "svdrd.matmul", "Newton-Schulz"} <= there
+    assert {
+        "svdrd",
+        "torch.linalg.svd",
+        "svdrd, torch backend",
+        "svdrd.backends.products.iteration",
+        "Newton-Schulz",
+    } <= there
     for name in ("triton", "cuda"):
         assert (f"svdrd, {name} backend" in there) == (name in here)
-    assert ("svdrd.triton.jacobi" in there) == ("triton" in here)
+    assert ("svdrd.backends.triton.jacobi" in there) == ("triton" in here)
     output = capsys.readouterr().out
     assert "not taking part: torch.linalg.svd, gesvdj|gesvda|gesvd" in output
     assert floor.UNKNOWN in output
@@ -171,7 +178,7 @@ def test_one_implementation_alone_takes_a_case_or_declines():
     if "triton" not in on_the_cpu():
         pytest.skip("triton does not compute on the CPU here")
     ours, _, _ = gpu.providers(CPU)
-    jacobi = next(provider for provider in ours if provider.name == "svdrd.triton.jacobi")
+    jacobi = next(provider for provider in ours if provider.name == "svdrd.backends.triton.jacobi")
     usual = library._kernels
     with jacobi.context():
         assert ops.svd(torch.eye(2)[None]).S.tolist() == [[1.0, 1.0]]
@@ -332,7 +339,7 @@ def test_what_was_counted_survives_its_file(tmp_path):
 def test_measured_beside_counted():
     """ROW took 5.4618 ms: by svdrd's choice, or by one family alone, on a device like the counted one."""
     assert counted.beside(ROW, COUNTED) == "2.0 times the 2.7 ms counted (lsu)"
-    alone = replace(ROW, provider="svdrd.triton.jacobi", device="NVIDIA H100 80GB HBM3")
+    alone = replace(ROW, provider="svdrd.backends.triton.jacobi", device="NVIDIA H100 80GB HBM3")
     assert counted.beside(alone, COUNTED) == "1.4 times the 4 ms counted (chain)"
     others = (
         {"device": "NVIDIA A100-SXM4-80GB"},
@@ -391,8 +398,8 @@ def test_the_suite_computes_cpu_tensors_on_the_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "_kernels", lambda backend, name: [kernel, kernel])
         refused = []
-        patch.setattr(backends, "_refusal", lambda name, where: refused.append(where))
-        patch.setattr(backends, "_chosen", "torch")
+        patch.setattr(selection, "_refusal", lambda name, where: refused.append(where))
+        patch.setattr(selection, "_chosen", "torch")
         conftest.compute_on(meta, patch)
         result = ops.polar_factor(torch.rand(2, 2))
     assert seen == [("meta", (4 * torch.finfo(torch.float32).eps, 0.0, False))] * 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from svdrd import gram, library
+from svdrd import library
+from svdrd.backends.products import gram
 from svdrd.ops import svd
 from svdrd.reference import definitions
 from tests.test_jacobi import deficient

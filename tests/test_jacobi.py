@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import svdrd
-from svdrd import backends, library
+from svdrd import library
+from svdrd.backends import selection
 from svdrd.ops import basis_loss, polar_factor, svd
 from svdrd.reference import definitions, derivatives
 from tests.test_svd import ratios
@@ -20,7 +21,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @pytest.fixture(autouse=True)
 def _triton() -> Iterator[None]:
-    record = next(record for record in backends.describe() if record.name == "triton")
+    record = next(record for record in selection.describe() if record.name == "triton")
     if not record.available:
         pytest.skip(f"triton: {record.reason}")
     with svdrd.use_backend("triton"):
@@ -201,7 +202,7 @@ def test_recompose_in_one_launch(m: int, n: int, name: str, monkeypatch: pytest.
         raise AssertionError("a second launch")
 
     with monkeypatch.context() as patch:
-        patch.setattr("svdrd.triton.jacobi.svd", refuse)
+        patch.setattr("svdrd.backends.triton.jacobi.svd", refuse)
         patch.setitem(library._DEFAULTS, "recompose", refuse)
         library._triton_launcher.cache_clear()
         recomposed = torch.ops.svdrd.recompose(image_hat, image, m, n)

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svdrd import backends, library, matmul
+from svdrd import library
+from svdrd.backends import selection
+from svdrd.backends.products import iteration
+from svdrd.backends.products.arithmetic import TORCH, reduced_precision
 from svdrd.library import ops
 from svdrd.ops import basis_loss, polar_factor
-from svdrd.products import TORCH, reduced_precision
 from svdrd.reference import definitions, derivatives
 from tests import closed_form
 from tests.test_photographs import by_autograd, crops, quantiles, relative_error
@@ -70,7 +72,7 @@ def undecided(s: Tensor, rcond: float) -> Tensor:
 
 
 def product_vjp(g: Tensor, a: Tensor, rcond: float, smooth: float = 0.0) -> Tensor:
-    return matmul.polar_factor_vjp(g, a, matmul.polar_factor(a, rcond, smooth), rcond, smooth)
+    return iteration.polar_factor_vjp(g, a, iteration.polar_factor(a, rcond, smooth), rcond, smooth)
 
 
 # The polynomials
@@ -78,15 +80,15 @@ def product_vjp(g: Tensor, a: Tensor, rcond: float, smooth: float = 0.0) -> Tens
 
 @pytest.mark.parametrize("rcond", [0.25, 0.1, 3e-2, 1e-3, 1e-5, 4 * 2**-23, 2**-23, 4 * 2**-52, 2**-52])
 def test_the_step_lies_at_rcond_and_the_band_around_it_is_as_documented(rcond: float) -> None:
-    steps = matmul.schedule(rcond)
-    threshold = rcond / (1 + matmul.MARGIN)
+    steps = iteration.schedule(rcond)
+    threshold = rcond / (1 + iteration.MARGIN)
 
     def image(x: Tensor) -> Tensor:
         for a, b, c in steps:
             x = x * (a + x**2 * (b + x**2 * c))
         return x
 
-    assert matmul.watershed(steps[: -matmul.TRUNCATIONS]) == pytest.approx(threshold, rel=1e-6)
+    assert iteration.watershed(steps[: -iteration.TRUNCATIONS]) == pytest.approx(threshold, rel=1e-6)
     # Also a little above the norm that is promised, by which rounding may raise it.
     kept = torch.logspace(0, 1, 200_001, dtype=torch.float64).log10()
     kept = (1.13 * threshold) * ((1 + 1e-3) / (1.13 * rcond)) ** kept
@@ -98,7 +100,7 @@ def test_the_step_lies_at_rcond_and_the_band_around_it_is_as_documented(rcond: f
 
 def test_minimax_quintic_equioscillates() -> None:
     for lower in (0.04, 0.2, 0.5, 0.8):
-        quintic, error = matmul.minimax_quintic(lower)
+        quintic, error = iteration.minimax_quintic(lower)
         x = torch.linspace(lower, 1, 200_001, dtype=torch.float64)
         distance = x * (quintic.a + x**2 * (quintic.b + x**2 * quintic.c)) - 1
         assert distance.abs().max().item() == pytest.approx(error, abs=1e-9)
@@ -115,8 +117,8 @@ def test_minimax_quintic_equioscillates() -> None:
 def test_norm_bound(m: int, n: int, dtype: torch.dtype) -> None:
     a = animals(max(m, n), min(m, n), dtype)
     s = torch.linalg.svdvals(a.double())[:, 0]
-    bound = matmul._norm_bound(TORCH, a, dtype).double()
-    looseness = min(m, n) ** (1 / 2 ** (matmul.SQUARINGS + 2)) * (1 + 1e-4)
+    bound = iteration._norm_bound(TORCH, a, dtype).double()
+    looseness = min(m, n) ** (1 / 2 ** (iteration.SQUARINGS + 2)) * (1 + 1e-4)
     some = s > torch.finfo(dtype).tiny ** 0.5  # matrices come scaled to entries near 1
     assert (bound >= s * (1 - 1e-4))[some].all()  # rounding; MARGIN is 20 times that
     assert (bound <= s * looseness)[some].all()
@@ -127,9 +129,9 @@ def test_a_value_in_the_band_is_seen_by_the_certificate() -> None:
     for ratio, weight in ((0.8, 0.0), (1.2, 1.0), (1.0, None)):
         s = torch.tensor([1, 0.1, rcond * ratio], dtype=torch.float64)
         a = with_spectrum(5, 3, s)[None]
-        p = matmul.polar_factor(a, rcond, 0.0)
+        p = iteration.polar_factor(a, rcond, 0.0)
         rank = torch.linalg.matrix_norm(p).square().item()
-        isometry, symmetry = matmul.certificate(a, p)[0].tolist()
+        isometry, symmetry = iteration.certificate(a, p)[0].tolist()
         assert symmetry < 1e-12
         if weight is None:
             assert 2 <= rank <= 3
@@ -143,7 +145,7 @@ def test_a_value_in_the_band_is_seen_by_the_certificate() -> None:
 def test_rcond_out_of_range() -> None:
     for rcond in (-1e-3, 0.3, float("nan")):
         with pytest.raises(ValueError, match=r"rcond is .*0 <= rcond <= 0\.25.*svdrd\.reference"):
-            matmul.polar_factor(torch.eye(3)[None], rcond, 0.0)
+            iteration.polar_factor(torch.eye(3)[None], rcond, 0.0)
 
 
 # The polar factor
@@ -156,10 +158,10 @@ def test_certificate_and_definition_on_the_zoo(m: int, n: int, dtype: torch.dtyp
     eps, rcond = torch.finfo(dtype).eps, default_rcond(dtype)
     for scale in SCALES[dtype]:
         a = animals(m, n, dtype, scale)
-        p = matmul.polar_factor(a, rcond, 0.0)
+        p = iteration.polar_factor(a, rcond, 0.0)
         s = relative_spectra(a)
         clear = ~undecided(s, rcond)
-        assert (matmul.certificate(a, p)[clear] < 30 * max(m, n) * eps).all()
+        assert (iteration.certificate(a, p)[clear] < 30 * max(m, n) * eps).all()
         expected = definitions.polar_factor(a.double(), rcond, 0.0)[0]
         smallest = torch.where(s > rcond, s, 1.0).amin(-1)
         error = torch.linalg.matrix_norm(p.double() - expected)
@@ -177,10 +179,10 @@ def test_smoothed(dtype: torch.dtype) -> None:
         for e in (1e-3, 1e-1, 3.0, 1e4):
             expected, u, s, vh = definitions.polar_factor(a.double(), 0.0, e)
             derivative = derivatives.polar_factor_vjp(g.double(), u, s, vh, e)
-            p = matmul.polar_factor(a, 0.0, e)
+            p = iteration.polar_factor(a, 0.0, e)
             bound = 30 * max(m, n) * torch.finfo(dtype).eps * (1 + s[:, 0] / e)
             assert (torch.linalg.matrix_norm(p.double() - expected) <= bound).all(), (m, n, e)
-            error = torch.linalg.matrix_norm(matmul.polar_factor_vjp(g, a, p, 0.0, e).double() - derivative)
+            error = torch.linalg.matrix_norm(iteration.polar_factor_vjp(g, a, p, 0.0, e).double() - derivative)
             # The Jacobian is bounded by 1/e; the error of H, which it is solved with, enters twice.
             assert (error <= 3 * bound * torch.linalg.matrix_norm(g.double()) / e).all(), (m, n, e)
 
@@ -195,8 +197,8 @@ def test_smoothed_far_below_the_largest_value(dtype: torch.dtype) -> None:
         s[0] = 2.0**power
         g = torch.randn(n, n, generator=torch.Generator().manual_seed(0)).to(dtype)
         a = torch.stack([torch.diag(s), with_spectrum(n, n, s)]).to(dtype)
-        p = matmul.polar_factor(a, 0.0, e)
-        derivative = matmul.polar_factor_vjp(g.expand_as(a), a, p, 0.0, e)
+        p = iteration.polar_factor(a, 0.0, e)
+        derivative = iteration.polar_factor_vjp(g.expand_as(a), a, p, 0.0, e)
         steepest = torch.linalg.matrix_norm(g.double()) / e
         if power > last:
             assert (torch.linalg.matrix_norm(p.double(), 2) <= 1 + 30 * n * eps).all()
@@ -216,33 +218,33 @@ def test_smoothed_far_below_the_largest_value(dtype: torch.dtype) -> None:
 def test_a_non_finite_item_is_nan_alone(value: float) -> None:
     a = torch.randn(4, 9, 7, generator=torch.Generator().manual_seed(0))
     g = torch.randn(4, 9, 7, generator=torch.Generator().manual_seed(1))
-    healthy = matmul.polar_factor(a, 1e-6, 0.0)
-    derivative = matmul.polar_factor_vjp(g, a, healthy, 1e-6, 0.0)
+    healthy = iteration.polar_factor(a, 1e-6, 0.0)
+    derivative = iteration.polar_factor_vjp(g, a, healthy, 1e-6, 0.0)
     a[2, 3, 1] = value
-    p = matmul.polar_factor(a, 1e-6, 0.0)
+    p = iteration.polar_factor(a, 1e-6, 0.0)
     others = torch.tensor([True, True, False, True])
     assert p[2].isnan().all()
-    assert matmul.certificate(a, p)[2].isnan().all()
+    assert iteration.certificate(a, p)[2].isnan().all()
     assert torch.equal(p[others], healthy[others])
-    result = matmul.polar_factor_vjp(g, a, p, 1e-6, 0.0)
+    result = iteration.polar_factor_vjp(g, a, p, 1e-6, 0.0)
     assert result[2].isnan().all()
     assert torch.equal(result[others], derivative[others])
     g[0, 0, 0] = value
-    assert matmul.polar_factor_vjp(g, a, p, 1e-6, 0.0)[0].isnan().all()
+    assert iteration.polar_factor_vjp(g, a, p, 1e-6, 0.0)[0].isnan().all()
 
 
 def test_empty() -> None:
     for shape in ((0, 5, 4), (3, 0, 4), (3, 5, 0)):
         a = torch.zeros(shape)
-        assert product_vjp(a, a, 1e-6).shape == matmul.polar_factor(a, 1e-6, 0.0).shape == shape
+        assert product_vjp(a, a, 1e-6).shape == iteration.polar_factor(a, 1e-6, 0.0).shape == shape
 
 
 def test_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     a = animals(9, 7, torch.float64)
     g = torch.randn(a.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    whole = matmul.polar_factor(a, 1e-6, 0.0), product_vjp(g, a, 1e-6)
-    monkeypatch.setattr(matmul, "_CHUNK", 4 * 9 * 7)
-    parts = matmul.polar_factor(a, 1e-6, 0.0), product_vjp(g, a, 1e-6)
+    whole = iteration.polar_factor(a, 1e-6, 0.0), product_vjp(g, a, 1e-6)
+    monkeypatch.setattr(iteration, "_CHUNK", 4 * 9 * 7)
+    parts = iteration.polar_factor(a, 1e-6, 0.0), product_vjp(g, a, 1e-6)
     # To rounding, not to the bit: PyTorch may choose other kernels for other batch sizes.
     torch.testing.assert_close(parts[0], whole[0], atol=1e-12, rtol=0)
     torch.testing.assert_close(parts[1], whole[1], atol=1e-12, rtol=1e-6)
@@ -286,7 +288,7 @@ def test_finite_at_every_scale(dtype: torch.dtype) -> None:
         for scale in (*SCALES[dtype], tiny, tiny * 2.0**-8, largest):
             a = animals(m, n, dtype, scale)
             for smooth in (0.0, scale):
-                assert torch.isfinite(matmul.polar_factor(a, default_rcond(dtype), smooth)).all()
+                assert torch.isfinite(iteration.polar_factor(a, default_rcond(dtype), smooth)).all()
                 for size in (1.0, 1e30, 1e-30):
                     g = torch.full_like(a, size)
                     assert torch.isfinite(product_vjp(g, a, default_rcond(dtype), smooth)).all(), (m, n, scale, size)
@@ -323,18 +325,18 @@ def test_the_derivative_annihilates_the_matrix_in_float32() -> None:
 
 
 class ByProducts(torch.autograd.Function):
-    """``svdrd.matmul`` for gradcheck."""
+    """``svdrd.backends.products.iteration`` for gradcheck."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, rcond: float, smooth: float) -> Tensor:
-        p = matmul.polar_factor(a, rcond, smooth)
+        p = iteration.polar_factor(a, rcond, smooth)
         ctx.save_for_backward(a, p)
         ctx.options = rcond, smooth
         return p
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return matmul.polar_factor_vjp(g, *ctx.saved_tensors, *ctx.options), None, None
+        return iteration.polar_factor_vjp(g, *ctx.saved_tensors, *ctx.options), None, None
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.3])
@@ -364,17 +366,17 @@ def test_basis_loss(dtype: torch.dtype, smooth: float) -> None:
     arguments = (6, 9, rcond, smooth, True, True)
     expected = definitions.basis_loss(x_hat.double(), x.double(), *arguments)
     # The signs of P1 - P2 are those of float64 here: no difference is near rounding.
-    for result, value in zip(matmul.basis_loss(x_hat, x, *arguments), expected, strict=True):
+    for result, value in zip(iteration.basis_loss(x_hat, x, *arguments), expected, strict=True):
         # Condition numbers here are below 100, and the derivative's error has their square.
         assert (result.double() - value).abs().max() <= 1e4 * torch.finfo(dtype).eps * value.abs().max()
-    loss, by_x_hat, by_x = matmul.basis_loss(x_hat, x, *arguments[:4], False, True)
+    loss, by_x_hat, by_x = iteration.basis_loss(x_hat, x, *arguments[:4], False, True)
     assert by_x_hat.numel() == 0
     assert by_x.shape == x.shape
-    loss, *derivatives = matmul.basis_loss(x, x, *arguments)
+    loss, *derivatives = iteration.basis_loss(x, x, *arguments)
     assert (loss == 0).all()
     assert all((derivative == 0).all() for derivative in derivatives)
     x[0, 0, 0] = torch.nan
-    loss, by_x_hat, _ = matmul.basis_loss(x_hat, x, *arguments)
+    loss, by_x_hat, _ = iteration.basis_loss(x_hat, x, *arguments)
     assert loss.isnan().sum() == 1
     assert by_x_hat[0, :6, :9].isnan().all()
     assert by_x_hat.isnan().sum() == 54
@@ -388,8 +390,8 @@ def test_nothing_depends_on_data() -> None:
     a = torch.empty(2, 40, 36, device="meta")
     for smooth in (0.0, 0.1):
         assert product_vjp(a, a.mT.contiguous().mT, 1e-6, smooth).shape == a.shape
-        assert matmul.basis_loss(a, a, 20, 18, 1e-6, smooth, True, False)[0].shape == (2, 2, 2)
-    assert matmul.certificate(a, a).shape == (2, 2)
+        assert iteration.basis_loss(a, a, 20, 18, 1e-6, smooth, True, False)[0].shape == (2, 2, 2)
+    assert iteration.certificate(a, a).shape == (2, 2)
 
 
 class Products(TorchDispatchMode):
@@ -409,13 +411,13 @@ def test_products_are_never_rounded_to_tf32() -> None:
     a = animals(12, 9, torch.float32)
     arguments = (a, a.flip(0), 12, 9, default_rcond(a.dtype), 0.0, True, False)
     with Products() as products:
-        expected = matmul.basis_loss(*arguments)
+        expected = iteration.basis_loss(*arguments)
     assert torch.float32 in products.dtypes
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
         with Products() as products:
-            result = matmul.basis_loss(*arguments)
+            result = iteration.basis_loss(*arguments)
         assert torch.get_float32_matmul_precision() == "medium"
         assert reduced_precision(torch.device("cpu"))
         assert reduced_precision(torch.device("cuda"))
@@ -440,17 +442,17 @@ def test_what_they_serve() -> None:
     assert library._MATMUL["basis_loss"] in library._kernels("torch", "basis_loss")
     assert library._MATMUL["basis_loss"] not in library._kernels("cpp", "basis_loss")
     # Factors that nobody would compute are not asked for.
-    with backends.use_backend("torch"):
-        assert not backends.saves_factors(cuda, torch.float32, 33, 99)
-        assert backends.saves_factors(cuda, torch.float32, 32, 99)
-        assert backends.saves_factors(cpu, torch.float32, 33, 99)
+    with selection.use_backend("torch"):
+        assert not selection.saves_factors(cuda, torch.float32, 33, 99)
+        assert selection.saves_factors(cuda, torch.float32, 32, 99)
+        assert selection.saves_factors(cpu, torch.float32, 33, 99)
 
 
 @pytest.fixture
 def on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operators as they are on a CUDA device, on the CPU."""
     monkeypatch.setattr(library, "_products_serve", lambda a, m, n, rcond: True)
-    monkeypatch.setattr(backends, "saves_factors", lambda *_: False)
+    monkeypatch.setattr(selection, "saves_factors", lambda *_: False)
 
     def refuse(*_: object) -> None:
         raise AssertionError("the reference was called")
@@ -460,7 +462,7 @@ def on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_operators(on_every_device: None) -> None:
-    with backends.use_backend("torch"):
+    with selection.use_backend("torch"):
         a = ZOO["random"](2 * 6, 5).reshape(2, 6, 5).requires_grad_()
         assert torch.autograd.gradcheck(polar_factor, a)
         assert torch.autograd.gradgradcheck(polar_factor, a)
@@ -473,7 +475,7 @@ def test_operators(on_every_device: None) -> None:
 
 def test_compile_without_a_graph_break(on_every_device: None) -> None:
     torch._dynamo.reset()
-    with backends.use_backend("torch"):
+    with selection.use_backend("torch"):
         compiled = torch.compile(basis_loss, fullgraph=True, backend="aot_eager")
         a = torch.rand(3, 8, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
         results = [function(a, a.detach().flip(0)) for function in (compiled, basis_loss)]
@@ -497,8 +499,8 @@ def test_photographs_beside_lapack(kodak: list[Path], dither: float) -> None:
         return u @ vh
 
     theirs = by_autograd(lapack, a, g)
-    result = matmul.polar_factor(a, rcond, 0.0)
-    ours = result, matmul.polar_factor_vjp(g, a, result, rcond, 0.0)
+    result = iteration.polar_factor(a, rcond, 0.0)
+    ours = result, iteration.polar_factor_vjp(g, a, result, rcond, 0.0)
     forward, gradient = (quantiles(relative_error(x, y)) for x, y in zip(ours, (p, derivative), strict=True))
     lapack_forward, lapack_gradient = (
         quantiles(relative_error(x, y).nan_to_num(torch.inf)) for x, y in zip(theirs, (p, derivative), strict=True)
@@ -506,4 +508,4 @@ def test_photographs_beside_lapack(kodak: list[Path], dither: float) -> None:
     print(f"forward {forward}, gradient {gradient}; LAPACK float32 {lapack_forward}, {lapack_gradient}")
     assert all(x <= y for x, y in zip(forward + gradient, lapack_forward + lapack_gradient, strict=True))
     clear = ~undecided(factors[1] / factors[1][:, :1], rcond)
-    assert matmul.certificate(a, result)[clear].max() < 256 * torch.finfo(a.dtype).eps
+    assert iteration.certificate(a, result)[clear].max() < 256 * torch.finfo(a.dtype).eps

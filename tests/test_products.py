@@ -1,8 +1,8 @@
-"""Triton's tiled products: every kernel beside PyTorch's products, and the algorithm over them.
+"""The products of svdrd.backends.triton, and the polar factor and loss by them.
 
-``svdrd.matmul`` is one algorithm over two implementations of ``svdrd.products.Products``; tests/test_matmul.py tests it
-over PyTorch's. Here each method of Triton's is compared with PyTorch's, over several tiles and ragged edges, and the
-whole is run where the whole matters.
+``svdrd.backends.products.iteration`` is one algorithm over two implementations of ``arithmetic.Products``;
+tests/test_matmul.py tests it over PyTorch's. Here each method of Triton's is compared with PyTorch's, over several
+tiles and ragged edges, and the whole is run where the whole matters.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import svdrd
-from svdrd import backends, library, matmul, products
+from svdrd import library
+from svdrd.backends import selection
+from svdrd.backends.products import arithmetic, iteration
+from svdrd.backends.products.arithmetic import TORCH
 from svdrd.library import ops
 from svdrd.ops import polar_factor
-from svdrd.products import TORCH
 from svdrd.reference import definitions, derivatives
 from tests.test_matmul import default_rcond, relative_spectra, undecided
 from tests.test_photographs import by_autograd, crops, quantiles, relative_error
@@ -40,7 +42,7 @@ COARSE = 0.2
 
 @pytest.fixture(autouse=True)
 def _triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    record = next(record for record in backends.describe() if record.name == "triton")
+    record = next(record for record in selection.describe() if record.name == "triton")
     if not record.available:
         pytest.skip(f"triton: {record.reason}")
     if INTERPRETED:
@@ -59,7 +61,7 @@ def _triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Triton's launchers, with tiles so small that small matrices have several of them."""
-    from svdrd.triton import products as launchers
+    from svdrd.backends.triton import products as launchers
 
     monkeypatch.setattr(launchers, "INTERPRETED_EDGE", TILE)
     return launchers
@@ -202,9 +204,9 @@ def test_agrees_with_the_same_over_torch(small_tiles: Any, m: int, n: int, smoot
     """Well-conditioned matrices: only rounding differs."""
     a, g = random(1, m, n) + 3 * torch.eye(m, n, device=DEVICE), random(1, m, n, seed=1)
     p = small_tiles.polar_factor(a, COARSE, smooth, False)[0]
-    torch.testing.assert_close(p, matmul.polar_factor(a, COARSE, smooth), atol=2e-6, rtol=0)
+    torch.testing.assert_close(p, iteration.polar_factor(a, COARSE, smooth), atol=2e-6, rtol=0)
     derivative = product_vjp(small_tiles, g, a, p, COARSE, smooth)
-    torch.testing.assert_close(derivative, matmul.polar_factor_vjp(g, a, p, COARSE, smooth), atol=1e-5, rtol=0)
+    torch.testing.assert_close(derivative, iteration.polar_factor_vjp(g, a, p, COARSE, smooth), atol=1e-5, rtol=0)
 
 
 def check_against_the_specification(launchers: Any, names: list[str], m: int, n: int, gradient: bool) -> None:
@@ -215,7 +217,7 @@ def check_against_the_specification(launchers: Any, names: list[str], m: int, n:
     s = relative_spectra(a)
     clear = ~undecided(s, RCOND)
     assert clear.sum() >= 0.7 * len(names)
-    assert (matmul.certificate(a, p)[clear] < 30 * max(m, n) * eps).all()
+    assert (iteration.certificate(a, p)[clear] < 30 * max(m, n) * eps).all()
     exact, *factors = definitions.polar_factor(a.double(), RCOND, 0.0)
     smallest = torch.where(s > RCOND, s, 1.0).amin(-1)
     error = torch.linalg.matrix_norm(p.double() - exact)
@@ -232,7 +234,7 @@ def check_against_the_specification(launchers: Any, names: list[str], m: int, n:
 
 
 def test_zoo() -> None:
-    from svdrd.triton import products as launchers
+    from svdrd.backends.triton import products as launchers
 
     names = list(ZOO)
     check_against_the_specification(launchers, names[:: 3 if INTERPRETED else 1], 9, 7, gradient=not INTERPRETED)
@@ -260,7 +262,7 @@ def test_beyond_the_jacobi_kernels_the_operators_come_here(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("smooth", [0.0, 0.2])
 def test_loss_reads_blocks_from_the_image(smooth: float) -> None:
-    from svdrd.triton import products as launchers
+    from svdrd.backends.triton import products as launchers
 
     generator = torch.Generator().manual_seed(0)
     x_hat, x = (torch.rand(1, 5, 9 if smooth else 18, generator=generator).to(DEVICE) for _ in range(2))
@@ -275,10 +277,10 @@ def test_loss_reads_blocks_from_the_image(smooth: float) -> None:
 
 def test_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a gradient no derivative is formed; the values are the same to the bit."""
-    from svdrd.triton import products as launchers
+    from svdrd.backends.triton import products as launchers
 
     calls = []
-    monkeypatch.setattr(matmul, "_derivative", lambda *arguments: calls.append(arguments) or arguments[4])
+    monkeypatch.setattr(iteration, "_derivative", lambda *arguments: calls.append(arguments) or arguments[4])
     x_hat, x = random(1, 5, 6), random(1, 5, 6, seed=1)
     losses = []
     for by_x_hat, by_x in ((False, False), (True, False), (False, True)):
@@ -293,7 +295,7 @@ def test_only_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_same_bits_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """In another place of another batch, beside an item that is not finite, and in chunks; equal pairs give 0."""
-    from svdrd.triton import products as launchers
+    from svdrd.backends.triton import products as launchers
 
     x_hat, x = random(2, 5, 6), random(2, 5, 6, seed=1)
     x[1] = x_hat[1]
@@ -315,7 +317,7 @@ def test_same_bits_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_finite_at_every_scale() -> None:
-    from svdrd.triton import products as launchers
+    from svdrd.backends.triton import products as launchers
 
     tiny, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max / 64
     a = ZOO["image"](5, 5).to(DEVICE)
@@ -340,8 +342,8 @@ def test_empty() -> None:
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> set[Any]:
     """The configurations that are launched, as on a GPU, without running them."""
-    from svdrd.triton import products as launchers
-    from svdrd.triton.configuration import Configuration
+    from svdrd.backends.triton import products as launchers
+    from svdrd.backends.triton.configuration import Configuration
 
     seen: set[Any] = set()
 
@@ -355,7 +357,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Any]:
 
 
 def test_what_is_launched_is_what_is_compiled_ahead_of_time(launched: set[Any]) -> None:
-    from svdrd.triton import products as launchers
+    from svdrd.backends.triton import products as launchers
 
     for m, n in ((16, 16), (17, 32), (64, 40), (33, 80), (90, 70), (256, 256), (300, 1000), (100, 3), (3, 100)):
         a = torch.empty(2, m, n, device="meta")  # it has no data to branch on, or to copy to the host
@@ -404,7 +406,7 @@ class Memory(TorchDispatchMode):
 ])  # fmt: skip
 def test_memory(launched: set[Any], batch: int, m: int, n: int, smooth: float, megabytes: float) -> None:
     """The bar of 96 x 256 x 256, forward and backward, by both sides, results included."""
-    from svdrd.triton import products as launchers
+    from svdrd.backends.triton import products as launchers
 
     torch.utils.deterministic.fill_uninitialized_memory = False
     a = torch.empty(batch, m, n)
@@ -449,15 +451,15 @@ def test_zoo_with_three_term_tf32(monkeypatch: pytest.MonkeyPatch, m: int, n: in
     class Torch:
         @staticmethod
         def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor]:
-            return (matmul.polar_factor(a, rcond, smooth),)
+            return (iteration.polar_factor(a, rcond, smooth),)
 
         @staticmethod
         def polar_factor_backward(
             g: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
         ) -> Tensor:
-            return matmul.polar_factor_vjp(g, a, p, rcond, smooth)
+            return iteration.polar_factor_vjp(g, a, p, rcond, smooth)
 
-    monkeypatch.setattr(products, "product", three_term_tf32)
+    monkeypatch.setattr(arithmetic, "product", three_term_tf32)
     check_against_the_specification(Torch, list(ZOO), m, n, gradient=True)
 
 
@@ -481,16 +483,16 @@ def test_photographs_with_three_term_tf32(kodak: list[Path], monkeypatch: pytest
     a = a + dither * (torch.rand(a.shape, generator=generator) - 0.5)
     g = torch.randn(a.shape, generator=generator)
     theirs = errors(a, g, by_autograd(lapack, a, g))
-    monkeypatch.setattr(products, "product", three_term_tf32)
-    p = matmul.polar_factor(a, RCOND, 0.0)
-    ours = errors(a, g, (p, matmul.polar_factor_vjp(g, a, p, RCOND, 0.0)))
+    monkeypatch.setattr(arithmetic, "product", three_term_tf32)
+    p = iteration.polar_factor(a, RCOND, 0.0)
+    ours = errors(a, g, (p, iteration.polar_factor_vjp(g, a, p, RCOND, 0.0)))
     print(f"three-term TF32: {ours}; LAPACK float32 {theirs}")
     assert all(x <= y for x, y in zip(ours, theirs, strict=True))
 
 
 def test_photographs(kodak: list[Path]) -> None:
     """The kernels on whole patches; each item is on its own, so on a GPU all of them are."""
-    from svdrd.triton import products as launchers
+    from svdrd.backends.triton import products as launchers
 
     a = crops(kodak, 2 if INTERPRETED else 24).to(DEVICE)
     g = random(*a.shape)

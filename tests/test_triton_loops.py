@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from svdrd.triton.aot import configurations
+from svdrd.backends.triton.aot import configurations
 
 
 @pytest.fixture(scope="module")

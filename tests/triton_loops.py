@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from svdrd.triton.aot import configurations, signature
-from svdrd.triton.configuration import Configuration
+from svdrd.backends.triton.aot import configurations, signature
+from svdrd.backends.triton.configuration import Configuration
 
 
 class Loop(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdrd import backends
+from svdrd.backends import selection
 from svdrd.library import ops
 from svdrd.ops import arguments
 
@@ -33,8 +33,9 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
         ``(..., m, n)``. A matrix that holds NaN or Inf gives NaN for itself alone.
 
     The derivative is exact at repeated and at zero singular values
-    (:func:`svdrd.reference.derivatives.polar_factor_vjp`) and finite at every scale; second derivatives work. The Jacobian is symmetric, so
-    ``torch.autograd.grad(polar_factor(a), a, t)`` is the Jacobian-vector product along ``t`` as well.
+    (:func:`svdrd.reference.derivatives.polar_factor_vjp`) and finite at every scale; second derivatives work. The
+    Jacobian is symmetric, so ``torch.autograd.grad(polar_factor(a), a, t)`` is the Jacobian-vector product along ``t``
+    as well.
 
     Raises:
         TypeError: ``a`` is no tensor or not of a real floating dtype.
@@ -46,7 +47,7 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
     rcond = arguments.check_rcond("polar_factor", rcond, dtype)
     smooth = arguments.check_smooth("polar_factor", smooth)
     save_factors = (
-        a.requires_grad and torch.is_grad_enabled() and backends.saves_factors(a.device, dtype, *a.shape[-2:])
+        a.requires_grad and torch.is_grad_enabled() and selection.saves_factors(a.device, dtype, *a.shape[-2:])
     )
     p = ops.polar_factor(arguments.flattened(a, dtype), rcond, smooth, save_factors)[0]
     return arguments.restored(p, a.shape[:-2], a.dtype)

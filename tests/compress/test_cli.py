@@ -9,8 +9,8 @@ import torch
 pytest.importorskip("compressai")
 
 import svdrd
-from svdrd import backends
 from svdrd.__main__ import COMMANDS, main
+from svdrd.backends import selection
 from svdrd.compress import load_codec
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, synthetic_photograph
 
@@ -21,7 +21,7 @@ def test_info(argv: list[str], capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert f"svdrd {svdrd.__version__}, torch {torch.__version__}" in out
     assert "compressai 1." in out
-    for backend in backends.describe():
+    for backend in selection.describe():
         assert f"backend {backend.name}: {'available' if backend.available else 'missing'}, {backend.reason}" in out
 
 

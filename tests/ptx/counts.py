@@ -37,7 +37,7 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from benchmarks import counted
-from svdrd.triton import aot
+from svdrd.backends.triton import aot
 from tests.ptx import machine_code, pipes, triton_launch
 from tests.ptx.machine import Options, Record
 from tests.ptx.parser import Instruction
@@ -204,7 +204,7 @@ class NotTaken(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """A bar, or one of its alternatives: ``family`` is the module below svdrd.triton that computes it.
+    """A bar, or one of its alternatives: ``family`` is the module below svdrd.backends.triton that computes it.
 
     Args:
         sample: rows and columns of the blocks that the emulator runs.
@@ -227,7 +227,7 @@ class Case:
 
     def calls(self, rows: int, columns: int, device: str) -> list[Callable[[], Any]]:
         """The launchers' calls on ``rows x columns`` blocks, one after another."""
-        module = importlib.import_module(f"svdrd.triton.{self.family}")
+        module = importlib.import_module(f"svdrd.backends.triton.{self.family}")
         generator = torch.Generator().manual_seed(self.n)
         shape = (1, rows * self.n, columns * self.n)
         if device == "meta":

@@ -1,4 +1,4 @@
-"""The Jacobi kernels of svdrd/triton, compiled for sm_80, sm_90 and sm_100 and executed."""
+"""The Jacobi kernels of svdrd/backends/triton, compiled for sm_80, sm_90 and sm_100 and executed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton beside this PyTorch")
 
-from svdrd.triton import jacobi
-from svdrd.triton.configuration import Configuration
+from svdrd.backends.triton import jacobi
+from svdrd.backends.triton.configuration import Configuration
 from tests.ptx import cases, triton_launch
 from tests.ptx.cases import Case
 

@@ -19,7 +19,7 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton beside this PyTorch")
 
-from svdrd.triton import jacobi, products
+from svdrd.backends.triton import jacobi, products
 from tests.ptx import handwritten, machine, triton_launch
 from tests.ptx.group import Fault
 from tests.ptx.memory import Memory

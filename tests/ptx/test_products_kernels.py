@@ -1,4 +1,4 @@
-"""The tiled products of svdrd/triton, compiled for sm_80, sm_90 and sm_100 and executed."""
+"""The tiled products of svdrd/backends/triton, compiled for sm_80, sm_90 and sm_100 and executed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("triton", reason="no Triton beside this PyTorch")
 
-from svdrd.triton import products
-from svdrd.triton.configuration import Configuration
+from svdrd.backends.triton import products
+from svdrd.backends.triton.configuration import Configuration
 from tests.ptx import cases, triton_launch
 from tests.ptx.cases import Case
 

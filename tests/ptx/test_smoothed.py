@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="no Triton beside this PyTorch")
 
 import torch
 
-from svdrd.triton import jacobi
+from svdrd.backends.triton import jacobi
 from tests import closed_form
 from tests.ptx import cases, triton_launch
 

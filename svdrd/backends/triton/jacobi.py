@@ -11,8 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from svdrd.triton import jacobi_kernels as kernels
-from svdrd.triton.configuration import Configuration, interpreted
+from svdrd.backends.triton import jacobi_kernels as kernels
+from svdrd.backends.triton.configuration import Configuration, interpreted
 
 # What the sides of tiles can be. Smaller matrices share the kernels of the smallest.
 SIDES = (4, 8, 16, 32, 64)
@@ -32,7 +32,7 @@ TILES = {
 # 32-bit registers of a thread that may go to tiles; beyond, another warp takes half of the rows.
 REGISTERS = {torch.float32: 224, torch.float64: 176}
 # Forms (M, N) that spill nevertheless with one of the compilers of Triton 3.6 to 3.9 for one of the GPUs of
-# svdrd.triton.aot, and get twice the warps.
+# svdrd.backends.triton.aot, and get twice the warps.
 TIGHT = {
     (kernels.svd_kernel, torch.float32): {(64, 4), (64, 8), (64, 16), (64, 32)},
     (kernels.polar_kernel, torch.float32): {(64, 4), (64, 8), (64, 16)},

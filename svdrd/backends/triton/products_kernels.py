@@ -1,4 +1,4 @@
-"""Tiled batched products with what stands before and after them; ``svdrd.products.Products`` says what they compute.
+"""Tiled batched products with what stands before and after them: ``Products`` of ``svdrd.backends.products``.
 
 Matrices are tall, contiguous, and padded with zeros to whole tiles, so that products need no masks. One program makes
 one tile, and of a symmetric result only tiles on and above the diagonal, whose mirror images it writes as well: those
@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from svdrd.triton.jacobi_kernels import _exponent, _largest, _power_of_two
+from svdrd.backends.triton.jacobi_kernels import _exponent, _largest, _power_of_two
 
 
 @triton.jit
@@ -251,7 +251,7 @@ def read_kernel(
     parts: tl.int32, tiles_across: tl.int32, height: tl.int32, side: tl.int32, appended: tl.float64, append: tl.int32,
     scale: tl.int32, WIDE: tl.constexpr, EDGE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Blocks of images as padded tall matrices: ``svdrd.products.Products.read``.
+    """Blocks of images as padded tall matrices: ``svdrd.backends.products.arithmetic.Products.read``.
 
     Args:
         partial: ``(b, parts)``, what :func:`magnitude_kernel` found.
@@ -295,7 +295,7 @@ def write_kernel(
     image_width: tl.int32, block_height: tl.int32, block_width: tl.int32, tiles: tl.int32, tiles_across: tl.int32,
     height: tl.int32, side: tl.int32, WIDE: tl.constexpr, EDGE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``factor 2^exponent x`` into the blocks of images: ``svdrd.products.Products.write``.
+    """``factor 2^exponent x`` into the blocks of images: ``svdrd.backends.products.arithmetic.Products.write``.
 
     ``x`` is ``(b, height, side)``, ``factor`` ``(b,)`` in float64, ``exponents`` ``(b,)`` in int32.
     """

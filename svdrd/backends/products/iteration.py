@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from svdrd.products import TORCH, Products, per_item, product
+from svdrd.backends.products.arithmetic import TORCH, Products, per_item, product
 from svdrd.reference import definitions
 
 LARGEST_RCOND = 0.25
@@ -240,7 +240,7 @@ def step_position(dtype: torch.dtype, rcond: float, smooth: float) -> float:
 def _checked(rcond: float) -> None:
     if not 0 <= rcond <= LARGEST_RCOND:
         raise ValueError(
-            f"svdrd.matmul: rcond is {rcond}; its polynomials are made for 0 <= rcond <= {LARGEST_RCOND}. "
+            f"svdrd: rcond is {rcond}; the products' polynomials are made for 0 <= rcond <= {LARGEST_RCOND}. "
             "svdrd.reference.definitions takes any rcond below 1."
         )
 

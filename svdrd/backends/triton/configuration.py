@@ -1,7 +1,7 @@
 """One compiled form of a kernel: the same object launches it and, without a GPU, compiles it ahead of time.
 
 Kernels annotate every scalar argument (``tl.int64``, ``tl.float32``) and let Triton specialise on none of their values,
-so that what ``svdrd.triton.aot`` compiles is what a GPU will run. Pointers are annotated ``tl.tensor``.
+so that what ``svdrd.backends.triton.aot`` compiles is what a GPU will run. Pointers are annotated ``tl.tensor``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``svdrd.matmul`` asks of a machine, and PyTorch's answer; ``svdrd.triton.products`` has Triton's.
+"""What the iteration asks of a machine, and PyTorch's answer; ``svdrd.backends.triton.products`` has Triton's.
 
 The algorithm works on *tall* matrices, ``(b, rows, n)`` with ``rows >= n``: the transposes of wide ones, and with room
 for rows that were appended. How an implementation lays them out, or pads them, is its own affair: the algorithm only

@@ -37,7 +37,7 @@ class Backend(NamedTuple):
 
 def build_record() -> dict[str, object]:
     """What the build wrote down about itself: what it compiled, or why it did not."""
-    path = Path(__file__).with_name("_build_info.json")
+    path = Path(__file__).parents[1] / "_build_info.json"
     if not path.is_file():
         return {"native": False, "reason": f"{path.name} is missing: the package was not installed by pip"}
     record: dict[str, object] = json.loads(path.read_text())
@@ -238,8 +238,8 @@ def saves_factors(device: torch.device, dtype: torch.dtype, m: int, n: int) -> b
     """
     if dtype == torch.float64 or (device.type != "cuda" and _chosen != "triton"):
         return True
-    # Larger float32 matrices go through products, which form no factors: svdrd.matmul's where there are no kernels and
-    # after those of the cuda backend, and else Triton's.
+    # Larger float32 matrices go through products, which form no factors: PyTorch's where there are no kernels and after
+    # those of the cuda backend, and else Triton's.
     if _chosen in ("torch", "cuda"):
         return min(m, n) <= (32 if _chosen == "torch" else 64)
     return max(m, n) <= 64

@@ -3,7 +3,7 @@
 Prints registers, spilled bytes and shared memory of each, and fails where one spills or exceeds the device's limit.
 A module with kernels belongs in ``MODULES`` and lists its configurations in a function ``configurations()``.
 
-    python -m svdrd.triton.aot [--target sm_90] [--only WORD]
+    python -m svdrd.backends.triton.aot [--target sm_90] [--only WORD]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from svdrd.triton.configuration import Configuration
+from svdrd.backends.triton.configuration import Configuration
 
 MODULES: tuple[str, ...] = ("jacobi", "products")
 # Shared memory that one block may have, in bytes: CUDA C++ Programming Guide, "Technical Specifications per Compute
@@ -50,7 +50,7 @@ class Resources(NamedTuple):
 def configurations() -> Iterator[Configuration]:
     """Every configuration of every module."""
     for module in MODULES:
-        yield from importlib.import_module(f"svdrd.triton.{module}").configurations()
+        yield from importlib.import_module(f"svdrd.backends.triton.{module}").configurations()
 
 
 def signature(configuration: Configuration) -> tuple[dict[str, str], dict[tuple[int, ...], list[list[object]]]]:
@@ -119,7 +119,7 @@ def _compile_numbered(index: int, target: int) -> Resources:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compiles, prints the table, and returns 1 where a configuration is not fit for its target."""
-    parser = argparse.ArgumentParser(prog="python -m svdrd.triton.aot", description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="python -m svdrd.backends.triton.aot", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--target", action="append", choices=[f"sm_{target}" for target in SHARED_MEMORY])
     parser.add_argument("--only", default="", help="configurations with this word in their name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

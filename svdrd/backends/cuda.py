@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd import backends
+from svdrd.backends import selection
 
 
 def _module() -> ModuleType:
-    module = backends.cuda_module()
+    module = selection.cuda_module()
     assert module is not None
     return module
 

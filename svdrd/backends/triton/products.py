@@ -1,6 +1,6 @@
 """Launchers of the tiled products: polar factor and loss of float32 matrices of any size.
 
-:class:`TritonProducts` is what ``svdrd.matmul`` runs over here; the algorithm is all there.
+:class:`TritonProducts` is what ``svdrd.backends.products.iteration`` runs over here; the algorithm is all there.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 import triton
 from torch import Tensor
 
-from svdrd import matmul
-from svdrd.triton import products_kernels as kernels
-from svdrd.triton.configuration import Configuration, interpreted
+from svdrd.backends.products import iteration
+from svdrd.backends.triton import products_kernels as kernels
+from svdrd.backends.triton.configuration import Configuration, interpreted
 
 # Up to how many columns which edge of the tiles of products, the last for all beyond. Rows and columns are padded to
 # whole tiles. Predictions, as the other choices here: docs/performance.md has the reasons.
@@ -44,7 +44,7 @@ def takes(m: int, n: int, dtype: torch.dtype, rcond: float) -> bool:
 
     All sizes; but float64 has nothing wider for the products that decide, and the polynomials end at some ``rcond``.
     """
-    return min(m, n) > 0 and dtype == torch.float32 and rcond <= matmul.LARGEST_RCOND
+    return min(m, n) > 0 and dtype == torch.float32 and rcond <= iteration.LARGEST_RCOND
 
 
 def tile_edge(width: int, device: torch.device) -> int:
@@ -156,7 +156,7 @@ class Blocks(NamedTuple):
 
 
 class TritonProducts:
-    """:class:`svdrd.products.Products` by Triton's kernels, for :class:`Blocks`.
+    """:class:`svdrd.backends.products.arithmetic.Products` by Triton's kernels, for :class:`Blocks`.
 
     Args:
         tile: the edge of the tiles of products.
@@ -305,7 +305,9 @@ def _chunk(products: TritonProducts, blocks: Blocks, smooth: float) -> int:
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.matmul.polar_factor`; takes what :func:`takes` says where no singular vectors are asked for."""
+    """As :func:`svdrd.backends.products.iteration.polar_factor`; takes what :func:`takes` says, and no singular vectors
+    are asked for.
+    """
     _, m, n = a.shape
     if save_factors or not takes(m, n, a.dtype, rcond):
         return NotImplemented
@@ -315,14 +317,14 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
     batches = [Blocks.matrices(x) for x in (a, p)]
     chunk = _chunk(products, batches[0], smooth)
     for matrices, into in zip(*(batch.split(chunk) for batch in batches), strict=True):
-        matmul.write_polar_factor(products, matrices, into, a.dtype, rcond, smooth)
+        iteration.write_polar_factor(products, matrices, into, a.dtype, rcond, smooth)
     return p, a.new_empty(0), a.new_empty(0), a.new_empty(0)
 
 
 def polar_factor_backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
-    """As :func:`svdrd.matmul.polar_factor_vjp`; takes what :func:`polar_factor` takes."""
+    """As :func:`svdrd.backends.products.iteration.polar_factor_vjp`; takes what :func:`polar_factor` takes."""
     _, m, n = a.shape
     if u.numel() or not takes(m, n, a.dtype, rcond):
         return NotImplemented
@@ -332,7 +334,7 @@ def polar_factor_backward(
     batches = [Blocks.matrices(x) for x in (grad, a, p, derivative)]
     chunk = _chunk(products, batches[0], smooth)
     for g, matrices, factor, into in zip(*(batch.split(chunk) for batch in batches), strict=True):
-        matmul.write_polar_factor_vjp(products, g, matrices, factor, into, a.dtype, rcond, smooth)
+        iteration.write_polar_factor_vjp(products, g, matrices, factor, into, a.dtype, rcond, smooth)
     return derivative
 
 
@@ -359,6 +361,6 @@ def basis_loss(
     for hat, into_hat, target, into in zip(*(batch.split(chunk) for batch in batches), strict=True):
         sides = ((hat, into_hat if need_grad_x_hat else None), (target, into if need_grad_x else None))
         size = (block_height, block_width)
-        part = matmul.write_basis_loss(products, sides, size, x.dtype, rcond, smooth)
+        part = iteration.write_basis_loss(products, sides, size, x.dtype, rcond, smooth)
         loss.view(-1)[hat.start : hat.start + hat.batch] = part
     return loss, by_x_hat, by_x
