@@ -59,7 +59,7 @@ $(VENV)/.requirements: pyproject.toml | $(BIN)/pip
 $(VENV)/.build-mode: FORCE | $(BIN)/pip
 	@echo '$(SVDRD_BUILD)' | cmp -s - $@ || echo '$(SVDRD_BUILD)' > $@
 
-$(VENV)/.installed: $(VENV)/.requirements $(VENV)/.build-mode setup.py $(wildcard csrc/*)
+$(VENV)/.installed: $(VENV)/.requirements $(VENV)/.build-mode setup.py $(shell find csrc -type f)
 	$(BIN)/pip install --no-build-isolation --no-deps -e .
 	@touch $@
 
@@ -119,7 +119,7 @@ counted: install
 	TRITON_INTERPRET=0 $(BIN)/python -m tests.ptx.counts --write
 
 cuda-resources: install
-	$(BIN)/python csrc/cuda_resources.py
+	$(BIN)/python csrc/checks/cuda_resources.py
 
 # Asks for the GPU before it compiles for minutes.
 gpu-check: $(VENV)/.requirements

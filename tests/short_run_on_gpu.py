@@ -18,7 +18,7 @@ from svdrd.backends import selection
 from svdrd.ops import basis_loss, polar_factor, recompose, svd
 from tests.zoo import ZOO
 
-# One for each team of csrc/cuda.h: 8, 32, 64, 256 threads, and a workspace; and one that is larger than any.
+# One for each team of csrc/gpu/kernels.h: 8, 32, 64, 256 threads, and a workspace; and one that is larger than any.
 SIZES = [(8, 8), (5, 7), (16, 16), (32, 24), (64, 40), (64, 600), (96, 80)]
 # Conditions near 1, so that errors can be compared without knowing each matrix.
 NAMES = ("random", "identity", "orthogonal", "equal pairs", "arithmetic", "zero", "constant image")

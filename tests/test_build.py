@@ -216,8 +216,8 @@ def test_a_compiler_that_is_not_there_is_named(source: Path, tmp_path: Path) -> 
 @needs_compiler
 def test_a_compile_error_is_recorded_by_auto_and_stops_cpu(tmp_path: Path) -> None:
     broken = copy_sources(tmp_path / "broken")
-    for name in ("svdrd.backends.cpp", "dense_kernels.cpp", "lanes_kernels.cpp", "module.cpp"):
-        (broken / "csrc" / name).write_text("#error this compiler is too old\n")
+    for name in ("svdrd.cpp", "dense/kernels.cpp", "lanes/kernels.cpp", "module.cpp"):
+        (broken / "csrc" / "cpu" / name).write_text("#error this compiler is too old\n")
     wheel, info, _ = build(broken, tmp_path / "auto", CUDA_HOME=str(tmp_path / "no_cuda"))
     assert info["native"] is False
     assert "error: #error this compiler is too old" in str(info["reason"])
@@ -305,6 +305,6 @@ def test_the_source_distribution_holds_the_kernels(source: Path, tmp_path: Path)
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    kernels = {f"csrc/{path.name}" for path in (source / "csrc").iterdir()}
+    kernels = {path.relative_to(source).as_posix() for path in (source / "csrc").rglob("*") if path.is_file()}
     assert kernels | {"setup.py", "pyproject.toml", "LICENSE", "svdrd/py.typed"} <= names
     assert not any("svdrd/_" in name and not name.endswith(".py") for name in names)

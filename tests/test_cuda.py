@@ -213,7 +213,7 @@ def test_more_matrices_than_blocks_of_a_grid(gpu: torch.device) -> None:
 def test_the_report_of_ptxas_is_read() -> None:
     """``make cuda-resources`` compiles for minutes; what it makes of the output is checked here."""
     pytest.importorskip("pybind11")
-    path = ROOT / "csrc" / "cuda_resources.py"
+    path = ROOT / "csrc" / "checks" / "cuda_resources.py"
     if not path.is_file():
         pytest.skip("no sources beside the tests")
     spec = importlib.util.spec_from_file_location("cuda_resources", path)

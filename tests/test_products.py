@@ -1,4 +1,4 @@
-"""The products of svdrd.backends.triton, and the polar factor and loss by them.
+"""Triton's tiled products: every kernel beside PyTorch's products, and the algorithm over them.
 
 ``svdrd.backends.products.iteration`` is one algorithm over two implementations of ``arithmetic.Products``;
 tests/test_matmul.py tests it over PyTorch's. Here each method of Triton's is compared with PyTorch's, over several

@@ -64,7 +64,7 @@ def _build(folder: Path, arch: int) -> None:
     home = toolkit()
     if home is None:
         raise FileNotFoundError("no nvcc")
-    sources = [path for path in sorted(CSRC.iterdir()) if path.suffix in (".h", ".cu", ".cuh", ".cpp")]
+    sources = [path for path in sorted(CSRC.rglob("*")) if path.suffix in (".h", ".cu", ".cuh", ".cpp")]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in (*sources, RUNTIME, Path(__file__)))).hexdigest()
     stamp = folder / "stamp"
     if stamp.exists() and stamp.read_text() == digest:
@@ -78,8 +78,8 @@ def _build(folder: Path, arch: int) -> None:
         kept.mkdir(exist_ok=True)
         # --fmad=false as in csrc/CMakeLists.txt. With --keep the PTX stays beside the object.
         call(
-            home / "bin" / "nvcc", "-std=c++17", "--fmad=false", "-O1", "-Xcompiler", "-fPIC", "-gencode",
-            f"arch=compute_{arch},code=compute_{arch}", "--keep", "--keep-dir", kept, "-c", CSRC / f"cuda_{dtype}.cu",
+            home / "bin" / "nvcc", "-std=c++17", "--fmad=false", "-O1", "-Xcompiler", "-fPIC", f"-I{CSRC}", "-gencode",
+            f"arch=compute_{arch},code=compute_{arch}", "--keep", "--keep-dir", kept, "-c", CSRC / "gpu" / f"{dtype}.cu",
             "-o", folder / f"{dtype}.o",
         )  # fmt: skip
     call("g++", "-O1", "-c", "-fPIC", "-fvisibility=hidden", RUNTIME, "-o", folder / "fake_cudart.o")
@@ -87,10 +87,10 @@ def _build(folder: Path, arch: int) -> None:
         "SVDRD_VERSION": '"0"', "SVDRD_CUDA_COMPILER": '"nvcc"', "SVDRD_CUDA_ARCHITECTURES": f'"{arch}"',
         "SVDRD_CUDA_MODULE": "_cuda", "SVDRD_CUDA_IS_EMULATED": "0",
     }  # fmt: skip
-    includes = (pybind11.get_include(), sysconfig.get_paths()["include"], home / "include")
+    includes = (CSRC, pybind11.get_include(), sysconfig.get_paths()["include"], home / "include")
     call(
         "g++", "-O1", "-shared", "-fPIC", "-std=c++17", "-fvisibility=hidden", *(f"-I{path}" for path in includes),
-        *(f"-D{name}={value}" for name, value in definitions.items()), CSRC / "cuda_module.cpp",
+        *(f"-D{name}={value}" for name, value in definitions.items()), CSRC / "gpu" / "module.cpp",
         *(folder / f"{name}.o" for name in (*DTYPES, "fake_cudart")), "-Wl,-Bsymbolic", "-o", module_path(folder),
     )  # fmt: skip
     stamp.write_text(digest)

@@ -1,0 +1,126 @@
+// Householder reflections H = I - tau v v^T, one by one and in blocks I - V T V^T (Schreiber and Van Loan, 1989), and
+// the QR factorisation. A matrix is held by its rows, so what LAPACK does to columns is done here to contiguous rows.
+#pragma once
+
+#include "cpu/dense/gemm.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+namespace dense {
+
+constexpr int64_t reflector_block = 32;
+
+// Sums of squares below this are not normalised numbers any more, and a reflection built on one would not be
+// orthogonal. Matrices are scaled to entries near 1, so what is ignored is below 1e-15 (float32) or 1e-140 of the
+// largest.
+template <typename T>
+constexpr T smallest_square = sizeof(T) == 8 ? T(1e-280) : T(1e-30);
+
+// Makes row[first + 1 .. end) vanish: on return row holds v, with v[first] = 1 and 0 before it, and beta, the value
+// left at `first`, is returned. tau = 0 and v = 0 where there is nothing to do.
+template <typename T>
+inline T make_reflector(T* row, int64_t first, int64_t end, T& tau) {
+  const T alpha = row[first];
+  for (int64_t i = 0; i <= first; ++i) row[i] = 0;
+  const int64_t start = round_down(first, lanes<T>);
+  const T square = dot(row + start, row + start, end - start);
+  if (!(square > smallest_square<T>)) {
+    for (int64_t i = first; i < end; ++i) row[i] = 0;
+    tau = 0;
+    return alpha;
+  }
+  const T norm = square_root(alpha * alpha + square);
+  const T beta = alpha > 0 ? -norm : norm;
+  tau = (beta - alpha) / beta;
+  const T factor = 1 / (alpha - beta);
+  for (int64_t i = start; i < end; ++i) row[i] *= factor;
+  row[first] = 1;
+  return beta;
+}
+
+// T^T of H_0 H_1 ... H_(count-1) = I - V T V^T from the reflectors in the rows of v; lower triangular, rows
+// reflector_block apart.
+template <typename T>
+inline void block_reflector(const T* v, int64_t stride, int64_t count, int64_t columns, const T* tau, T* t) {
+  T products[reflector_block * reflector_block];
+  gemm<T>(count, count, columns, plain(v, stride), transposed(v, stride), products, reflector_block, {1, false, true});
+  for (int64_t j = 0; j < count; ++j) {
+    T* row = t + j * reflector_block;
+    for (int64_t i = 0; i < reflector_block; ++i) row[i] = 0;
+    for (int64_t l = 0; l < j; ++l)
+      add_scaled(row, -tau[j] * products[l * reflector_block + j], t + l * reflector_block, round_up(l + 1, 16));
+    row[j] = tau[j];
+  }
+}
+
+// Every row y of c becomes (I - V T V^T) y, or (I - V T V^T)^T y; t holds T^T.
+template <typename T>
+inline void apply_block_reflector(T* c, int64_t c_stride, int64_t rows, const T* v, int64_t v_stride, int64_t count,
+                                  int64_t columns, const T* t, bool transpose, Scratch& scratch) {
+  if (rows == 0) return;
+  ScratchScope scope(scratch);
+  const int64_t stride = row_stride<T>(columns);
+  T* tv = scratch.take<T>(count * stride);
+  T* products = scratch.take<T>(rows * reflector_block);
+  // On rows, y^T <- y^T - (y^T V) (T^T V^T), T in place of T^T for the transposed block.
+  const Operand<T> factor = plain(t, reflector_block);
+  gemm<T>(count, columns, count, transpose ? factor.transposed() : factor, plain(v, v_stride), tv, stride);
+  gemm<T>(rows, count, columns, plain(c, c_stride), transposed(v, v_stride), products, reflector_block);
+  gemm<T>(rows, columns, count, plain(products, reflector_block), plain(tv, stride), c, c_stride, {-1, true, false});
+}
+
+// Every row y of c becomes H_0 H_1 ... H_(count-1) y. The reflector in row j of v starts at column j + shift. Where
+// `triangular`, c comes as the unit matrix, whose rows before j + shift that reflector cannot change.
+template <typename T>
+inline void apply_reflectors(T* c, int64_t c_stride, int64_t rows, const T* v, int64_t v_stride, int64_t count,
+                             int64_t columns, int64_t shift, const T* tau, bool triangular, Scratch& scratch) {
+  T t[reflector_block * reflector_block];
+  for (int64_t end = count; end > 0;) {
+    const int64_t first = round_down(end - 1, reflector_block);
+    const int64_t start = round_down(first + shift, lanes<T>);
+    const T* block = v + first * v_stride + start;
+    block_reflector(block, v_stride, end - first, columns - start, tau + first, t);
+    const int64_t first_row = triangular ? first + shift : 0;
+    apply_block_reflector(c + first_row * c_stride + start, c_stride, rows - first_row, block, v_stride, end - first,
+                          columns - start, t, false, scratch);
+    end = first;
+  }
+}
+
+// QR factorisation of the matrix whose columns are the `count` rows of y, each of `length` >= count entries, by blocked
+// Householder reflections. y is overwritten by the reflectors. r (count x count, r_stride apart, upper triangular) and
+// q (count rows of `length`: the orthonormal columns of Q) must not overlap y. Q is orthonormal whatever the rank.
+template <typename T>
+inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int64_t r_stride, T* q, int64_t q_stride,
+               Scratch& scratch) {
+  ScratchScope scope(scratch);
+  T* tau = scratch.take<T>(count);
+  T t[reflector_block * reflector_block];
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < i; ++j) r[i * r_stride + j] = 0;
+  for (int64_t first = 0; first < count; first += reflector_block) {
+    const int64_t end = first + reflector_block < count ? first + reflector_block : count;
+    for (int64_t j = first; j < end; ++j) {
+      T* row = y + j * y_stride;
+      for (int64_t i = 0; i < j; ++i) r[i * r_stride + j] = row[i];
+      r[j * r_stride + j] = make_reflector(row, j, length, tau[j]);
+      const int64_t start = round_down(j, lanes<T>);
+      for (int64_t k = j + 1; k < end; ++k) {
+        T* other = y + k * y_stride + start;
+        add_scaled(other, -tau[j] * dot(row + start, other, length - start), row + start, length - start);
+      }
+    }
+    const int64_t start = round_down(first, lanes<T>);
+    const T* block = y + first * y_stride + start;
+    block_reflector(block, y_stride, end - first, length - start, tau + first, t);
+    apply_block_reflector(y + end * y_stride + start, y_stride, count - end, block, y_stride, end - first,
+                          length - start, t, true, scratch);
+  }
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < length; ++j) q[i * q_stride + j] = i == j ? 1 : 0;
+  apply_reflectors(q, q_stride, count, y, y_stride, count, length, 0, tau, true, scratch);
+}
+
+}  // namespace dense
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

@@ -1,0 +1,85 @@
+// One matrix at a time: compiled once for each instruction set, as cpu/lanes/kernels.cpp is.
+#include "cpu/kernels.h"
+
+#include "cpu/blocks.h"
+#include "cpu/dense/polar.h"
+#include "cpu/dense/svd_backward.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+namespace {
+
+template <typename T>
+void svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* vh) {
+  const int64_t k = m < n ? m : n;
+  DenseWorkspace<T> workspace;
+  for (int64_t begin, end; ranges.next(begin, end);)
+    for (int64_t i = begin; i < end; ++i)
+      dense_svd(a + i * m * n, m, n, u == nullptr ? nullptr : u + i * m * k, s + i * k,
+                vh == nullptr ? nullptr : vh + i * k * n, workspace);
+}
+
+template <typename T>
+void svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s,
+                  const T* vh, int64_t m, int64_t n, T* grad_a) {
+  const int64_t k = m < n ? m : n;
+  DenseWorkspace<T> workspace;
+  for (int64_t begin, end; ranges.next(begin, end);)
+    for (int64_t i = begin; i < end; ++i)
+      dense_svd_backward<T>(grad_u == nullptr ? nullptr : grad_u + i * m * k,
+                            grad_s == nullptr ? nullptr : grad_s + i * k,
+                            grad_vh == nullptr ? nullptr : grad_vh + i * k * n, u + i * m * k, s + i * k,
+                            vh + i * k * n, m, n, grad_a + i * m * n, workspace);
+}
+
+template <typename T>
+void polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u, T* s,
+                  T* vh) {
+  const int64_t k = m < n ? m : n;
+  DenseWorkspace<T> workspace;
+  for (int64_t begin, end; ranges.next(begin, end);)
+    for (int64_t i = begin; i < end; ++i) {
+      if (u == nullptr) {
+        dense_polar_factor<T>(a + i * m * n, m, n, rcond, smooth, p + i * m * n, nullptr, nullptr, nullptr, workspace);
+      } else {
+        dense_polar_factor(a + i * m * n, m, n, rcond, smooth, p + i * m * n, u + i * m * k, s + i * k, vh + i * k * n,
+                           workspace);
+      }
+    }
+}
+
+template <typename T>
+void polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,
+                           int64_t n, double smooth, T* grad_a) {
+  const int64_t k = m < n ? m : n;
+  DenseWorkspace<T> workspace;
+  for (int64_t begin, end; ranges.next(begin, end);)
+    for (int64_t i = begin; i < end; ++i)
+      dense_polar_factor_backward(grad + i * m * n, u + i * m * k, s + i * k, vh + i * k * n, m, n, smooth,
+                                  grad_a + i * m * n, workspace);
+}
+
+template <typename T>
+void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss, T* grad_x_hat,
+                T* grad_x) {
+  DenseWorkspace<T> workspace;
+  for (int64_t begin, end; ranges.next(begin, end);)
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t at = block_offset(problem, i);
+      dense_basis_loss(x_hat + at, problem.width, x + at, problem.width, problem.block_height, problem.block_width,
+                       problem.rcond, problem.smooth, loss + i, grad_x_hat == nullptr ? nullptr : grad_x_hat + at,
+                       grad_x == nullptr ? nullptr : grad_x + at, workspace);
+    }
+}
+
+template <typename T>
+constexpr KernelTable<T> table = {1, svd<T>, svd_backward<T>, polar_factor<T>, polar_factor_backward<T>, basis_loss<T>};
+
+}  // namespace
+
+const KernelTable<float>& float_kernels() { return table<float>; }
+
+const KernelTable<double>& double_kernels() { return table<double>; }
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

@@ -1,0 +1,412 @@
+// Thin SVD of one matrix.
+//
+// The eigenvectors V of the Gram matrix of the smaller side, in float64, give Y = A V, whose columns are orthogonal but
+// for what the squaring loses: |y_i . y_j| is about eps64 s_1^2. For float32 input that is little, as singular values
+// are resolved down to 1e-8 s_1: what is left of U = Y D^-1 is made orthonormal by a first-order correction, or, where
+// some s_i are too small for that, by the QR factorisation of U, largest column first, whose R is the identity but for
+// columns that hardly count. For float64 input the R of Y is the start of one-sided Jacobi on its rows (Drmac and
+// Veselic, 2008), where little is left to rotate.
+//
+// "Tall" means p x q with p >= q: the matrix itself or its transpose. Singular vectors are rows.
+#pragma once
+
+#include "cpu/dense/eigen.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+namespace dense {
+
+template <typename T>
+struct Limits;
+template <>
+struct Limits<float> {
+  static constexpr float largest = 3.4028234663852886e38f;
+  static constexpr float smallest = 1.401298464324817e-45f;
+  static constexpr float largest_factor = 1e30f;
+};
+template <>
+struct Limits<double> {
+  static constexpr double largest = 1.7976931348623157e308;
+  static constexpr double smallest = 4.9406564584124654e-324;
+  static constexpr double largest_factor = 1e290;
+};
+
+template <typename T>
+inline void fill_nan(T* values, int64_t rows, int64_t columns, int64_t stride) {
+  if (values == nullptr) return;
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) values[i * stride + j] = static_cast<T>(__builtin_nan(""));
+}
+
+// The largest magnitude, or NaN where an entry is not finite.
+template <typename T>
+inline T largest_magnitude(const T* a, int64_t rows, int64_t columns, int64_t stride) {
+  constexpr int64_t w = lanes<T>;
+  Vector<T> top{};
+  typename NativeTypes<T>::MaskVector finite = top == top;
+  T rest = 0;
+  bool rest_finite = true;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* row = a + i * stride;
+    int64_t j = 0;
+    for (; j + w <= columns; j += w) {
+      const Vector<T> x = load(row + j), size = x < 0 ? -x : x;
+      finite &= size <= Limits<T>::largest;
+      top = size > top ? size : top;
+    }
+    for (; j < columns; ++j) {
+      const T size = row[j] < 0 ? -row[j] : row[j];
+      rest_finite = rest_finite && size <= Limits<T>::largest;
+      rest = size > rest ? size : rest;
+    }
+  }
+  for (int64_t l = 0; l < w; ++l) {
+    rest_finite = rest_finite && finite[l];
+    rest = top[l] > rest ? top[l] : rest;
+  }
+  return rest_finite ? rest : static_cast<T>(__builtin_nan(""));
+}
+
+// A singular value decomposition under way: tall, scaled by 2^-exponent to entries near 1.
+struct Decomposition {
+  int64_t p, q;
+  bool wide;     // the matrix is q x p and what is decomposed is its transpose
+  int exponent;  // of the scale
+  bool finite;
+  double* u;  // q rows of p: left singular vectors, or A v_i where they are not normalised yet
+  int64_t u_stride;
+  double* v;  // q rows of q
+  int64_t v_stride;
+  double* s;  // in the scaled units
+};
+
+// The sizes and the scale, and whether all is finite.
+template <typename T>
+inline Decomposition begin_decomposition(const T* a, int64_t stride, int64_t m, int64_t n) {
+  Decomposition result{};
+  result.wide = m < n;
+  result.p = m < n ? n : m;
+  result.q = m < n ? m : n;
+  const T largest = largest_magnitude(a, m, n, stride);
+  result.finite = largest == largest;
+  if (result.finite) __builtin_frexp(static_cast<double>(largest), &result.exponent);
+  return result;
+}
+
+// The matrix as `d` wants it, tall and scaled.
+template <typename T>
+inline Operand<double> scaled_tall(const T* a, int64_t stride, int64_t m, int64_t n, const Decomposition& d,
+                                   Scratch& scratch) {
+  // In two factors, because 2^-exponent alone can overflow.
+  const int half = -d.exponent / 2;
+  const double scale = __builtin_ldexp(1, half), other_scale = __builtin_ldexp(1, -d.exponent - half);
+  const int64_t a_stride = row_stride<double>(n);
+  double* scaled = scratch.take<double>(m * a_stride);
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j)
+      scaled[i * a_stride + j] = static_cast<double>(a[i * stride + j]) * scale * other_scale;
+  return d.wide ? transposed(scaled, a_stride) : plain(scaled, a_stride);
+}
+
+// Y = A V and its column norms, in about descending order.
+template <typename T>
+inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+  Decomposition result = begin_decomposition(a, stride, m, n);
+  if (!result.finite) return result;
+  const int64_t p = result.p, q = result.q;
+  result.u_stride = row_stride<double>(p);
+  result.v_stride = row_stride<double>(q);
+  result.s = scratch.take<double>(q);
+  result.u = scratch.take<double>(q * result.u_stride);
+  result.v = scratch.take<double>(q * result.v_stride);
+  ScratchScope scope(scratch);
+
+  const Operand<double> tall = scaled_tall(a, stride, m, n, result, scratch);
+  double* gram = scratch.take_zeros<double>(round_up(q, 8) * result.v_stride);
+  double* vectors = scratch.take<double>(q * result.v_stride);
+  double* values = scratch.take<double>(q);
+  int64_t* order = scratch.take<int64_t>(q);
+  gemm<double>(q, q, p, tall.transposed(), tall, gram, result.v_stride, {1, false, true});
+  symmetric_eigen(gram, result.v_stride, q, values, vectors, result.v_stride, order, scratch);
+  for (int64_t i = 0; i < q; ++i) copy(result.v + i * result.v_stride, vectors + order[i] * result.v_stride, q);
+  gemm<double>(q, p, q, plain(result.v, result.v_stride), tall.transposed(), result.u, result.u_stride);
+  for (int64_t i = 0; i < q; ++i) {
+    const double* row = result.u + i * result.u_stride;
+    result.s[i] = __builtin_sqrt(dot(row, row, p));
+  }
+  return result;
+}
+
+// The singular values of a float32 matrix, in descending order and its own units: to 1e-8 s_1, which is below the rounding
+// of float32. Returns whether all is finite.
+inline bool gram_values(const float* a, int64_t stride, int64_t m, int64_t n, float* s, Scratch& scratch) {
+  const Decomposition d = begin_decomposition(a, stride, m, n);
+  if (!d.finite) return false;
+  ScratchScope scope(scratch);
+  const Operand<double> tall = scaled_tall(a, stride, m, n, d, scratch);
+  const int64_t gram_stride = row_stride<double>(d.q);
+  double* gram = scratch.take_zeros<double>(round_up(d.q, 8) * gram_stride);
+  double* values = scratch.take<double>(d.q);
+  int64_t* order = scratch.take<int64_t>(d.q);
+  gemm<double>(d.q, d.q, d.p, tall.transposed(), tall, gram, gram_stride, {1, false, true});
+  symmetric_eigenvalues(gram, gram_stride, d.q, values, order, scratch);
+  for (int64_t i = 0; i < d.q; ++i) {
+    const double square = values[order[i]];
+    s[i] = static_cast<float>(__builtin_ldexp(__builtin_sqrt(square > 0 ? square : 0), d.exponent));
+  }
+  return true;
+}
+
+// Rotates the rows of r (count x count), and those of q along, until the rows of r are orthogonal. norms: |r_i|. A
+// product finds the pairs of a sweep that need a rotation, usually few after the first sweep.
+inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q, int64_t q_stride, int64_t q_length,
+                           double* norms, Scratch& scratch) {
+  constexpr int most_sweeps = 30;
+  constexpr int64_t block = 8;
+  struct Rotation {
+    int64_t i, j;
+    double c, s;
+  };
+  Rotation pending[block * block];
+  int64_t pending_count = 0;
+  ScratchScope scope(scratch);
+  const double tolerance = epsilon * __builtin_sqrt(static_cast<double>(count));
+  double* products = scratch.take<double>(count * r_stride);
+  for (int sweep = 0; sweep < most_sweeps; ++sweep) {
+    gemm<double>(count, count, count, plain(r, r_stride), transposed(r, r_stride), products, r_stride,
+                 {1, false, true});
+    double largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      norms[i] = __builtin_sqrt(products[i * r_stride + i]);
+      largest = norms[i] > largest ? norms[i] : largest;
+    }
+    // Below this a row is rounding noise of the largest, and its direction is not worth a sweep.
+    const double negligible = 1e-3 * epsilon * largest;
+    bool rotated = false;
+    const auto rotate_pair = [&](int64_t i, int64_t j) {
+      if (__builtin_fabs(products[i * r_stride + j]) <= tolerance * norms[i] * norms[j] || norms[i] <= negligible ||
+          norms[j] <= negligible)
+        return;
+      double* row_i = r + i * r_stride;
+      double* row_j = r + j * r_stride;
+      const double product = dot(row_i, row_j, count);
+      if (__builtin_fabs(product) <= tolerance * norms[i] * norms[j]) return;
+      rotated = true;
+      const double zeta = (norms[j] - norms[i]) * (norms[j] + norms[i]) / (2 * product);
+      const double t = __builtin_fabs(zeta) > 1e8
+                           ? 0.5 / zeta
+                           : __builtin_copysign(1 / (__builtin_fabs(zeta) + __builtin_sqrt(1 + zeta * zeta)), zeta);
+      const double c = 1 / __builtin_sqrt(1 + t * t), s = c * t;
+      rotate(row_i, row_j, c, s, count);
+      pending[pending_count++] = {i, j, c, s};
+      if (__builtin_fabs(t) > 1e-4) {
+        norms[i] = __builtin_sqrt(dot(row_i, row_i, count));
+        norms[j] = __builtin_sqrt(dot(row_j, row_j, count));
+      }
+    };
+    // Two blocks of rows at a time, which stay in the first-level cache, first those of r and then those of q. Pairs
+    // that follow each other are disjoint, so that the processor need not wait for one rotation before it begins the
+    // next.
+    for (int64_t i0 = 0; i0 < count; i0 += block)
+      for (int64_t j0 = i0; j0 < count; j0 += block) {
+        pending_count = 0;
+        for (int64_t shift = 0; shift < block; ++shift)
+          for (int64_t l = 0; l < block; ++l) {
+            const int64_t i = i0 + l, j = j0 + (l + shift) % block;
+            if (i < count && j < count && i != j && (i < j || j0 == i0)) rotate_pair(i < j ? i : j, i < j ? j : i);
+          }
+        for (int64_t l = 0; l < pending_count; ++l)
+          rotate(q + pending[l].i * q_stride, q + pending[l].j * q_stride, pending[l].c, pending[l].s, q_length);
+      }
+    if (!rotated) break;
+  }
+}
+
+// Makes the rows of x (count x count, each of length 1 or 0) orthonormal, changing as little as can be.
+inline void complete_rows(double* x, int64_t stride, int64_t count, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  double* work = scratch.take<double>(count * stride);
+  double* r = scratch.take<double>(count * stride);
+  for (int64_t i = 0; i < count; ++i) copy(work + i * stride, x + i * stride, count);
+  qr(work, stride, count, count, r, stride, x, stride, scratch);
+  for (int64_t i = 0; i < count; ++i)
+    if (r[i * stride + i] < 0)
+      for (int64_t j = 0; j < count; ++j) x[i * stride + j] = -x[i * stride + j];
+}
+
+// Takes Y, V of a float64 matrix to U, S, V with both sides orthonormal.
+inline void refine_decomposition(Decomposition& d, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  const int64_t p = d.p, q = d.q;
+  double* y = scratch.take<double>(q * d.u_stride);
+  double* r = scratch.take<double>(q * d.v_stride);
+  for (int64_t i = 0; i < q; ++i) copy(y + i * d.u_stride, d.u + i * d.u_stride, p);
+  qr(y, d.u_stride, q, p, r, d.v_stride, d.u, d.u_stride, scratch);
+  jacobi_on_rows(r, d.v_stride, q, d.u, d.u_stride, p, d.s, scratch);
+  double largest = 0;
+  for (int64_t i = 0; i < q; ++i) largest = d.s[i] > largest ? d.s[i] : largest;
+  // The rows that the sweeps left alone come last, so that completing the basis changes no other.
+  int64_t* order = scratch.take<int64_t>(q);
+  sort_descending(d.s, order, q, scratch);
+  double* x = scratch.take<double>(q * d.v_stride);
+  bool incomplete = false;
+  for (int64_t i = 0; i < q; ++i) {
+    const double norm = d.s[order[i]];
+    incomplete = incomplete || norm <= 1e-3 * epsilon * largest;
+    const double inverse = norm > 1e-140 ? 1 / norm : 0;
+    for (int64_t j = 0; j < q; ++j) x[i * d.v_stride + j] = r[order[i] * d.v_stride + j] * inverse;
+  }
+  if (incomplete) complete_rows(x, d.v_stride, q, scratch);
+  gemm<double>(q, q, q, plain(x, d.v_stride), plain(d.v, d.v_stride), r, d.v_stride);
+  for (int64_t i = 0; i < q; ++i) {
+    copy(d.v + i * d.v_stride, r + i * d.v_stride, q);
+    const double* row = d.u + order[i] * d.u_stride;
+    // Some thousand rotations may have passed over this row.
+    const double inverse = 1 / __builtin_sqrt(dot(row, row, p));
+    for (int64_t j = 0; j < p; ++j) y[i * d.u_stride + j] = row[j] * inverse;
+    x[i] = d.s[order[i]];
+  }
+  for (int64_t i = 0; i < q; ++i) {
+    copy(d.u + i * d.u_stride, y + i * d.u_stride, p);
+    d.s[i] = x[i];
+  }
+}
+
+// The decomposition as the functions below want it: for float64 finished, for float32 with s_i u_i, V and S.
+template <typename T>
+inline Decomposition decompose(const T* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+  Decomposition result = gram_decomposition(a, stride, m, n, scratch);
+  if (result.finite && sizeof(T) == 8) refine_decomposition(result, scratch);
+  return result;
+}
+
+// The unit rows u_j of Y D^-1 with E = U^T U - I, of order eps64 s_1^2 / (s_i s_j), become u_j - sum_i weight(i, j)
+// E_ij u_i. Only the pairs whose E exceeds the rounding of float32 count; the rows are in about descending order of s.
+template <typename Weight>
+inline void correct_rows(float* u, int64_t stride, int64_t count, int64_t length, const double* s, double largest,
+                         double smallest, Weight weight, Scratch& scratch) {
+  const double limit = 1e-9 * largest * largest;
+  int64_t first = 0;
+  while (first < count && s[first] * smallest > limit) ++first;
+  const int64_t rows = count - first;
+  if (rows < 2) return;
+  ScratchScope scope(scratch);
+  const int64_t e_stride = row_stride<float>(rows);
+  float* e = scratch.take<float>(rows * e_stride);
+  float* old_rows = scratch.take<float>(rows * stride);
+  float* block = u + first * stride;
+  const double* block_s = s + first;
+  gemm<float>(rows, rows, length, plain(block, stride), transposed(block, stride), e, e_stride);
+  for (int64_t j = 0; j < rows; ++j) {
+    copy(old_rows + j * stride, block + j * stride, length);
+    for (int64_t i = 0; i < rows; ++i) {
+      const bool counts = i != j && block_s[i] * block_s[j] <= limit;
+      e[j * e_stride + i] = counts ? static_cast<float>(weight(first + i, first + j)) * e[j * e_stride + i] : 0;
+    }
+  }
+  gemm<float>(rows, length, rows, plain(e, e_stride), plain(old_rows, stride), block, stride, {-1, true, false});
+}
+
+// Orthonormal rows u_i in T, where d holds V and either u_i (float64) or s_i u_i (float32).
+template <typename T>
+struct LeftRows {
+  T* u;
+  int64_t stride;
+};
+
+inline LeftRows<double> left_rows(const Decomposition& d, double, Scratch&) { return {d.u, d.u_stride}; }
+
+inline LeftRows<float> left_rows(const Decomposition& d, float, Scratch& scratch) {
+  const int64_t stride = row_stride<float>(d.p);
+  float* u = scratch.take<float>(d.q * stride);
+  double largest = 0, smallest = Limits<double>::largest;
+  for (int64_t i = 0; i < d.q; ++i) {
+    const double inverse = d.s[i] > 0 ? 1 / d.s[i] : 0;
+    for (int64_t j = 0; j < d.p; ++j) u[i * stride + j] = static_cast<float>(d.u[i * d.u_stride + j] * inverse);
+    largest = d.s[i] > largest ? d.s[i] : largest;
+    smallest = d.s[i] < smallest ? d.s[i] : smallest;
+  }
+  if (smallest > 1e-6 * largest) {
+    // Half of E leaves a second order below 1e-7.
+    correct_rows(u, stride, d.q, d.p, d.s, largest, smallest, [](int64_t, int64_t) { return 0.5; }, scratch);
+    return {u, stride};
+  }
+  ScratchScope scope(scratch);
+  float* y = scratch.take<float>(d.q * stride);
+  float* r = scratch.take<float>(d.q * stride);
+  for (int64_t i = 0; i < d.q; ++i) copy(y + i * stride, u + i * stride, d.p);
+  qr(y, stride, d.q, d.p, r, stride, u, stride, scratch);
+  for (int64_t i = 0; i < d.q; ++i)
+    if (r[i * stride + i] < 0)
+      for (int64_t j = 0; j < d.p; ++j) u[i * stride + j] = -u[i * stride + j];
+  return {u, stride};
+}
+
+// Columns of out (length x count) from the rows of `rows`, in the given order.
+template <typename T, typename Source>
+inline void write_columns(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count,
+                          int64_t length) {
+  constexpr int64_t tile = 16;
+  for (int64_t i0 = 0; i0 < length; i0 += tile)
+    for (int64_t j0 = 0; j0 < count; j0 += tile)
+      for (int64_t i = i0; i < i0 + tile && i < length; ++i)
+        for (int64_t j = j0; j < j0 + tile && j < count; ++j)
+          out[i * count + j] = static_cast<T>(rows[order[j] * stride + i]);
+}
+
+template <typename T, typename Source>
+inline void write_rows(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count,
+                       int64_t length) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t j = 0; j < length; ++j) out[i * length + j] = static_cast<T>(rows[order[i] * stride + j]);
+}
+
+// U (m x q), S, Vh (q x n).
+template <typename T>
+inline void write_decomposition(const Decomposition& d, T* u, T* s, T* vh, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  const LeftRows<T> left = left_rows(d, T(), scratch);
+  int64_t* order = scratch.take<int64_t>(d.q);
+  sort_descending(d.s, order, d.q, scratch);
+  for (int64_t i = 0; i < d.q; ++i) s[i] = static_cast<T>(__builtin_ldexp(d.s[order[i]], d.exponent));
+  if (u == nullptr) return;
+  if (d.wide) {
+    write_columns(u, d.v, d.v_stride, order, d.q, d.q);
+    write_rows(vh, left.u, left.stride, order, d.q, d.p);
+  } else {
+    write_columns(u, left.u, left.stride, order, d.q, d.p);
+    write_rows(vh, d.v, d.v_stride, order, d.q, d.q);
+  }
+}
+
+}  // namespace dense
+
+// Scratch memory of the functions below: one for each thread, reused from matrix to matrix.
+template <typename T>
+struct DenseWorkspace {
+  dense::Scratch scratch;
+};
+
+// svdrd::svd for one matrix.
+template <typename T>
+inline void dense_svd(const T* a, int64_t m, int64_t n, T* u, T* s, T* vh, DenseWorkspace<T>& workspace) {
+  const int64_t k = m < n ? m : n;
+  if (k == 0) return;
+  dense::ScratchScope scope(workspace.scratch);
+  if constexpr (sizeof(T) == 4)
+    if (u == nullptr) {
+      if (!dense::gram_values(a, n, m, n, s, workspace.scratch)) dense::fill_nan(s, 1, k, k);
+      return;
+    }
+  const dense::Decomposition d = dense::decompose(a, n, m, n, workspace.scratch);
+  if (!d.finite) {
+    dense::fill_nan(u, m, k, k);
+    dense::fill_nan(s, 1, k, k);
+    dense::fill_nan(vh, k, n, n);
+    return;
+  }
+  dense::write_decomposition(d, u, s, vh, workspace.scratch);
+}
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

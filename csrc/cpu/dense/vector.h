@@ -1,0 +1,287 @@
+// Vectors, scratch memory and the few vector loops that every dense algorithm needs.
+//
+// The code in dense*.h is compiled once per instruction set into its own namespace. It instantiates no template of the
+// standard library that has code of its own: the linker would keep one copy for all instruction sets, perhaps the
+// widest.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+#include "cpu/simd.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+namespace dense {
+
+template <typename T>
+using Vector = typename NativeTypes<T>::Vector;
+
+template <typename T>
+struct UnalignedTypes;
+template <>
+struct UnalignedTypes<float> {
+  typedef float Vector __attribute__((vector_size(vector_bytes), aligned(4), may_alias));
+};
+template <>
+struct UnalignedTypes<double> {
+  typedef double Vector __attribute__((vector_size(vector_bytes), aligned(8), may_alias));
+};
+
+template <typename T>
+constexpr int64_t lanes = vector_bytes / static_cast<int64_t>(sizeof(T));
+
+template <typename T>
+inline Vector<T> load(const T* p) {
+  return *reinterpret_cast<const typename UnalignedTypes<T>::Vector*>(p);
+}
+
+template <typename T>
+inline void store(T* p, Vector<T> v) {
+  *reinterpret_cast<typename UnalignedTypes<T>::Vector*>(p) = v;
+}
+
+template <typename T>
+inline Vector<T> splat(T x) {
+  return x - Vector<T>{};  // not 0 + x, which would turn -0 into 0 and cost an addition
+}
+
+// 1 / x to about a unit in the last place, for x neither zero nor denormal nor huge.
+inline Vector<double> reciprocal(Vector<double> x) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  // Half the time of the unpipelined division: 14 bits, doubled twice.
+  Vector<double> y = (Vector<double>)_mm512_rcp14_pd((__m512d)x);
+  y += y * (1 - x * y);
+  return y + y * (1 - x * y);
+#else
+  return 1 / x;
+#endif
+}
+
+constexpr double epsilon = 2.220446049250313e-16;
+
+using Lanes = Vector<double>;
+using LaneMask = NativeTypes<double>::MaskVector;
+
+inline bool all_lanes(LaneMask mask) {
+  for (int64_t l = 0; l < lanes<double>; ++l)
+    if (!mask[l]) return false;
+  return true;
+}
+
+inline bool any_lane(LaneMask mask) { return !all_lanes(~mask); }
+
+inline Lanes magnitude(Lanes x) { return x < 0 ? -x : x; }
+inline Lanes square_root(Lanes x) { return native_sqrt<double>(x); }
+
+inline float square_root(float x) { return __builtin_sqrtf(x); }
+inline double square_root(double x) { return __builtin_sqrt(x); }
+
+template <typename T>
+inline T sum_lanes(Vector<T> v) {
+  T parts[lanes<T>];
+  store(parts, v);
+  for (int64_t width = lanes<T> / 2; width > 0; width /= 2)
+    for (int64_t i = 0; i < width; ++i) parts[i] += parts[i + width];
+  return parts[0];
+}
+
+// a_0 b_0 a_1 b_1 ... from the first half of the lanes, or from the second.
+template <typename T, bool second, int... lane>
+inline Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
+  constexpr int w = static_cast<int>(lanes<T>), first = second ? w / 2 : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (lane % 2 * w + lane / 2 + first)...);
+#else
+  return __builtin_shuffle(a, b, typename NativeTypes<T>::MaskVector{(lane % 2 * w + lane / 2 + first)...});
+#endif
+}
+
+// Transposes the square block of one vector a row: log2(lanes) perfect shuffles.
+template <typename T>
+inline void transpose_block(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
+  constexpr int w = static_cast<int>(lanes<T>);
+  using Indices = std::make_integer_sequence<int, w>;
+  Vector<T> rows[w], next[w];
+  for (int i = 0; i < w; ++i) rows[i] = load(from + i * from_stride);
+#pragma GCC unroll 4
+  for (int round = 1; round < w; round *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < w / 2; ++i) {
+      next[2 * i] = interleave<T, false>(rows[i], rows[i + w / 2], Indices{});
+      next[2 * i + 1] = interleave<T, true>(rows[i], rows[i + w / 2], Indices{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < w; ++i) rows[i] = next[i];
+  }
+  for (int i = 0; i < w; ++i) store(to + i * to_stride, rows[i]);
+}
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t round_down(int64_t n, int64_t multiple) { return n / multiple * multiple; }
+
+// Row stride of a scratch matrix: whole groups of 8 and vectors, and never a multiple of 1 KiB, where a walk down a
+// column would meet only a few sets of the first-level cache.
+template <typename T>
+inline int64_t row_stride(int64_t columns) {
+  const int64_t step = lanes<T> > 8 ? lanes<T> : 8;
+  const int64_t stride = round_up(columns, step);
+  return stride * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? stride + 64 / static_cast<int64_t>(sizeof(T)) : stride;
+}
+
+// Scratch memory in stack order. Grows by blocks and keeps them for the next matrix; throws std::bad_alloc.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() {
+    while (first_ != nullptr) {
+      Block* next = first_->next;
+      std::free(first_);
+      first_ = next;
+    }
+  }
+
+  struct Mark {
+    void* block;
+    int64_t used;
+  };
+  Mark mark() const { return {current_, used_}; }
+  void release(Mark to) {
+    current_ = static_cast<Block*>(to.block);
+    used_ = to.used;
+  }
+
+  template <typename T>
+  T* take(int64_t count) {
+    const int64_t bytes = round_up(count * static_cast<int64_t>(sizeof(T)), alignment);
+    while (current_ == nullptr || used_ + bytes > current_->capacity) {
+      Block*& next = current_ == nullptr ? first_ : current_->next;
+      if (next == nullptr) next = new_block(bytes);
+      current_ = next;
+      used_ = 0;
+    }
+    char* memory = reinterpret_cast<char*>(current_) + header_bytes + used_;
+    used_ += bytes;
+    return reinterpret_cast<T*>(memory);
+  }
+
+  template <typename T>
+  T* take_zeros(int64_t count) {
+    T* memory = take<T>(count);
+    for (int64_t i = 0; i < count; ++i) memory[i] = T(0);
+    return memory;
+  }
+
+ private:
+  struct Block {
+    Block* next;
+    int64_t capacity;
+  };
+  static constexpr int64_t alignment = 64;
+  static constexpr int64_t header_bytes = 64;
+  static constexpr int64_t smallest_block = int64_t(1) << 20;
+
+  static Block* new_block(int64_t bytes) {
+    const int64_t capacity = round_up(bytes > smallest_block ? bytes : smallest_block, alignment);
+    void* memory = std::aligned_alloc(alignment, static_cast<size_t>(capacity + header_bytes));
+    if (memory == nullptr) throw std::bad_alloc();
+    return new (memory) Block{nullptr, capacity};
+  }
+
+  Block* first_ = nullptr;
+  Block* current_ = nullptr;
+  int64_t used_ = 0;
+};
+
+// Returns the scratch memory taken inside a scope.
+class ScratchScope {
+ public:
+  explicit ScratchScope(Scratch& scratch) : scratch_(scratch), mark_(scratch.mark()) {}
+  ScratchScope(const ScratchScope&) = delete;
+  ScratchScope& operator=(const ScratchScope&) = delete;
+  ~ScratchScope() { scratch_.release(mark_); }
+
+ private:
+  Scratch& scratch_;
+  Scratch::Mark mark_;
+};
+
+template <typename T>
+inline T dot(const T* x, const T* y, int64_t n) {
+  constexpr int64_t w = lanes<T>;
+  Vector<T> sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * w <= n; i += 4 * w)
+    for (int64_t part = 0; part < 4; ++part) sum[part] += load(x + i + part * w) * load(y + i + part * w);
+  for (; i + w <= n; i += w) sum[0] += load(x + i) * load(y + i);
+  T total = sum_lanes<T>((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  for (; i < n; ++i) total += x[i] * y[i];
+  return total;
+}
+
+template <typename T>
+inline void add_scaled(T* y, T alpha, const T* x, int64_t n) {
+  constexpr int64_t w = lanes<T>;
+  const Vector<T> factor = splat(alpha);
+  int64_t i = 0;
+  for (; i + w <= n; i += w) store(y + i, load(y + i) + factor * load(x + i));
+  for (; i < n; ++i) y[i] += alpha * x[i];
+}
+
+// (x, y) <- (c x - s y, s x + c y)
+template <typename T>
+inline void rotate(T* x, T* y, T c, T s, int64_t n) {
+  constexpr int64_t w = lanes<T>;
+  const Vector<T> cosine = splat(c), sine = splat(s);
+  int64_t i = 0;
+  for (; i + w <= n; i += w) {
+    const Vector<T> a = load(x + i), b = load(y + i);
+    store(x + i, cosine * a - sine * b);
+    store(y + i, sine * a + cosine * b);
+  }
+  for (; i < n; ++i) {
+    const T a = x[i], b = y[i];
+    x[i] = c * a - s * b;
+    y[i] = s * a + c * b;
+  }
+}
+
+template <typename T>
+inline void copy(T* to, const T* from, int64_t n) {
+  __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
+}
+
+// order[i] is the index of the i-th smallest (largest) key; equal keys keep their order. Merge sort.
+inline void sort_ascending(const double* keys, int64_t* order, int64_t n, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  int64_t* from = order;
+  int64_t* to = scratch.take<int64_t>(n);
+  for (int64_t i = 0; i < n; ++i) order[i] = i;
+  for (int64_t width = 1; width < n; width *= 2) {
+    for (int64_t first = 0; first < n; first += 2 * width) {
+      const int64_t middle = first + width < n ? first + width : n;
+      const int64_t end = first + 2 * width < n ? first + 2 * width : n;
+      for (int64_t i = first, j = middle, k = first; k < end; ++k)
+        to[k] = j >= end || (i < middle && keys[from[i]] <= keys[from[j]]) ? from[i++] : from[j++];
+    }
+    int64_t* swap = from;
+    from = to;
+    to = swap;
+  }
+  if (from != order) copy(order, from, n);
+}
+
+inline void sort_descending(const double* keys, int64_t* order, int64_t n, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  double* negated = scratch.take<double>(n);
+  for (int64_t i = 0; i < n; ++i) negated[i] = -keys[i];
+  sort_ascending(negated, order, n, scratch);
+}
+
+}  // namespace dense
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

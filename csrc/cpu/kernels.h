@@ -1,0 +1,62 @@
+// What cpu/dense/kernels.cpp and cpu/lanes/kernels.cpp, compiled once for each instruction set, offer to svdrd.cpp.
+#pragma once
+
+#include <cstdint>
+
+namespace svdrd {
+
+struct LossProblem {
+  int64_t height;
+  int64_t width;
+  int64_t block_height;
+  int64_t block_width;
+  double rcond;
+  double smooth;
+};
+
+// Hands out the batch in ranges of whole groups, to any number of threads.
+class RangeSource {
+ public:
+  virtual bool next(int64_t& begin, int64_t& end) = 0;
+
+ protected:
+  ~RangeSource() = default;
+};
+
+// One type's kernels; null where one is not compiled in that form. Every thread that takes part calls the function once;
+// it works on the ranges it gets until there are no more, with a workspace of its own. std::bad_alloc leaves what was not
+// yet done.
+template <typename T>
+struct KernelTable {
+  int64_t group;  // how many matrices are worked on at once
+  void (*svd)(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* vh);
+  void (*svd_backward)(RangeSource& ranges, const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s,
+                       const T* vh, int64_t m, int64_t n, T* grad_a);
+  void (*polar_factor)(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u,
+                       T* s, T* vh);
+  void (*polar_factor_backward)(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,
+                                int64_t n, double smooth, T* grad_a);
+  void (*basis_loss)(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
+                     T* grad_x_hat, T* grad_x);
+};
+
+// `name` is the namespace of one compilation: an instruction set, with `_x` and the number of lanes for those that work
+// on more or fewer matrices at once than the set's registers hold floats.
+#define SVDRD_KERNELS(name)                     \
+  namespace name {                              \
+  const KernelTable<float>& float_kernels();    \
+  const KernelTable<double>& double_kernels();  \
+  }
+SVDRD_KERNELS(avx512)
+SVDRD_KERNELS(avx512_x4)
+SVDRD_KERNELS(avx512_x8)
+SVDRD_KERNELS(avx512_x16)
+SVDRD_KERNELS(avx512_x32)
+SVDRD_KERNELS(avx2)
+SVDRD_KERNELS(avx2_x4)
+SVDRD_KERNELS(avx2_x8)
+SVDRD_KERNELS(baseline)
+SVDRD_KERNELS(baseline_x4)
+#undef SVDRD_KERNELS
+
+}  // namespace svdrd

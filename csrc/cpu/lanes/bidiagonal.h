@@ -1,0 +1,191 @@
+// Householder bidiagonalisation of the matrices in the lanes, A = Q B P^T (Golub and Kahan 1965), and the application
+// of Q and P. Matrices have at least as many rows as columns.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+
+// Entries are scaled so that the largest of a matrix is in [1/2, 1). What is smaller than this is dropped rather than
+// squared: it lies far below the rounding of A, and a reflector built from denormal squares would not be orthogonal.
+template <typename T>
+constexpr T negligible_entry() {
+  return sizeof(T) == 4 ? T(0x1p-40) : T(0x1p-120);
+}
+
+template <typename T>
+struct Reflector {
+  Pack<T> beta;   // what the leading entry becomes
+  Pack<T> first;  // the leading entry of v; the others are those of the vector itself
+  Pack<T> tau;    // H = I - tau v v^T
+};
+
+// The reflector that maps a vector to a multiple of e_1, from its leading entry and the sum of squares of the others.
+// v is left unnormalised: columns proportional to the vector then vanish to one rounding of the entry whatever error
+// the sum holds, because dot products with them repeat the same sum. That keeps the noise floor of deficient matrices
+// low.
+template <typename T>
+inline Reflector<T> make_reflector(const Pack<T>& leading, const Pack<T>& sum_of_squares) {
+  const T bound = negligible_entry<T>() * negligible_entry<T>();
+  const Mask<T> trivial = sum_of_squares < Pack<T>(bound);
+  const Pack<T> squared = leading * leading + sum_of_squares;
+  const Pack<T> length = sqrt(squared);
+  const Pack<T> beta = select(leading < Pack<T>(T(0)), length, -length);
+  const Pack<T> first = leading - beta;
+  const Pack<T> product = select(trivial, Pack<T>(T(1)), -(beta * first));
+  Reflector<T> r;
+  r.beta = select(trivial, leading, beta);
+  r.first = first;
+  r.tau = select(trivial, Pack<T>(T(0)), Pack<T>(T(1)) / product);
+  return r;
+}
+
+template <typename T>
+inline Pack<T> sum_of_squares(const Pack<T>* x, int64_t count, int64_t stride) {
+  Pack<T> sum[4] = {Pack<T>(T(0)), Pack<T>(T(0)), Pack<T>(T(0)), Pack<T>(T(0))};
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4)
+    for (int q = 0; q < 4; ++q) sum[q] = sum[q] + x[(i + q) * stride] * x[(i + q) * stride];
+  for (; i < count; ++i) sum[0] = sum[0] + x[i * stride] * x[i * stride];
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+// y_j = tau sum_i v_i a_ij for `columns` columns of a; v has the stride of a's rows.
+template <typename T, int block>
+[[gnu::always_inline]] inline void reflector_products(const Pack<T>* v, const Pack<T>& first, const Pack<T>& tau,
+                                                      const Pack<T>* a, int64_t v_stride, int64_t a_stride,
+                                                      int64_t rows, Pack<T>* y) {
+  Pack<T> sum[block];
+  for (int j = 0; j < block; ++j) sum[j] = first * a[j];
+  for (int64_t i = 1; i < rows; ++i) {
+    const Pack<T> vi = v[i * v_stride];
+    for (int j = 0; j < block; ++j) sum[j] = sum[j] + vi * a[i * a_stride + j];
+  }
+  for (int j = 0; j < block; ++j) y[j] = tau * sum[j];
+}
+
+template <typename T, int block>
+[[gnu::always_inline]] inline void reflector_update(const Pack<T>* v, const Pack<T>& first, Pack<T>* a, int64_t v_stride,
+                                                    int64_t a_stride, int64_t rows, const Pack<T>* y) {
+  Pack<T> yj[block];
+  for (int j = 0; j < block; ++j) {
+    yj[j] = y[j];
+    a[j] = a[j] - first * yj[j];
+  }
+  for (int64_t i = 1; i < rows; ++i) {
+    const Pack<T> vi = v[i * v_stride];
+    for (int j = 0; j < block; ++j) a[i * a_stride + j] = a[i * a_stride + j] - vi * yj[j];
+  }
+}
+
+template <typename T>
+constexpr int column_block() {
+  return 8 / Pack<T>::parts;
+}
+
+// a (rows x columns, overwritten by the reflectors' vectors) -> diagonal[columns], superdiagonal[columns - 1], and the
+// reflectors' tau and leading entries. products: columns Packs of scratch.
+template <typename T>
+struct BidiagonalFactors {
+  Pack<T>* diagonal;
+  Pack<T>* superdiagonal;
+  Pack<T>* tau_left;
+  Pack<T>* tau_right;
+  Pack<T>* products;
+};
+
+template <typename T>
+[[gnu::always_inline]] inline void bidiagonalise(Pack<T>* a, int64_t rows, int64_t columns,
+                                                 const BidiagonalFactors<T>& factors) {
+  constexpr int block = column_block<T>();
+  const int64_t stride = row_stride(columns);
+  for (int64_t k = 0; k < columns; ++k) {
+    Pack<T>* corner = a + k * stride + k;
+    const int64_t below = rows - k;
+    const Reflector<T> left = make_reflector(corner[0], sum_of_squares(corner + stride, below - 1, stride));
+    factors.diagonal[k] = left.beta;
+    factors.tau_left[k] = left.tau;
+    corner[0] = left.first;
+    const int64_t right_of = columns - k - 1;
+    if (right_of == 0) break;
+
+    Pack<T>* row = corner + 1;
+    Pack<T>* y = factors.products;
+    int64_t j = 0;
+    for (; j + block <= right_of; j += block)
+      reflector_products<T, block>(corner, left.first, left.tau, row + j, stride, stride, below, y + j);
+    for (; j < right_of; ++j)
+      reflector_products<T, 1>(corner, left.first, left.tau, row + j, stride, stride, below, y + j);
+    for (j = 0; j < right_of; ++j) row[j] = row[j] - left.first * y[j];
+
+    Reflector<T> right;
+    if (right_of == 1) {
+      right = {row[0], Pack<T>(T(0)), Pack<T>(T(0))};
+    } else {
+      right = make_reflector(row[0], sum_of_squares(row + 1, right_of - 1, 1));
+      row[0] = right.first;
+    }
+    factors.superdiagonal[k] = right.beta;
+    factors.tau_right[k] = right.tau;
+
+    // The rest of the left reflector and the right one in one pass over the rows: each is touched once.
+    for (int64_t i = 1; i < below; ++i) {
+      const Pack<T> vi = corner[i * stride];
+      Pack<T>* ai = row + i * stride;
+      Pack<T> sum[4] = {Pack<T>(T(0)), Pack<T>(T(0)), Pack<T>(T(0)), Pack<T>(T(0))};
+      for (j = 0; j + 4 <= right_of; j += 4) {
+        for (int q = 0; q < 4; ++q) {
+          const Pack<T> updated = ai[j + q] - vi * y[j + q];
+          ai[j + q] = updated;
+          sum[q] = sum[q] + updated * row[j + q];
+        }
+      }
+      for (; j < right_of; ++j) {
+        const Pack<T> updated = ai[j] - vi * y[j];
+        ai[j] = updated;
+        sum[0] = sum[0] + updated * row[j];
+      }
+      const Pack<T> x = right.tau * ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+      for (j = 0; j < right_of; ++j) ai[j] = ai[j] - x * row[j];
+    }
+  }
+}
+
+template <typename T>
+[[gnu::always_inline]] inline void apply_reflector(const Pack<T>* v, int64_t v_stride, const Pack<T>& tau, Pack<T>* a,
+                                                   int64_t a_stride, int64_t rows, int64_t columns, Pack<T>* y) {
+  constexpr int block = column_block<T>();
+  int64_t j = 0;
+  for (; j + block <= columns; j += block) {
+    reflector_products<T, block>(v, v[0], tau, a + j, v_stride, a_stride, rows, y + j);
+    reflector_update<T, block>(v, v[0], a + j, v_stride, a_stride, rows, y + j);
+  }
+  for (; j < columns; ++j) {
+    reflector_products<T, 1>(v, v[0], tau, a + j, v_stride, a_stride, rows, y + j);
+    reflector_update<T, 1>(v, v[0], a + j, v_stride, a_stride, rows, y + j);
+  }
+}
+
+// u <- Q u for u of rows x columns; a and factors as bidiagonalise left them.
+template <typename T>
+[[gnu::always_inline]] inline void apply_left_reflectors(const Pack<T>* a, const BidiagonalFactors<T>& factors, Pack<T>* u,
+                                                         int64_t rows, int64_t columns) {
+  const int64_t stride = row_stride(columns);
+  for (int64_t k = columns - 1; k >= 0; --k)
+    apply_reflector(a + k * stride + k, stride, factors.tau_left[k], u + k * stride, stride, rows - k, columns,
+                    factors.products);
+}
+
+// v <- P v for v of columns x columns.
+template <typename T>
+[[gnu::always_inline]] inline void apply_right_reflectors(const Pack<T>* a, const BidiagonalFactors<T>& factors, Pack<T>* v,
+                                                          int64_t columns) {
+  const int64_t stride = row_stride(columns);
+  for (int64_t k = columns - 3; k >= 0; --k)
+    apply_reflector(a + k * stride + k + 1, int64_t{1}, factors.tau_right[k], v + (k + 1) * stride, stride,
+                    columns - k - 1, columns, factors.products);
+}
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

@@ -1,0 +1,284 @@
+// The inverse of symmetric positive definite matrices in the lanes, by A = L D L^T, Y = L^-1, A^-1 = Y^T D^-1 Y.
+//
+// Elimination by triangular solves only: with the explicit inverse of a leading block in its place (sweeps, or inversion
+// by halves) the last Schur complement loses twice as many digits.
+#pragma once
+
+#include "cpu/lanes/product.h"
+#include "cpu/simd.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+
+template <typename T>
+struct DefiniteInverse {
+  using Native = typename Pack<T>::Native;
+
+  const Pack<T>* from;  // the matrix, its lower triangle
+  Pack<T>* a;
+  Pack<T>* y;
+  int64_t n;
+  int64_t stride;
+  int part;
+
+  Native& at(Pack<T>* matrix, int64_t i, int64_t j) const { return matrix[i * stride + j].part[part]; }
+  const Native& at(const Pack<T>* matrix, int64_t i, int64_t j) const { return matrix[i * stride + j].part[part]; }
+
+  // Below the diagonal L in a and L D in y, on it 1 / D in a.
+  void eliminate() const {
+    const Operand<T> left{a, stride, 1}, right{y, 1, stride};
+    for (int64_t j = 0; j < n; j += 4) {
+      Native s[4][4], inverse[4];
+      product_block<true, 4, 4>(left, right, 0, j, j, j, part, s);
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+        for (int q = 0; q <= p; ++q) s[p][q] = at(from, j + p, j + q) - s[p][q];
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        inverse[q] = (Native{} + T(1)) / s[q][q];
+        at(a, j + q, j + q) = inverse[q];
+#pragma GCC unroll 4
+        for (int p = q + 1; p < 4; ++p) {
+          const Native l = s[p][q] * inverse[q];
+          at(a, j + p, j + q) = l;
+#pragma GCC unroll 4
+          for (int r = q + 1; r <= p; ++r) s[p][r] -= l * s[r][q];
+        }
+      }
+      for (int64_t i = j + 4; i < n; i += 4) {
+        Native u[4][4];
+        product_block<false, 4, 4>(left, right, 0, j, i, j, part, u);
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q)
+#pragma GCC unroll 4
+          for (int p = 0; p < 4; ++p) {
+            const Native value = at(from, i + p, j + q) - u[p][q];
+            const Native l = value * inverse[q];
+            at(y, i + p, j + q) = value;
+            at(a, i + p, j + q) = l;
+#pragma GCC unroll 4
+            for (int r = q + 1; r < 4; ++r) u[p][r] += l * s[r][q];
+          }
+      }
+    }
+  }
+
+  // Y in y and D^-1 Y in place of L: a block of L is not needed after its own of Y. Within the blocks on the diagonal
+  // there are zeros above it.
+  void invert_factor() const {
+    const Operand<T> left{a, stride, 1}, right{y, stride, 1};
+    for (int64_t i = 0; i < n; i += 4) {
+      Native l[4][4], inverse[4];
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p) {
+        inverse[p] = at(a, i + p, i + p);
+#pragma GCC unroll 4
+        for (int q = 0; q < p; ++q) l[p][q] = at(a, i + p, i + q);
+      }
+      for (int64_t j = 0; j < i; j += 4) {
+        Native t[4][4];
+        product_block<false, 4, 4>(left, right, j, i, i, j, part, t);
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+          for (int q = 0; q < 4; ++q) {
+#pragma GCC unroll 4
+            for (int r = 0; r < p; ++r) t[p][q] += l[p][r] * t[r][q];
+            t[p][q] = -t[p][q];
+            at(y, i + p, j + q) = t[p][q];
+            at(a, i + p, j + q) = inverse[p] * t[p][q];
+          }
+      }
+      Native t[4][4];
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+          t[p][q] = Native{};
+          if (q < p) {
+            t[p][q] = -l[p][q];
+#pragma GCC unroll 4
+            for (int r = q + 1; r < p; ++r) t[p][q] -= l[p][r] * t[r][q];
+          }
+          at(y, i + p, i + q) = p == q ? Native{} + T(1) : t[p][q];
+          at(a, i + p, i + q) = p == q ? inverse[p] : inverse[p] * t[p][q];
+        }
+    }
+  }
+
+  // Y^T (D^-1 Y), block by block over its second factor: no later block needs what is overwritten.
+  void multiply() const {
+    const Operand<T> left{y, 1, stride}, right{a, stride, 1};
+    for (int64_t i = 0; i < n; i += 4) {
+      for (int64_t j = 0; j < i; j += 4) {
+        Native x[4][4];
+        product_block<false, 4, 4>(left, right, i, n, i, j, part, x);
+#pragma GCC unroll 4
+        for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+          for (int q = 0; q < 4; ++q) at(a, i + p, j + q) = at(a, j + q, i + p) = x[p][q];
+      }
+      Native x[4][4];
+      product_block<true, 4, 4>(left, right, i, n, i, i, part, x);
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+        for (int q = 0; q <= p; ++q) at(a, i + p, i + q) = at(a, i + q, i + p) = x[p][q];
+    }
+  }
+};
+
+// The same for two blocks of 4 x 4 a side, which fit the registers but for a few entries: half of DefiniteInverse's time goes
+// into writing its matrices.
+template <typename T>
+struct SmallDefiniteInverse {
+  using Native = typename Pack<T>::Native;
+  using Block = Native[4][4];
+
+  const Pack<T>* from;
+  Pack<T>* a;
+  int part;
+
+  static constexpr int64_t stride = row_stride(8);
+
+  Native entry(int i, int j) const { return from[i * stride + j].part[part]; }
+  void store(int i, int j, const Native& value) const {
+    a[i * stride + j].part[part] = a[j * stride + i].part[part] = value;
+  }
+
+  // l: in its lower triangle the matrix, out below the diagonal L. inverse = D^-1.
+  [[gnu::always_inline]] static void eliminate(Block& l, Native (&inverse)[4]) {
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      inverse[q] = (Native{} + T(1)) / l[q][q];
+#pragma GCC unroll 4
+      for (int p = q + 1; p < 4; ++p) {
+        const Native factor = l[p][q] * inverse[q];
+#pragma GCC unroll 4
+        for (int r = p; r < 4; ++r) l[r][p] -= factor * l[r][q];
+      }
+#pragma GCC unroll 4
+      for (int p = q + 1; p < 4; ++p) l[p][q] *= inverse[q];
+    }
+  }
+
+  // y = L^-1, below the diagonal.
+  [[gnu::always_inline]] static void invert_factor(const Block& l, Block& y) {
+#pragma GCC unroll 4
+    for (int p = 1; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < p; ++q) {
+        y[p][q] = -l[p][q];
+#pragma GCC unroll 4
+        for (int r = q + 1; r < p; ++r) y[p][q] -= l[p][r] * y[r][q];
+      }
+  }
+
+  [[gnu::always_inline]] void compute() const {
+    Block l11, l21, l22;
+    Native inverse1[4], inverse2[4];
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q <= p; ++q) {
+        l11[p][q] = entry(p, q);
+        l22[p][q] = entry(4 + p, 4 + q);
+      }
+    eliminate(l11, inverse1);
+    // L21 D1, then L21, while its share is taken from A22.
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        l21[p][q] = entry(4 + p, q);
+#pragma GCC unroll 4
+        for (int r = 0; r < q; ++r) l21[p][q] -= l11[q][r] * l21[p][r];
+      }
+#pragma GCC unroll 4
+    for (int p = 3; p >= 0; --p)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        const Native factor = l21[p][k] * inverse1[k];
+#pragma GCC unroll 4
+        for (int q = 0; q <= p; ++q) l22[p][q] -= factor * l21[q][k];
+        l21[p][k] = factor;
+      }
+    eliminate(l22, inverse2);
+
+    // Y11 = L11^-1, Y21 = -L22^-1 L21 Y11, Y22 = L22^-1.
+    Block y11, y21, y22;
+    invert_factor(l11, y11);
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        Native sum = l21[p][q];
+#pragma GCC unroll 4
+        for (int r = q + 1; r < 4; ++r) sum += l21[p][r] * y11[r][q];
+#pragma GCC unroll 4
+        for (int r = 0; r < p; ++r) sum += l22[p][r] * y21[r][q];
+        y21[p][q] = -sum;
+      }
+    invert_factor(l22, y22);
+
+    // Y^T (D^-1 Y), from the lower right.
+    Block scaled;
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q <= p; ++q) scaled[p][q] = p == q ? inverse2[p] : inverse2[p] * y22[p][q];
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q <= p; ++q) {
+        Native sum = scaled[p][q];
+#pragma GCC unroll 4
+        for (int k = p + 1; k < 4; ++k) sum += y22[k][p] * scaled[k][q];
+        store(4 + p, 4 + q, sum);
+      }
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) scaled[p][q] = inverse2[p] * y21[p][q];
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q < 4; ++q) {
+        Native sum = scaled[p][q];
+#pragma GCC unroll 4
+        for (int k = p + 1; k < 4; ++k) sum += y22[k][p] * scaled[k][q];
+        store(4 + p, q, sum);
+      }
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p)
+#pragma GCC unroll 4
+      for (int q = 0; q <= p; ++q) {
+        Native sum = p == q ? inverse1[p] : inverse1[p] * y11[p][q];
+#pragma GCC unroll 4
+        for (int k = p + 1; k < 4; ++k) sum += y11[k][p] * (inverse1[k] * y11[k][q]);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) sum += y21[k][p] * scaled[k][q];
+        store(p, q, sum);
+      }
+  }
+};
+
+// a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. y: a matrix of scratch.
+// Of a matrix that is not positive definite nothing of use comes out.
+template <typename T>
+[[gnu::noinline]] void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* y, Pack<T>* a) {
+  for (int part = 0; part < Pack<T>::parts; ++part) {
+    if (n == 8) {
+      SmallDefiniteInverse<T>{from, a, part}.compute();
+      continue;
+    }
+    const DefiniteInverse<T> inverse{from, a, y, n, row_stride(n), part};
+    inverse.eliminate();
+    inverse.invert_factor();
+    inverse.multiply();
+  }
+}
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

@@ -1,0 +1,46 @@
+// Matrices in the SIMD lanes: compiled once for each instruction set and number of lanes, SVDRD_LANES, with SVDRD_ISA
+// naming the namespace of the two and the compiler's options naming the instructions. Everything here and in the headers
+// lives in that namespace, so that the linker never takes one compilation's copy of a template for another's.
+//
+// A lane computes the same bits in every one of them: tests/test_contract.py compares batches of all sizes.
+#include "cpu/kernels.h"
+
+#include "cpu/lanes/lanes.h"
+#include "cpu/lanes/loss.h"
+#include "cpu/lanes/svd_backward.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+namespace {
+
+template <typename T>
+void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss, T* grad_x_hat,
+                T* grad_x) {
+  lanes_basis_loss(ranges, problem, LossTensors<T>{x_hat, x, loss, grad_x_hat, grad_x});
+}
+
+template <typename T>
+constexpr KernelTable<T> table = {
+    lane_count, lanes_svd<T>, lanes_svd_backward<T>, lanes_polar_factor<T>, lanes_polar_factor_backward<T>,
+    basis_loss<T>};
+
+}  // namespace
+
+#if defined(SVDRD_ONLY_FLOAT_SVD)
+const KernelTable<float>& float_kernels() {
+  static constexpr KernelTable<float> svd = {lane_count, lanes_svd<float>, nullptr, nullptr, nullptr, nullptr};
+  return svd;
+}
+#elif defined(SVDRD_ONLY_FLOAT_LOSS)
+const KernelTable<float>& float_kernels() {
+  static constexpr KernelTable<float> loss = {lane_count, nullptr, nullptr, nullptr, nullptr, basis_loss<float>};
+  return loss;
+}
+#else
+const KernelTable<float>& float_kernels() { return table<float>; }
+
+const KernelTable<double>& double_kernels() { return table<double>; }
+#endif
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

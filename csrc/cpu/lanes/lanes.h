@@ -1,0 +1,231 @@
+// svd() and polar_factor() of cpu/svdrd.h, with the polar factor's backward, on a range of the batch, lane_count matrices at a
+// time.
+//
+// The lanes hold each matrix or its transpose, whichever has at least as many rows as columns. svd() works in the type
+// of its input. The polar factor of float32 matrices is factored in double: its rank decision compares with 4 eps * s_1
+// of float32, and must not see rounding of its own.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/lanes/factor.h"
+#include "cpu/lanes/polar.h"
+#include "cpu/lanes/transfer.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+
+struct Shape {
+  int64_t m;
+  int64_t n;
+  bool wide() const { return m < n; }
+  int64_t rows() const { return m < n ? n : m; }
+  int64_t columns() const { return m < n ? m : n; }
+};
+
+// The ranges cut into groups of lane_count items.
+class Groups {
+ public:
+  explicit Groups(RangeSource& ranges) : ranges_(ranges) {}
+
+  bool next(int64_t& first, int64_t& end) {
+    if (at_ >= range_end_ && !ranges_.next(at_, range_end_)) return false;
+    first = at_;
+    end = at_ = end_of_group();
+    return true;
+  }
+
+  // The group after the one that next() gave, of the same range; empty where that was the last.
+  void following(int64_t& first, int64_t& end) const {
+    first = at_;
+    end = end_of_group();
+  }
+
+ private:
+  int64_t end_of_group() const { return range_end_ - at_ < lane_count ? range_end_ : at_ + lane_count; }
+
+  RangeSource& ranges_;
+  int64_t at_ = 0;
+  int64_t range_end_ = 0;
+};
+
+// Item `first` and its followers of a batch of matrices lying one after the other.
+template <typename T>
+Placement<T> place(T* batch, int64_t first, int64_t end, int64_t item_size, int64_t row_stride, int64_t column_stride) {
+  Placement<T> r;
+  r.row_stride = row_stride;
+  r.column_stride = column_stride;
+  r.count = static_cast<int>(end - first);
+  for (int l = 0; l < r.count; ++l) r.base[l] = batch + (first + l) * item_size;
+  return r;
+}
+
+// m x n matrices, seen the way the lanes hold them.
+template <typename T>
+Placement<T> place_matrices(T* batch, int64_t first, int64_t end, const Shape& shape) {
+  return shape.wide() ? place(batch, first, end, shape.m * shape.n, int64_t{1}, shape.n)
+                      : place(batch, first, end, shape.m * shape.n, shape.n, int64_t{1});
+}
+
+// Of A^T = U S V^T, U is what the caller calls V, lying transposed as Vh.
+template <typename T>
+Placement<T> place_left(T* u, T* vh, int64_t first, int64_t end, const Shape& shape) {
+  const int64_t k = shape.columns();
+  return shape.wide() ? place(vh, first, end, k * shape.n, int64_t{1}, shape.n)
+                      : place(u, first, end, shape.m * k, k, int64_t{1});
+}
+
+template <typename T>
+Placement<T> place_right(T* u, T* vh, int64_t first, int64_t end, const Shape& shape) {
+  const int64_t k = shape.columns();
+  return shape.wide() ? place(u, first, end, shape.m * k, k, int64_t{1})
+                      : place(vh, first, end, k * shape.n, int64_t{1}, shape.n);
+}
+
+// Writes u, s and vh of one group in descending order, NaN where the input was not finite. u and vh may be null.
+template <typename T, typename W>
+void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep_in_range, int32_t* rank, int64_t first,
+                   int64_t end, const Shape& shape, T* u, T* s, T* vh) {
+  const int64_t k = shape.columns();
+  const bool vectors = u != nullptr;
+  Placement<T> left{}, right{};
+  const Placement<T> values = place(s, first, end, k, int64_t{1}, int64_t{1});
+  rank_descending(f.values(), k, f.bidiagonal.products, rank);
+  if (vectors) {
+    left = place_left(u, vh, first, end, shape);
+    right = place_right(u, vh, first, end, shape);
+    store(f.u, f.rows, f.columns, f.columns, rank, left);
+    store(f.v, f.columns, f.columns, f.columns, rank, right);
+  }
+  const W* entries = reinterpret_cast<const W*>(f.values());
+  for (int l = 0; l < values.count; ++l) {
+    const int half = scale.exponent[l] / 2;
+    const double first_factor = power_of_two<double>(half),
+                 second_factor = power_of_two<double>(scale.exponent[l] - half);
+    for (int64_t j = 0; j < k; ++j) {
+      const W scaled = entries[j * lane_count + l];
+      T value = static_cast<T>((static_cast<double>(scaled) * first_factor) * second_factor);
+      if (keep_in_range && scaled > 0) {
+        // What is written as zero is read as dropped, and 1/Inf as no gradient at all.
+        if (value == T(0)) value = std::numeric_limits<T>::denorm_min();
+        if (value > std::numeric_limits<T>::max()) value = std::numeric_limits<T>::max();
+      }
+      values.base[l][rank[l * k + j]] = value;
+    }
+    if (!scale.finite[l]) {
+      if (vectors) store_nan(f.rows, f.columns, l, left);
+      if (vectors) store_nan(f.columns, f.columns, l, right);
+      store_nan(int64_t{1}, k, l, values);
+    }
+  }
+}
+
+template <typename T>
+struct SvdLayout {
+  Factorisation<T> f;
+  int32_t* rank;
+
+  SvdLayout(Arena& arena, int64_t rows, int64_t columns)
+      : f(arena, rows, columns), rank(arena.take<int32_t>(lane_count * columns)) {}
+};
+
+template <typename T>
+void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* vh) {
+  const Shape shape{m, n};
+  Groups groups(ranges);
+  Workspace<SvdLayout<T>> workspace(shape.rows(), shape.columns());
+  SvdLayout<T>& w = *workspace;
+  for (int64_t first, end; groups.next(first, end);) {
+    load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.columns, w.f.a);
+    const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, 0.0);
+    int64_t next_first, next_end;
+    groups.following(next_first, next_end);
+    prefetch<false>(place_matrices(a, next_first, next_end, shape), w.f.rows, w.f.columns);
+    if (u != nullptr) {
+      prefetch<true>(place_left(u, vh, first, end, shape), w.f.rows, w.f.columns);
+      prefetch<true>(place_right(u, vh, first, end, shape), w.f.columns, w.f.columns);
+    }
+    factorise(w.f, iteration_tolerance<T, T>(), u != nullptr);
+    store_factors(w.f, scale, false, w.rank, first, end, shape, u, s, vh);
+  }
+}
+
+template <typename T>
+struct PolarLayout {
+  Factorisation<double> f;
+  Pack<double>* unrounded;
+  Pack<T>* p;
+  int32_t* rank;
+
+  PolarLayout(Arena& arena, int64_t rows, int64_t columns)
+      : f(arena, rows, columns),
+        unrounded(arena.matrix<double>(rows, columns)),
+        p(arena.matrix<T>(rows, columns)),
+        rank(arena.take<int32_t>(lane_count * columns)) {}
+};
+
+template <typename T>
+void lanes_polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u,
+                        T* s, T* vh) {
+  const Shape shape{m, n};
+  Groups groups(ranges);
+  Workspace<PolarLayout<T>> workspace(shape.rows(), shape.columns());
+  PolarLayout<T>& w = *workspace;
+  for (int64_t first, end; groups.next(first, end);) {
+    load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.columns, w.f.a);
+    const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, smooth);
+    factorise(w.f, iteration_tolerance<T, double>());
+    polar_from_factors(w.f, rcond, smooth, scale, w.unrounded, w.p);
+    const Placement<T> result = place_matrices(p, first, end, shape);
+    store(w.p, w.f.rows, w.f.columns, w.f.columns, nullptr, result);
+    for (int l = 0; l < result.count; ++l)
+      if (!scale.finite[l]) store_nan(w.f.rows, w.f.columns, l, result);
+    if (u != nullptr) store_factors(w.f, scale, true, w.rank, first, end, shape, u, s, vh);
+  }
+}
+
+template <typename T>
+struct BackwardLayout {
+  Pack<T>* upstream;
+  Pack<T>* grad;
+  PolarFactors<T> factors;
+  BackwardScratch<T> scratch;
+
+  BackwardLayout(Arena& arena, int64_t rows, int64_t columns)
+      : upstream(arena.matrix<T>(rows, columns)),
+        grad(arena.matrix<T>(rows, columns)),
+        factors(arena, rows, columns),
+        scratch(arena, rows, columns) {}
+};
+
+template <typename T>
+void lanes_polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,
+                                 int64_t n, double smooth, T* grad_a) {
+  const Shape shape{m, n};
+  const int64_t rows = shape.rows(), columns = shape.columns();
+  Groups groups(ranges);
+  Workspace<BackwardLayout<T>> workspace(shape.rows(), shape.columns());
+  BackwardLayout<T>& w = *workspace;
+  const Pack<T> zero(T(0)), floor(smallest_divisor<T>());
+  for (int64_t first, end; groups.next(first, end);) {
+    load(place_matrices(grad, first, end, shape), rows, columns, columns, w.upstream);
+    load(place_left(u, vh, first, end, shape), rows, columns, columns, w.factors.u);
+    load(place_right(u, vh, first, end, shape), columns, columns, columns, w.factors.v);
+    load(place(s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, columns, w.factors.s);
+    const GroupScale value_scale = normalise(w.factors.s, 1, columns, smooth);
+    const GroupScale upstream_scale = normalise(w.upstream, rows, columns, 0.0);
+    for (int64_t j = 0; j < columns; ++j)
+      w.factors.s[j] = select(w.factors.s[j] == zero, zero, max(w.factors.s[j], floor));
+    polar_backward(w.upstream, w.factors, scaled_smooth<T>(smooth, value_scale), smooth > 0, rows, columns, w.scratch,
+                   w.grad);
+    int exponent[lane_count];
+    for (int l = 0; l < lane_count; ++l) exponent[l] = upstream_scale.exponent[l] - value_scale.exponent[l];
+    scale_and_clamp(w.grad, rows, columns, exponent, 1);
+    const Placement<T> result = place_matrices(grad_a, first, end, shape);
+    store(w.grad, rows, columns, columns, nullptr, result);
+    for (int l = 0; l < result.count; ++l)
+      if (!value_scale.finite[l] || !upstream_scale.finite[l]) store_nan(rows, columns, l, result);
+  }
+}
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

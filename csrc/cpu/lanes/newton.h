@@ -1,0 +1,262 @@
+// The polar factor of well-conditioned matrices in the lanes by Newton's iteration, and its vector-Jacobian product: no
+// singular vectors, products throughout (docs/performance.md has the counts and the errors).
+//
+// With A = P H, Newton's iteration X <- (g X + X^-T / g) / 2 from X = A keeps every iterate of the form P H_k:
+//   H_0 = H,  H_{k+1} = (g_k H_k + H_k^-1 / g_k) / 2 -> I.
+// In place of X_k this follows M_k = H_k^2 (Denman and Beavers' iteration in its product form: Cheng, Higham, Kenney and
+// Laub 2001), which is symmetric positive definite, so that it is inverted without pivoting:
+//   M_0 = A^T A,  M_{k+1} = I / 2 + (g_k^2 M_k + M_k^-1 / g_k^2) / 4,
+//   H_k^-1 = f_k H_{k+1}^-1  with  f_k = (g_k I + M_k^-1 / g_k) / 2,  P = A H_0^-1.
+// The scales g_k follow from bounds on the singular values (Byers and Xu 2008). After four steps M_4 is so near to a
+// multiple of I that a polynomial of degree two gives the rest. M_0 squares the condition, hence the bound on it.
+//
+// The vector-Jacobian product is P Omega, where H Omega + Omega H = P^T G - G^T P. It goes back through the iterates,
+//   Omega <- (g_k Omega + H_k^-1 Omega H_k^-1 / g_k) / 2,   from Omega = (P^T G - G^T P) / 2 where H = I.
+// Omega stays antisymmetric to the last bit, so there is no symmetric part of rounding that 1/s^2 could blow up. Outside the
+// columns of P, where there are more rows than columns, (I - P P^T) G H^-1 is added.
+//
+// Everything that P comes from is in double. It must be: f_k H_{k+1}^-1 is symmetric only because the two commute, and an
+// error in H_{k+1}^-1 does not commute with f_k; it returns multiplied by the condition of f_k.
+#pragma once
+
+#include "cpu/lanes/definite.h"
+#include "cpu/lanes/factor.h"
+#include "cpu/lanes/polar.h"
+#include "cpu/lanes/product.h"
+#include "cpu/lanes/size.h"
+#include "cpu/lanes/transfer.h"
+#include "cpu/simd.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+
+// The largest norm(A) norm(A^-1), Frobenius, that is accepted: M_0^-1 has an error of 2^-53 times its square, and
+// M_4 / c - I is at most 0.027.
+constexpr double largest_newton_condition = 0x1p18;
+
+// Its norm is within these, too: then no scaling is needed for the derivative, of entries up to 2^68, to fit a float.
+constexpr double smallest_newton_norm = 0x1p-50;
+constexpr double largest_newton_norm = 0x1p50;
+
+constexpr int newton_steps = 4;
+
+// The matrices of a group and what the backward needs of their polar factor. Rows are as many as the matrices have,
+// columns are filled up with zeros to a multiple of 4; M_0 is then a multiple of the identity there.
+struct Newton {
+  int64_t rows;
+  int64_t columns;
+  int64_t padded;
+  Pack<double>* a;                        // rows x padded
+  Pack<double>* square;                   // M_k, lower triangle
+  Pack<double>* inverse_m[newton_steps];  // M_k^-1
+  Pack<double>* inverse_h[newton_steps];  // H_k^-1
+  Pack<double>* inverse_h4;
+  Pack<double>* deviation;  // N of M_4 = c (I + N)
+  Pack<double>* unrounded;  // P
+  Pack<double> scale[newton_steps];          // g_k
+  Pack<double> inverse_scale[newton_steps];  // 1 / g_k
+  Pack<double> root;                         // c^(-1/2)
+  Pack<double> inverse_root;
+  Pack<double> linear;               // H_4^-1 = root I + linear N + quadratic N^2
+  Pack<double> quadratic;
+  Mask<double> accepted;
+
+  Pack<float>* inverse_h_single;
+  Pack<float>* inner;
+  Pack<float>* omega;
+  Pack<float>* correction;
+  Pack<float>* outside;  // rows x padded
+
+  Newton(Arena& arena, int64_t rows_, int64_t columns_)
+      : rows(rows_), columns(columns_), padded((columns_ + 3) / 4 * 4) {
+    a = arena.matrix<double>(rows, padded);
+    square = arena.matrix<double>(padded, padded);
+    for (Pack<double>*& matrix : inverse_m) matrix = arena.matrix<double>(padded, padded);
+    for (Pack<double>*& matrix : inverse_h) matrix = arena.matrix<double>(padded, padded);
+    inverse_h4 = arena.matrix<double>(padded, padded);
+    deviation = arena.matrix<double>(padded, padded);
+    unrounded = arena.matrix<double>(rows, padded);
+    inverse_h_single = arena.matrix<float>(padded, padded);
+    inner = arena.matrix<float>(padded, padded);
+    omega = arena.matrix<float>(padded, padded);
+    correction = arena.matrix<float>(padded, padded);
+    outside = arena.matrix<float>(rows, padded);
+  }
+};
+
+// M_0 = A^T A. Returns its trace without the padding.
+[[gnu::always_inline]] inline Pack<double> form_square(Newton& w, int64_t rows, int64_t n) {
+  const int64_t stride = row_stride(n);
+  for_each_lower_entry(transposed(w.a, n), plain(w.a, n), n, rows,
+                       [&w, stride](int64_t i, int64_t j, int part, const auto& sum) {
+                         w.square[i * stride + j].part[part] = sum;
+                       });
+  Pack<double> trace(0.0);
+  for (int64_t i = 0; i < w.columns; ++i) trace = trace + w.square[i * stride + i];
+  // The mean of the eigenvalues lies among them.
+  const Pack<double> mean = trace * Pack<double>(1.0 / static_cast<double>(w.columns));
+  for (int64_t i = w.columns; i < n; ++i) w.square[i * stride + i] = mean;
+  return trace;
+}
+
+// p = P(a), rounded to float, in the accepted lanes: those where norm(a) norm(a^-1) <= bound and norm(a) is neither very
+// small nor very large, nor NaN. In the others p holds nothing of use. Not inlined: equal matrices must give equal bits everywhere.
+template <int64_t known>
+[[gnu::noinline]] void newton_polar(Newton& w, double bound, Pack<float>* p) {
+  const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows), stride = row_stride(n);
+  const Pack<double> quarter(0.25), half(0.5), one(1.0);
+  Pack<double>* scratch = w.deviation;
+  const Pack<double> trace = form_square(w, rows, n);
+  invert_definite(w.square, n, scratch, w.inverse_m[0]);
+  Pack<double> inverse_trace(0.0);
+  // Of a singular matrix the computed inverse may have negative entries here, which must not cancel large ones.
+  for (int64_t i = 0; i < w.columns; ++i) inverse_trace = inverse_trace + abs(w.inverse_m[0][i * stride + i]);
+  w.accepted = (trace * inverse_trace <= Pack<double>(bound * bound)) &
+               (Pack<double>(smallest_newton_norm * smallest_newton_norm) <= trace) &
+               (trace <= Pack<double>(largest_newton_norm * largest_newton_norm));
+  if (!any(w.accepted)) return;
+
+  // Bounds l and u on the singular values of H_k: first the Frobenius norms, then 1 and what Newton's step implies.
+  // g_k = (l u)^(-1/2), and (u/l)^(1/2) decides the next u.
+  const Pack<double> inverse_root_trace = reciprocal_sqrt(trace), root_inverse_trace = reciprocal_sqrt(inverse_trace);
+  const Pack<double> product_of_bounds = (trace * inverse_root_trace) * root_inverse_trace;
+  Pack<double> ratio_of_bounds = (trace * inverse_root_trace) * (inverse_trace * root_inverse_trace);
+  for (int k = 0; k < newton_steps; ++k) {
+    if (k > 0) invert_definite(w.square, n, scratch, w.inverse_m[k]);
+    const Pack<double> inverse_root_ratio = reciprocal_sqrt(ratio_of_bounds);
+    const Pack<double> root_ratio = ratio_of_bounds * inverse_root_ratio;
+    w.scale[k] = k == 0 ? reciprocal_sqrt(product_of_bounds) : inverse_root_ratio;
+    w.inverse_scale[k] = k == 0 ? product_of_bounds * w.scale[0] : root_ratio;
+    const Pack<double> forward = quarter * w.scale[k] * w.scale[k];
+    const Pack<double> backward = quarter * w.inverse_scale[k] * w.inverse_scale[k];
+    ratio_of_bounds = half * (root_ratio + inverse_root_ratio);
+    if (k + 1 == newton_steps) {
+      // M_4 = c (I + N), all of N.
+      const Pack<double> inverse_centre = Pack<double>(2.0) / (one + ratio_of_bounds * ratio_of_bounds);
+      const Pack<double> centred_forward = inverse_centre * forward, centred_backward = inverse_centre * backward;
+      const Pack<double> diagonal = half * inverse_centre - one;
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j <= i; ++j)
+          w.deviation[i * stride + j] = w.deviation[j * stride + i] =
+              sum_of_products(centred_forward, w.square[i * stride + j], centred_backward,
+                              w.inverse_m[k][i * stride + j]);
+        w.deviation[i * stride + i] = w.deviation[i * stride + i] + diagonal;
+      }
+      // (1 + x)^(-1/2) = 1 - x/2 + 3/8 x^2 - 5/16 x^3 for |x| <= e, with 3/4 e^2 x, the nearest to it there, for x^3.
+      const Pack<double> e = one - inverse_centre;
+      w.inverse_root = reciprocal_sqrt(inverse_centre);
+      w.root = inverse_centre * w.inverse_root;
+      w.linear = -w.root * (half + Pack<double>(15.0 / 64) * e * e);
+      w.quadratic = Pack<double>(0.375) * w.root;
+    } else {
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j <= i; ++j) {
+          const int64_t at = i * stride + j;
+          w.square[at] = sum_of_products(forward, w.square[at], backward, w.inverse_m[k][at]);
+        }
+        w.square[i * stride + i] = w.square[i * stride + i] + half;
+      }
+    }
+  }
+
+  const Operand<double> deviation = plain(w.deviation, n);
+  add_symmetric_product(deviation, deviation, n, n, w.linear, w.deviation, w.quadratic, w.inverse_h4);
+  for (int64_t i = 0; i < n; ++i) w.inverse_h4[i * stride + i] = w.inverse_h4[i * stride + i] + w.root;
+  for (int k = newton_steps - 1; k >= 0; --k) {
+    const Pack<double>* next = k + 1 == newton_steps ? w.inverse_h4 : w.inverse_h[k + 1];
+    add_symmetric_product(plain(w.inverse_m[k], n), plain(next, n), n, n, half * w.scale[k], next,
+                          half * w.inverse_scale[k],
+                          w.inverse_h[k]);
+  }
+  product(plain(w.a, n), plain(w.inverse_h[0], n), rows, n, n, w.unrounded);
+  convert_matrix(w.unrounded, rows, n, p);
+}
+
+// b = factor (a - a^T).
+template <typename T>
+inline void skew(const Pack<T>* a, const Pack<T>& factor, int64_t n, Pack<T>* b) {
+  const int64_t stride = row_stride(n);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j <= i; ++j) {
+      const Pack<T> value = factor * (a[i * stride + j] - a[j * stride + i]);
+      b[j * stride + i] = -value;
+      b[i * stride + j] = value;
+    }
+}
+
+// Omega <- (g Omega + H^-1 Omega H^-1 / g) / 2.
+template <typename T>
+[[gnu::always_inline]] inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale,
+                                             const Pack<T>& inverse_scale, int64_t n, Pack<T>* scratch,
+                                             Pack<T>* omega) {
+  const Pack<T> half(T(0.5));
+  product(plain(omega, n), plain(inverse_h, n), n, n, n, scratch);
+  add_antisymmetric_product(plain(inverse_h, n), plain(scratch, n), n, n, half * scale, omega,
+                            half * inverse_scale, omega);
+}
+
+// grad = the vector-Jacobian product of P with `upstream`, both rows x padded; w and p as newton_polar left them.
+template <int64_t known>
+[[gnu::noinline]] void newton_backward(Newton& w, const Pack<float>* p, const Pack<float>* upstream,
+                                       Pack<float>* grad) {
+  const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows), stride = row_stride(n);
+  const bool tall = known == 0 && rows > w.columns;
+  const Pack<float> half(0.5f);
+  Pack<float>* omega = w.omega;
+  Pack<float>* scratch = w.inner;
+  product(transposed(p, n), plain(upstream, n), n, rows, n, w.inner);
+  if (tall) {
+    // (I - P P^T) G H^-1
+    product(plain(p, n), plain(w.inner, n), rows, n, n, grad);
+    for (int64_t at = 0; at < rows * stride; ++at) grad[at] = upstream[at] - grad[at];
+    convert_matrix(w.inverse_h[0], n, n, w.inverse_h_single);
+    product(plain(grad, n), plain(w.inverse_h_single, n), rows, n, n, w.outside);
+  }
+
+  // At H_4 = c^(1/2) (I + K) the solution is that for c^(1/2) I, call it Omega, less V, plus (K V + V K) / 2, where
+  // V = (K Omega + Omega K) / 2, but for K^3. K = N/2 - N^2/8 but for N^3, and N^2 is in H_4^-1.
+  skew(w.inner, half * convert<float>(w.root), n, omega);
+  const Pack<double> eighth = Pack<double>(1.0 / 3) * w.inverse_root;
+  const Pack<double> linear = Pack<double>(0.5) + w.linear * eighth, constant = w.root * eighth;
+  Pack<float>* k4 = w.inverse_h_single;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t at = i * stride; at < i * stride + n; ++at)
+      k4[at] = convert<float>(difference_of_products(linear, w.deviation[at], eighth, w.inverse_h4[at]));
+    k4[i * stride + i] = k4[i * stride + i] + convert<float>(constant);
+  }
+  product(plain(k4, n), plain(omega, n), n, n, n, scratch);
+  skew(scratch, half, n, w.correction);
+  product(plain(k4, n), plain(w.correction, n), n, n, n, scratch);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t at = i * stride + j;
+      omega[at] = omega[at] - w.correction[at] + half * (scratch[at] - scratch[j * stride + i]);
+    }
+
+  for (int k = newton_steps - 1; k > 0; --k) {
+    convert_matrix(w.inverse_h[k], n, n, w.inverse_h_single);
+    undo_step(w.inverse_h_single, convert<float>(w.scale[k]), convert<float>(w.inverse_scale[k]), n, scratch, omega);
+  }
+  // Of this one, whose condition is that of A, float would lose too many digits.
+  Pack<double>* precise = w.inverse_m[0];
+  convert_matrix(omega, n, n, precise);
+  undo_step(w.inverse_h[0], w.scale[0], w.inverse_scale[0], n, w.inverse_m[1], precise);
+  convert_matrix(precise, n, n, omega);
+
+  product(plain(p, n), plain(omega, n), rows, n, n, grad);
+  if (tall)
+    for (int64_t at = 0; at < rows * stride; ++at) grad[at] = grad[at] + w.outside[at];
+}
+
+// Both for the matrices of w.
+
+inline void newton_polar(Newton& w, double bound, Pack<float>* p) {
+  with_known_size<8, 16>(w.rows, w.columns, [&](auto known) { newton_polar<known>(w, bound, p); });
+}
+
+inline void newton_backward(Newton& w, const Pack<float>* p, const Pack<float>* upstream, Pack<float>* grad) {
+  with_known_size<8, 16>(w.rows, w.columns, [&](auto known) { newton_backward<known>(w, p, upstream, grad); });
+}
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

@@ -1,0 +1,134 @@
+// Matrix products in the lanes, blocked in registers.
+//
+// A Pack of doubles takes two registers. The kernels go through the product once for each of them, so that a block of
+// 4 x 4 sums fits the registers in either type.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace svdrd {
+namespace SVDRD_ISA {
+
+template <typename T>
+struct Operand {
+  const Pack<T>* entries;
+  int64_t row_stride;
+  int64_t column_stride;
+};
+
+template <typename T>
+inline Operand<T> plain(const Pack<T>* a, int64_t columns) {
+  return {a, row_stride(columns), 1};
+}
+
+template <typename T>
+inline Operand<T> transposed(const Pack<T>* a, int64_t columns) {
+  return {a, 1, row_stride(columns)};
+}
+
+// sum += (a b) of a block of entries with its first entry at (i, j), over k = begin .. end - 1 in this order whatever the
+// block; with `lower` only where q <= p. `part` is the register of each Pack that is worked on.
+template <bool lower, int block_rows, int block_columns, typename T>
+[[gnu::always_inline]] inline void product_block(const Operand<T>& a, const Operand<T>& b, int64_t begin, int64_t end,
+                                                 int64_t i, int64_t j, int part,
+                                                 typename Pack<T>::Native (&sum)[block_rows][block_columns]) {
+  using Native = typename Pack<T>::Native;
+#pragma GCC unroll 4
+  for (int p = 0; p < block_rows; ++p)
+#pragma GCC unroll 4
+    for (int q = 0; q < block_columns; ++q) sum[p][q] = Native{};
+  const Pack<T>* from_a = a.entries + i * a.row_stride;
+  const Pack<T>* from_b = b.entries + j * b.column_stride;
+  for (int64_t k = begin; k < end; ++k) {
+    Native bk[block_columns];
+#pragma GCC unroll 4
+    for (int q = 0; q < block_columns; ++q) bk[q] = from_b[k * b.row_stride + q * b.column_stride].part[part];
+#pragma GCC unroll 4
+    for (int p = 0; p < block_rows; ++p) {
+      const Native ap = from_a[p * a.row_stride + k * a.column_stride].part[part];
+#pragma GCC unroll 4
+      for (int q = 0; q < block_columns; ++q)
+        if (!lower || q <= p) sum[p][q] += ap * bk[q];
+    }
+  }
+}
+
+// store(i, j, part, sum) of every entry of a block.
+template <bool lower, int block_rows, int block_columns, typename T, typename Store>
+[[gnu::always_inline]] inline void store_block(const Operand<T>& a, const Operand<T>& b, int64_t count, int64_t i,
+                                               int64_t j, int part, const Store& store) {
+  typename Pack<T>::Native sum[block_rows][block_columns];
+  product_block<lower, block_rows, block_columns>(a, b, 0, count, i, j, part, sum);
+#pragma GCC unroll 4
+  for (int p = 0; p < block_rows; ++p)
+#pragma GCC unroll 4
+    for (int q = 0; q < block_columns; ++q)
+      if (!lower || q <= p) store(i + p, j + q, part, sum[p][q]);
+}
+
+// store(i, j, part, (a b)_ij) for all entries of a rows x columns product with `count` terms in each sum.
+template <typename T, typename Store>
+[[gnu::always_inline]] inline void for_each_entry(const Operand<T>& a, const Operand<T>& b, int64_t rows,
+                                                  int64_t count, int64_t columns, const Store& store) {
+  for (int part = 0; part < Pack<T>::parts; ++part) {
+    int64_t i = 0;
+    for (; i + 4 <= rows; i += 4) {
+      int64_t j = 0;
+      for (; j + 4 <= columns; j += 4) store_block<false, 4, 4>(a, b, count, i, j, part, store);
+      for (; j < columns; ++j) store_block<false, 4, 1>(a, b, count, i, j, part, store);
+    }
+    for (; i < rows; ++i) {
+      int64_t j = 0;
+      for (; j + 4 <= columns; j += 4) store_block<false, 1, 4>(a, b, count, i, j, part, store);
+      for (; j < columns; ++j) store_block<false, 1, 1>(a, b, count, i, j, part, store);
+    }
+  }
+}
+
+// The same for the entries j <= i of an n x n product, n a multiple of 4.
+template <typename T, typename Store>
+[[gnu::always_inline]] inline void for_each_lower_entry(const Operand<T>& a, const Operand<T>& b, int64_t n,
+                                                        int64_t count, const Store& store) {
+  for (int part = 0; part < Pack<T>::parts; ++part)
+    for (int64_t i = 0; i < n; i += 4) {
+      for (int64_t j = 0; j < i; j += 4) store_block<false, 4, 4>(a, b, count, i, j, part, store);
+      store_block<true, 4, 4>(a, b, count, i, i, part, store);
+    }
+}
+
+// c (rows x columns) = a b with `count` terms in each sum.
+template <typename T>
+[[gnu::always_inline]] inline void product(const Operand<T>& a, const Operand<T>& b, int64_t rows, int64_t count,
+                                           int64_t columns, Pack<T>* c) {
+  const int64_t stride = row_stride(columns);
+  for_each_entry(a, b, rows, count, columns,
+                 [=](int64_t i, int64_t j, int part, const auto& sum) { c[i * stride + j].part[part] = sum; });
+}
+
+// c = alpha d + beta a b, n x n with n a multiple of 4, where a b is symmetric and so is d. c may be d.
+template <typename T>
+[[gnu::always_inline]] inline void add_symmetric_product(const Operand<T>& a, const Operand<T>& b, int64_t n,
+                                                         int64_t count, const Pack<T>& alpha, const Pack<T>* d,
+                                                         const Pack<T>& beta, Pack<T>* c) {
+  const int64_t stride = row_stride(n);
+  for_each_lower_entry(a, b, n, count, [=](int64_t i, int64_t j, int part, const auto& sum) {
+    c[i * stride + j].part[part] = c[j * stride + i].part[part] =
+        native_multiply_add<T>(alpha.part[part], d[i * stride + j].part[part], beta.part[part] * sum);
+  });
+}
+
+// The same where both are antisymmetric.
+template <typename T>
+[[gnu::always_inline]] inline void add_antisymmetric_product(const Operand<T>& a, const Operand<T>& b, int64_t n,
+                                                             int64_t count, const Pack<T>& alpha, const Pack<T>* d,
+                                                             const Pack<T>& beta, Pack<T>* c) {
+  const int64_t stride = row_stride(n);
+  for_each_lower_entry(a, b, n, count, [=](int64_t i, int64_t j, int part, const auto& sum) {
+    const auto value = native_multiply_add<T>(alpha.part[part], d[i * stride + j].part[part], beta.part[part] * sum);
+    c[j * stride + i].part[part] = -value;
+    c[i * stride + j].part[part] = i == j ? sum - sum : value;
+  });
+}
+
+}  // namespace SVDRD_ISA
+}  // namespace svdrd

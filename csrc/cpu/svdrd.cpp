@@ -1,0 +1,249 @@
+// cpu/svdrd.h: the choice of the instruction set and the division of a batch among threads.
+#include "cpu/svdrd.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace svdrd {
+namespace {
+
+enum class InstructionSet { baseline, avx2, avx512 };
+
+InstructionSet supported_instruction_set() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512bw"))
+    return InstructionSet::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return InstructionSet::avx2;
+#endif
+  return InstructionSet::baseline;
+}
+
+InstructionSet chosen_instruction_set() {
+  static const InstructionSet chosen = [] {
+    const InstructionSet supported = supported_instruction_set();
+    const char* wanted = std::getenv("SVDRD_ISA");
+    if (wanted == nullptr) return supported;
+    InstructionSet limit = supported;
+    if (std::strcmp(wanted, "baseline") == 0) limit = InstructionSet::baseline;
+    if (std::strcmp(wanted, "avx2") == 0) limit = InstructionSet::avx2;
+    return limit < supported ? limit : supported;
+  }();
+  return chosen;
+}
+
+// One instruction set's kernels. Which of them a matrix meets is no matter: a lane computes the same bits in any group.
+template <typename T>
+struct Kernels {
+  const KernelTable<T>& dense;
+  const KernelTable<T>& few;       // 4 lanes
+  const KernelTable<T>& many;      // as many lanes as a register holds floats
+  const KernelTable<T>& many_svd;  // float32 on AVX-512: twice as many, whose two chains of operations hide latency
+  const KernelTable<T>& many_loss;  // half of `many`, which Newton's iteration in double finds in nearer caches
+};
+
+Kernels<float> kernels(float) {
+#if defined(__x86_64__)
+  if (chosen_instruction_set() == InstructionSet::avx512)
+    return {avx512::float_kernels(), avx512_x4::float_kernels(), avx512_x16::float_kernels(),
+            avx512_x32::float_kernels(), avx512_x8::float_kernels()};
+  if (chosen_instruction_set() == InstructionSet::avx2)
+    return {avx2::float_kernels(), avx2_x4::float_kernels(), avx2_x8::float_kernels(), avx2_x8::float_kernels(),
+            avx2_x4::float_kernels()};
+#endif
+  const KernelTable<float>& lanes = baseline_x4::float_kernels();
+  return {baseline::float_kernels(), lanes, lanes, lanes, lanes};
+}
+
+Kernels<double> kernels(double) {
+  const auto all = [](const KernelTable<double>& dense, const KernelTable<double>& few,
+                      const KernelTable<double>& many) { return Kernels<double>{dense, few, many, many, many}; };
+#if defined(__x86_64__)
+  if (chosen_instruction_set() == InstructionSet::avx512)
+    return all(avx512::double_kernels(), avx512_x4::double_kernels(), avx512_x16::double_kernels());
+  if (chosen_instruction_set() == InstructionSet::avx2)
+    return all(avx2::double_kernels(), avx2_x4::double_kernels(), avx2_x8::double_kernels());
+#endif
+  return all(baseline::double_kernels(), baseline_x4::double_kernels(), baseline_x4::double_kernels());
+}
+
+// What a group of matrices in the lanes does faster than one matrix at a time, and what of it fits the second-level
+// cache (docs/performance.md). The choice must not look at the batch: the two give different bits.
+bool in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 32 && m * n <= 1024; }
+
+// The derivative of svd() is little more than products, which the lanes do faster only for the smallest matrices.
+bool svd_backward_in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 12 && m * n <= 256; }
+
+// Up to this many matrices a group of 4 lanes, which costs about half of one of 16, is filled at most once.
+constexpr int64_t few_matrices = 4;
+
+template <typename T>
+const KernelTable<T>& chosen_kernels(bool lanes, int64_t batch, const KernelTable<T>& many) {
+  const Kernels<T> all = kernels(T());
+  return !lanes ? all.dense : batch <= few_matrices ? all.few : batch < 2 * many.group ? all.many : many;
+}
+
+class SharedRanges final : public RangeSource {
+ public:
+  SharedRanges(int64_t count, int64_t step) : count_(count), step_(step) {}
+
+  bool next(int64_t& begin, int64_t& end) override {
+    begin = at_.fetch_add(step_, std::memory_order_relaxed);
+    if (begin >= count_) return false;
+    end = count_ - begin < step_ ? count_ : begin + step_;
+    return true;
+  }
+
+ private:
+  const int64_t count_;
+  const int64_t step_;
+  std::atomic<int64_t> at_{0};
+};
+
+// Below this many multiply-adds a further thread costs more to wake or start (5-50 us) than it takes over.
+constexpr double work_per_thread = 1e6;
+
+// Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done.
+//
+// With OpenMP the threads are the ones that torch's own operators run on. Threads beside those would have to compete with
+// them: an OpenMP thread keeps its core for milliseconds after each parallel operator, waiting for the next. A process
+// forked from a multi-threaded one may not ask for a second thread, which holds for torch's operators as it does here;
+// torch's DataLoader sets one. Without OpenMP threads are started for the call and joined before it returns.
+template <typename Work>
+void run(int64_t count, int64_t group, double work_per_item, int threads, const Work& work) {
+  if (count == 0) return;
+  const int64_t groups = (count + group - 1) / group;
+  int64_t wanted = static_cast<int64_t>(work_per_item * static_cast<double>(groups * group) / work_per_thread);
+  wanted = wanted < threads ? wanted : threads;
+  wanted = wanted < groups ? wanted : groups;
+
+  // Ranges small enough that the last one to finish keeps nobody waiting for long.
+  const int64_t step = wanted <= 1 ? groups : (groups + 16 * wanted - 1) / (16 * wanted);
+  SharedRanges ranges(count, step * group);
+  if (wanted <= 1) return work(ranges);
+
+  std::vector<std::exception_ptr> errors(static_cast<size_t>(wanted));
+  const auto guarded = [&](size_t thread) {
+    try {
+      work(ranges);
+    } catch (...) {
+      errors[thread] = std::current_exception();
+    }
+  };
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast<int>(wanted))
+  guarded(static_cast<size_t>(omp_get_thread_num()));
+#else
+  std::vector<std::thread> started;
+  started.reserve(errors.size());
+  try {
+    while (started.size() + 1 < errors.size()) started.emplace_back(guarded, started.size() + 1);
+  } catch (const std::system_error&) {
+    // No more threads to be had: those that started and this one do all the work.
+  }
+  guarded(0);
+  for (std::thread& thread : started) thread.join();
+#endif
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+}
+
+double cube(int64_t m, int64_t n) {
+  const double k = static_cast<double>(m < n ? m : n);
+  return static_cast<double>(m) * static_cast<double>(n) * k + 100.0 * k;
+}
+
+}  // namespace
+
+template <typename T>
+void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
+  if (m == 0 || n == 0) return;
+  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many_svd);
+  run(batch, table.group, 15 * cube(m, n), threads,
+      [&](RangeSource& ranges) { table.svd(ranges, a, m, n, u, s, vh); });
+}
+
+template <typename T>
+void svd_backward(const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s, const T* vh, int64_t batch,
+                  int64_t m, int64_t n, T* grad_a, int threads) {
+  if (m == 0 || n == 0) return;
+  const KernelTable<T>& table = chosen_kernels<T>(svd_backward_in_lanes(m, n), batch, kernels(T()).many);
+  run(batch, table.group, 6 * cube(m, n), threads, [&](RangeSource& ranges) {
+    table.svd_backward(ranges, grad_u, grad_s, grad_vh, u, s, vh, m, n, grad_a);
+  });
+}
+
+template <typename T>
+void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u, T* s, T* vh,
+                  int threads) {
+  if (m == 0 || n == 0) return;
+  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
+  run(batch, table.group, 30 * cube(m, n), threads,
+      [&](RangeSource& ranges) { table.polar_factor(ranges, a, m, n, rcond, smooth, p, u, s, vh); });
+}
+
+template <typename T>
+void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, int64_t batch, int64_t m, int64_t n,
+                           double smooth, T* grad_a, int threads) {
+  if (m == 0 || n == 0) return;
+  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
+  run(batch, table.group, 4 * cube(m, n), threads,
+      [&](RangeSource& ranges) { table.polar_factor_backward(ranges, grad, u, s, vh, m, n, smooth, grad_a); });
+}
+
+template <typename T>
+void basis_loss(const T* x_hat, const T* x, int64_t batch, int64_t height, int64_t width, int64_t block_height,
+                int64_t block_width, double rcond, double smooth, T* loss, T* grad_x_hat, T* grad_x, int threads) {
+  if (batch == 0 || height == 0 || width == 0) return;
+  const LossProblem problem{height, width, block_height, block_width, rcond, smooth};
+  const int64_t blocks = batch * (height / block_height) * (width / block_width);
+  const KernelTable<T>& table =
+      chosen_kernels<T>(in_lanes(block_height, block_width), blocks, kernels(T()).many_loss);
+  run(blocks, table.group, 60 * cube(block_height, block_width), threads,
+      [&](RangeSource& ranges) { table.basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x); });
+}
+
+const char* instruction_set() {
+  switch (chosen_instruction_set()) {
+    case InstructionSet::avx512:
+      return "avx512";
+    case InstructionSet::avx2:
+      return "avx2";
+    case InstructionSet::baseline:
+      break;
+  }
+  return "baseline";
+}
+
+template void svd(const float*, int64_t, int64_t, int64_t, float*, float*, float*, int);
+template void svd(const double*, int64_t, int64_t, int64_t, double*, double*, double*, int);
+template void svd_backward(const float*, const float*, const float*, const float*, const float*, const float*, int64_t,
+                           int64_t, int64_t, float*, int);
+template void svd_backward(const double*, const double*, const double*, const double*, const double*, const double*,
+                           int64_t, int64_t, int64_t, double*, int);
+template void polar_factor(const float*, int64_t, int64_t, int64_t, double, double, float*, float*, float*, float*,
+                           int);
+template void polar_factor(const double*, int64_t, int64_t, int64_t, double, double, double*, double*, double*, double*,
+                           int);
+template void polar_factor_backward(const float*, const float*, const float*, const float*, int64_t, int64_t, int64_t,
+                                    double, float*, int);
+template void polar_factor_backward(const double*, const double*, const double*, const double*, int64_t, int64_t,
+                                    int64_t, double, double*, int);
+template void basis_loss(const float*, const float*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double,
+                         float*, float*, float*, int);
+template void basis_loss(const double*, const double*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double,
+                         double*, double*, double*, int);
+
+}  // namespace svdrd

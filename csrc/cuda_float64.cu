@@ -1,3 +1,0 @@
-#include "cuda.cuh"
-
-SVDRD_INSTANTIATE(double)

@@ -1,0 +1,3 @@
+#include "gpu/kernels.cuh"
+
+SVDRD_INSTANTIATE(double)
