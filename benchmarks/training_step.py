@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from svdrd.compress import finetune
-from svdrd.compress.arguments import add_arguments, check_arguments
-from svdrd.compress.data import Batch
-from svdrd.compress.distributed import Processes
-from svdrd.compress.step import Wishes
-from svdrd.compress.training import Training
+from svdrd.compress.commands import finetune
+from svdrd.compress.images.folders import Batch
+from svdrd.compress.train.distributed import Processes
+from svdrd.compress.train.loop import Training
+from svdrd.compress.train.options import add_arguments, check_arguments
+from svdrd.compress.train.step import Wishes
 from svdrd.ops import basis_loss
 
 CODECS = ("bmshj2018-hyperprior", "mbt2018", "cheng2020-anchor")

@@ -17,8 +17,8 @@ COMMANDS = {
     "data": "get a data set of photographs: kodak, div2k, clic",
     "info": "versions, devices, backends (what svdrd prints without arguments)",
 }
-# Where a command's module has another name.
-MODULES = {"data": "download"}
+# Where a command's module is elsewhere.
+MODULES = {"data": "images.data_sets", "evaluate": "evaluation.coding"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_compress_command(command: str, argv: Sequence[str]) -> int:
     prog = f"svdrd {command}"
     try:
-        module = importlib.import_module(f"svdrd.compress.{MODULES.get(command, command)}")
+        module = importlib.import_module(f"svdrd.compress.{MODULES.get(command, f'commands.{command}')}")
         errors = importlib.import_module("svdrd.compress.errors")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "svdrd":

@@ -7,8 +7,8 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     import compressai.models  # noqa: F401  (for its side effect: the warning is spent here)
 
+from svdrd.compress.codecs.models import lambda_for, load_codec
 from svdrd.compress.criterion import BasisRateDistortionLoss
 from svdrd.compress.errors import BadInput
-from svdrd.compress.models import lambda_for, load_codec
 
 __all__ = ["BadInput", "BasisRateDistortionLoss", "lambda_for", "load_codec"]

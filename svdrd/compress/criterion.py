@@ -33,7 +33,7 @@ class BasisRateDistortionLoss(nn.Module):
     Rate and basis term are computed in float32 at least, also under autocast.
 
     Args:
-        lmbda: weight of the distortion against the rate, > 0 (``svdrd.compress.models.lambda_for`` has the zoo's).
+        lmbda: weight of the distortion against the rate, > 0 (:func:`svdrd.compress.lambda_for` has the zoo's).
         mu: weight of the basis term, >= 0. With ``mu = 0`` the basis loss is still reported, without gradient.
         metric: ``"mse"`` or ``"ms-ssim"``.
         block_size: side of the square blocks that are one matrix each; ``None``: each channel is one matrix.

@@ -49,7 +49,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def train(photographs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs ``svdrd finetune`` in the folder ``name``; returns the checkpoint that it leaves."""
-    from svdrd.compress import checkpoints, finetune
+    from svdrd.compress.codecs import checkpoints
+    from svdrd.compress.commands import finetune
 
     def run(name: str, *options: object, code: int = 0) -> dict[str, Any]:
         folder = tmp_path / name
@@ -61,7 +62,8 @@ def train(photographs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 def resume(folder: Path, *options: object) -> dict[str, Any]:
-    from svdrd.compress import checkpoints, finetune
+    from svdrd.compress.codecs import checkpoints
+    from svdrd.compress.commands import finetune
 
     assert finetune.main(["--resume", str(folder / checkpoints.LAST), *map(str, options)]) == 0
     return checkpoints.load(folder / checkpoints.LAST)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdrd.compress import BasisRateDistortionLoss, finetune, training
+from svdrd.compress import BasisRateDistortionLoss
+from svdrd.compress.commands import finetune
+from svdrd.compress.train import loop
 
 KEYS = {"bpp": "bpp_loss", "mse": "mse_loss", "basis": "basis_loss"}
 MAGENTA = (255, 0, 255)
@@ -46,13 +48,13 @@ class FaultyLoss(BasisRateDistortionLoss):
 
 
 def make_faulty(patch: pytest.MonkeyPatch, term: str, where: str, steps: range = range(0)) -> None:
-    take = training.Training.train_step
+    take = loop.Training.train_step
 
-    def train_step(self: training.Training, batch: Any) -> dict[str, float] | None:
+    def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
         self.criterion.step = self.step + 1
         return take(self, batch)
 
-    patch.setattr(training.Training, "train_step", train_step)
+    patch.setattr(loop.Training, "train_step", train_step)
     patch.setattr(
         finetune,
         "BasisRateDistortionLoss",

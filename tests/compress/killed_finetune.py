@@ -6,16 +6,16 @@ import sys
 from typing import Any
 
 from svdrd.__main__ import main
-from svdrd.compress import training
+from svdrd.compress.train import loop
 
-train_step = training.Training.train_step
+train_step = loop.Training.train_step
 
 
-def killed_step(self: training.Training, batch: Any) -> dict[str, float] | None:
+def killed_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
     if self.processes.rank == 1 and self.step == int(os.environ["SVDRD_TEST_KILL"]):
         os.kill(os.getpid(), signal.SIGKILL)
     return train_step(self, batch)
 
 
-training.Training.train_step = killed_step
+loop.Training.train_step = killed_step
 sys.exit(main(["finetune", *sys.argv[1:]]))

@@ -25,8 +25,9 @@ def free_port() -> int:
 
 
 def _main(rank: int, size: int, port: int, argv: Sequence[str], folder: Path, hook: Hook | None) -> None:
-    from svdrd.compress import finetune, training
+    from svdrd.compress.commands import finetune
     from svdrd.compress.errors import BadInput, TrainingStopped
+    from svdrd.compress.train import loop
 
     torch.set_num_threads(1)
     # As in a process that was not forked from a server: loaders are children of the process that they work for.
@@ -43,9 +44,9 @@ def _main(rank: int, size: int, port: int, argv: Sequence[str], folder: Path, ho
     os.environ.update({key: str(value) for key, value in environment.items()})
     if hook is not None:
         hook(rank)
-    exit_code = training.Training.exit_code
+    exit_code = loop.Training.exit_code
 
-    def and_keep_the_state(self: training.Training) -> int:
+    def and_keep_the_state(self: loop.Training) -> int:
         state = {
             "state_dict": dict(self.model.named_parameters()),
             "optimizer": self.optimizer.state_dict(),
@@ -58,7 +59,7 @@ def _main(rank: int, size: int, port: int, argv: Sequence[str], folder: Path, ho
         torch.save(state, folder / f"state_{rank}")
         return exit_code(self)
 
-    training.Training.exit_code = and_keep_the_state
+    loop.Training.exit_code = and_keep_the_state
     try:
         code = finetune.main(argv)
     except (BadInput, TrainingStopped) as error:
@@ -92,13 +93,13 @@ def errors(folder: Path, size: int) -> list[str]:
 
 def raise_signal_at(step: int, number: int, only: int) -> None:
     """The process ``only`` gets the signal while step ``step`` is being computed."""
-    from svdrd.compress import training
+    from svdrd.compress.train import loop
 
-    take = training.Training.train_step
+    take = loop.Training.train_step
 
-    def train_step(self: training.Training, batch: Any) -> dict[str, float] | None:
+    def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
         if self.step + 1 == step and self.processes.rank == only:
             signal.raise_signal(number)
         return take(self, batch)
 
-    training.Training.train_step = train_step
+    loop.Training.train_step = train_step

@@ -8,8 +8,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 pytest.importorskip("compressai")
 
-from svdrd.compress import BadInput, checkpoints, criterion, finetune, load_codec, memory
-from svdrd.compress.arguments import add_arguments, as_config, parse
+from svdrd.compress import BadInput, criterion, load_codec
+from svdrd.compress.codecs import checkpoints
+from svdrd.compress.commands import finetune
+from svdrd.compress.train import memory
+from svdrd.compress.train.options import add_arguments, as_config, parse
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing
 
 TOML = """

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("bjontegaard", reason="svdrd.compress needs pip install 'svdrd[compress]'")
 
-from svdrd.compress.bd_rate import METHODS, NoBDRate, bd_rate, ms_ssim_db, overlap, rate_at
-from svdrd.compress.bootstrap import interval, resamples
+from svdrd.compress.comparison.bd_rate import METHODS, NoBDRate, bd_rate, ms_ssim_db, overlap, rate_at
+from svdrd.compress.comparison.bootstrap import interval, resamples
 
 # JCT-VC's cases as Netflix's vmaf has them in python/test/bd_rate_calculator_test.py, class BDrateCalculatorJCTVCTest:
 # points in kbit/s and dB, the BD-rate as a fraction.

@@ -12,7 +12,9 @@ pytest.importorskip("compressai")
 
 from compressai.utils.eval_model.__main__ import load_checkpoint as eval_model_load
 
-from svdrd.compress import BadInput, checkpoints, files, finetune, load_codec
+from svdrd.compress import BadInput, files, load_codec
+from svdrd.compress.codecs import checkpoints
+from svdrd.compress.commands import finetune
 from tests.compress.conftest import TINY_CODEC, TINY_RUN
 
 

@@ -14,7 +14,9 @@ pytest.importorskip("compressai")
 from compressai.zoo import image_models
 
 from svdrd.__main__ import main as svdrd
-from svdrd.compress import BadInput, checkpoints, evaluate, external, load_codec, models
+from svdrd.compress import BadInput, load_codec
+from svdrd.compress.codecs import checkpoints, external, models
+from svdrd.compress.evaluation import coding
 from tests.compress.conftest import differing, equal, synthetic_photograph, weights
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -192,7 +194,7 @@ def test_factory(small_crops: Path, tmp_path: Path, package: str):
 def test_images_are_padded_to_what_lic_tcm_takes(sides: tuple[int, int], wanted: tuple[int, int]):
     model = load_codec("lic-tcm", init="random", lic_tcm_repo=STAND_IN)
     x = torch.rand(1, 3, *sides)
-    padded, unpad = evaluate.padded(model, x)
+    padded, unpad = coding.padded(model, x)
     assert padded.shape[-2:] == wanted
     assert torch.equal(torch.nn.functional.pad(padded, unpad), x)
     assert model(padded)["x_hat"].shape == padded.shape

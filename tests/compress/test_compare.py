@@ -21,8 +21,9 @@ from compressai.utils.plot.__main__ import main as compressai_plot
 from compressai.utils.plot.__main__ import parse_json_file
 
 from svdrd.__main__ import main as svdrd
-from svdrd.compress import compare, load_codec
-from svdrd.compress.arms import parse_arms
+from svdrd.compress import load_codec
+from svdrd.compress.commands import compare
+from svdrd.compress.comparison.arms import parse_arms
 from svdrd.compress.errors import Stopped
 from tests.compress.conftest import synthetic_photograph
 
@@ -128,7 +129,7 @@ def test_the_second_call_codes_nothing(
 ):
     files = ["comparison.json", "comparison.md", "table-psnr.csv"]
     before = {name: (compared / name).read_text() for name in files}
-    monkeypatch.setattr("svdrd.compress.evaluations.evaluate", None)
+    monkeypatch.setattr("svdrd.compress.comparison.results.evaluate", None)
     options = ["-m", MODEL, "-d", folder, "-o", compared, "--resamples", 100, "--visual", "--crop-size", 48]
     assert called(*options, "--crops", 2, *arms(checkpoints, "base", "control", "basis")) == 0
     out = capsys.readouterr().out

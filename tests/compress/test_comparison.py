@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("bjontegaard", reason="svdrd.compress needs pip install 'svdrd[compress]'")
 
 from svdrd.compress import BadInput
-from svdrd.compress.bd_rate import METHODS, bd_rate
-from svdrd.compress.comparison import QUALITIES, BDRate, compare
-from svdrd.compress.curve import Curve
-from svdrd.compress.rd_curves import draw_curves
-from svdrd.compress.table_files import write_tables
-from svdrd.compress.tables import markdown, summary
+from svdrd.compress.comparison.bd_rate import METHODS, bd_rate
+from svdrd.compress.comparison.curve import Curve
+from svdrd.compress.comparison.curve_figures import draw_curves
+from svdrd.compress.comparison.differences import QUALITIES, BDRate, compare
+from svdrd.compress.comparison.table_files import write_tables
+from svdrd.compress.comparison.tables import markdown, summary
 
 LAMBDAS = (0.0035, 0.0067, 0.013, 0.025)
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from svdrd.compress import BadInput
-from svdrd.compress.data import EqualSizeBatches, ImageFolder, TrainingBatches, list_images, read_image
+from svdrd.compress.images.folders import EqualSizeBatches, ImageFolder, TrainingBatches, list_images, read_image
 from tests.compress.conftest import synthetic_photograph
 
 

@@ -17,10 +17,11 @@ from PIL import Image
 
 pytest.importorskip("compressai")
 
-from svdrd.compress import checkpoints, load_codec
-from svdrd.compress.data import EqualSizeBatches, TrainingBatches
-from svdrd.compress.distributed import Processes, fingerprint
-from svdrd.compress.noise import BatchNoise
+from svdrd.compress import load_codec
+from svdrd.compress.codecs import checkpoints
+from svdrd.compress.images.folders import EqualSizeBatches, TrainingBatches
+from svdrd.compress.train.distributed import Processes, fingerprint
+from svdrd.compress.train.noise import BatchNoise
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing, equal, weights
 from tests.compress.faulty import MAGENTA, make_faulty
 from tests.compress.several import errors, finetune_with, free_port, raise_signal_at
@@ -154,16 +155,17 @@ def test_images_that_vanish_for_one_process(photographs: Path, tmp_path: Path):
 
 
 def _no_images_at_step_3(rank: int) -> None:
-    from svdrd.compress import data, training
+    from svdrd.compress.images import folders
+    from svdrd.compress.train import loop
 
-    take = training.Training.train_step
+    take = loop.Training.train_step
 
-    def train_step(self: training.Training, batch: Any) -> dict[str, float] | None:
+    def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
         if rank == 1 and self.step == 2:
-            batch = {**data.collate([]), "problem": "its share is gone"}
+            batch = {**folders.collate([]), "problem": "its share is gone"}
         return take(self, batch)
 
-    training.Training.train_step = train_step
+    loop.Training.train_step = train_step
 
 
 def test_processes_that_drift_apart_are_stopped(photographs: Path, tmp_path: Path):
@@ -176,18 +178,18 @@ def test_processes_that_drift_apart_are_stopped(photographs: Path, tmp_path: Pat
 
 
 def _drift(rank: int) -> None:
-    from svdrd.compress import training
+    from svdrd.compress.train import loop
 
-    take = training.Training.train_step
+    take = loop.Training.train_step
 
-    def train_step(self: training.Training, batch: Any) -> dict[str, float] | None:
+    def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
         values = take(self, batch)
         if rank == 1:
             quantiles = self.model.entropy_bottleneck.quantiles.data
             quantiles[0, 0, 0] = torch.nextafter(quantiles[0, 0, 0], torch.tensor(torch.inf))
         return values
 
-    training.Training.train_step = train_step
+    loop.Training.train_step = train_step
 
 
 def test_processes_with_other_images_are_refused(photographs: Path, tmp_path: Path):
@@ -198,7 +200,7 @@ def test_processes_with_other_images_are_refused(photographs: Path, tmp_path: Pa
 
 
 def _one_image_less(rank: int) -> None:
-    from svdrd.compress import finetune
+    from svdrd.compress.commands import finetune
 
     open_images = finetune.open_images
 

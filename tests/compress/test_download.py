@@ -13,9 +13,9 @@ import pytest
 pytest.importorskip("compressai")
 
 from svdrd.__main__ import main
-from svdrd.compress import download
-from svdrd.compress.download import DATA_SETS, DownloadFailed, Source, get
 from svdrd.compress.files import sha256
+from svdrd.compress.images import data_sets
+from svdrd.compress.images.data_sets import DATA_SETS, DownloadFailed, Source, get
 from tests.conftest import PHOTOGRAPHS
 
 CONTENT = bytes(range(256)) * 10_000
@@ -166,7 +166,7 @@ def run(server: Server, monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
         Source("valid", server.source().url.replace("a.bin", "b.bin"), 3, sha256_of_bytes(b"abc")),
     )
     server.files["b.bin"] = b"abc"
-    monkeypatch.setitem(download.DATA_SETS, "div2k", sources)
+    monkeypatch.setitem(data_sets.DATA_SETS, "div2k", sources)
     return main(["data", "get", *argv])
 
 

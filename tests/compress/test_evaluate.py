@@ -19,8 +19,10 @@ from compressai.utils.plot.__main__ import parse_json_file
 from torchvision.transforms.functional import to_tensor
 
 from svdrd.__main__ import main as svdrd
-from svdrd.compress import BadInput, evaluate, finetune, load_codec
-from svdrd.compress.data import ImageFolder
+from svdrd.compress import BadInput, load_codec
+from svdrd.compress.commands import finetune
+from svdrd.compress.evaluation import coding
+from svdrd.compress.images.folders import ImageFolder
 
 MODEL = "bmshj2018-hyperprior"
 SIZES = {"wide.png": (161, 180), "tall.png": (178, 161)}
@@ -105,7 +107,7 @@ def test_estimate_is_the_likelihoods_of_the_padded_image(folder: Path, checkpoin
     # 178 x 161: eval_model's own estimation raises on sides that are no multiples of 64.
     output = model(torch.nn.functional.pad(x, (15, 16, 7, 7)))
     bits = -sum(torch.log(likelihoods).sum() for likelihoods in output["likelihoods"].values()) / math.log(2)
-    estimated = evaluate.estimate(model, x)
+    estimated = coding.estimate(model, x)
     assert estimated.bpp == pytest.approx(bits.item() / (178 * 161), rel=1e-6)
     x_hat = output["x_hat"][..., 7:-7, 15:-16].clamp(0, 1)
     assert torch.allclose(estimated.x_hat, (x_hat * 255).round() / 255)
@@ -169,7 +171,7 @@ def test_estimate_is_near_the_coded_length(folder: Path, codec: object) -> None:
     model = codec()  # type: ignore[operator]
     model.update(force=True)
     images = ImageFolder(folder)
-    coded, estimated = evaluate.evaluate(model, images), evaluate.evaluate(model, images, estimated=True)
+    coded, estimated = coding.evaluate(model, images), coding.evaluate(model, images, estimated=True)
     for real, guess in zip(coded, estimated, strict=True):
         # The coder's tables are 16-bit and each string ends on a whole 32-bit word.
         assert real["results"]["bpp"] == pytest.approx(guess["results"]["bpp"], rel=0.1, abs=64 / 30_000)
@@ -187,11 +189,11 @@ def test_checkpoint_with_tables_older_than_its_weights(folder: Path, tmp_path: P
     stale = save(tmp_path / "stale.pth.tar", model)
     tables = model.entropy_bottleneck._quantized_cdf.clone()
     images = ImageFolder(folder)
-    with_stale_tables = evaluate.average(evaluate.evaluate(model, images))["bpp"]
+    with_stale_tables = coding.average(coding.evaluate(model, images))["bpp"]
     model.update(force=True)
     assert not torch.equal(tables, model.entropy_bottleneck._quantized_cdf)
     document = evaluated(tmp_path / "out.json", "-m", MODEL, "-d", folder, "--checkpoint", stale)
-    assert document["results"]["bpp"] == [evaluate.average(evaluate.evaluate(model, images))["bpp"]]
+    assert document["results"]["bpp"] == [coding.average(coding.evaluate(model, images))["bpp"]]
     assert document["results"]["bpp"][0] < with_stale_tables
 
 
@@ -199,11 +201,11 @@ def test_rate_counts_the_pixels_before_padding(checkpoint: Path, folder: Path) -
     model = load_codec(MODEL, checkpoint=checkpoint).eval()
     model.update(force=True)
     x = to_tensor(Image.open(folder / "tall.png")).unsqueeze(0)
-    padded, unpad = evaluate.padded(model, x)
+    padded, unpad = coding.padded(model, x)
     assert padded.shape == (1, 3, 192, 192)
     assert torch.equal(torch.nn.functional.pad(padded, unpad), x)
     strings = model.compress(padded)["strings"]
-    assert evaluate.code(model, x).bpp == pytest.approx(8 * (len(strings[0][0]) + len(strings[1][0])) / (178 * 161))
+    assert coding.code(model, x).bpp == pytest.approx(8 * (len(strings[0][0]) + len(strings[1][0])) / (178 * 161))
 
 
 @pytest.mark.parametrize("damage", [lambda x: x.flip(-1), lambda x: x * torch.nan], ids=["garbage", "nan"])
@@ -291,5 +293,5 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_decoded_images_of_two_codecs_are_refused(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["-m", MODEL, "-d", str(folder), "--checkpoint", str(checkpoint), str(checkpoint)]
     with pytest.raises(BadInput, match="one codec a call"):
-        evaluate.main([*arguments, "--decoded", str(tmp_path / "decoded")])
+        coding.main([*arguments, "--decoded", str(tmp_path / "decoded")])
     assert not (tmp_path / "decoded").exists()

@@ -11,9 +11,12 @@ from PIL import Image
 
 pytest.importorskip("compressai")
 
-from svdrd.compress import checkpoints, finetune, load_codec, training
-from svdrd.compress.data import ImageFolder
+from svdrd.compress import load_codec
+from svdrd.compress.codecs import checkpoints
+from svdrd.compress.commands import finetune
 from svdrd.compress.errors import TrainingDiverged, TrainingStopped
+from svdrd.compress.images.folders import ImageFolder
+from svdrd.compress.train import loop
 from tests.compress.conftest import (
     STEPS_PER_EPOCH,
     TINY_CODEC,
@@ -89,7 +92,7 @@ def test_looking_for_the_cause_does_not_disturb_the_run(
 ):
     make_faulty(monkeypatch, "mse", "gradient", steps=range(2, 4))
     looked = train("looked", "--epochs", 2)
-    monkeypatch.setattr(training.Step, "culprits", lambda *_: [])
+    monkeypatch.setattr(loop.Step, "culprits", lambda *_: [])
     assert set(differing(looked, train("not", "--epochs", 2))) <= {"faults"}
 
 
@@ -166,14 +169,14 @@ def test_vanished_images(
     straight = train("straight", "--epochs", 4)
     images, away = tmp_path / "images", tmp_path / "away"
     shutil.copytree(photographs, images)
-    take = training.Training.train_step
+    take = loop.Training.train_step
 
-    def then_they_vanish(self: training.Training, batch: Any) -> dict[str, float] | None:
+    def then_they_vanish(self: loop.Training, batch: Any) -> dict[str, float] | None:
         if self.step == 4 and images.exists():
             images.rename(away)
         return take(self, batch)
 
-    monkeypatch.setattr(training.Training, "train_step", then_they_vanish)
+    monkeypatch.setattr(loop.Training, "train_step", then_they_vanish)
     # A loader that had read ahead ends the epoch, and the validation finds out.
     said = rf"dataset '{images}/{'test' if workers else 'train'}': .* \(No such file or directory\); when they are back"
     with pytest.raises(TrainingStopped, match=said):
@@ -192,14 +195,14 @@ def test_images_that_vanish_before_validation(
     straight = train("straight", "--epochs", 2)
     images = tmp_path / "images"
     shutil.copytree(photographs, images)
-    validate = training.Training.validate
+    validate = loop.Training.validate
 
-    def without_images(self: training.Training, end: int) -> None:
+    def without_images(self: loop.Training, end: int) -> None:
         (images / "test").rename(images / "away")
         validate(self, end)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "validate", without_images)
+        patch.setattr(loop.Training, "validate", without_images)
         with pytest.raises(TrainingStopped, match=r"step 3: .*x\.png cannot be read any more"):
             train("run", "--epochs", 2, "-d", images)
     (images / "away").rename(images / "test")
@@ -209,16 +212,16 @@ def test_images_that_vanish_before_validation(
 def test_a_loader_that_is_killed(train: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As the kernel does when memory is short."""
     straight = train("straight", "--epochs", 20)
-    take = training.Training.train_step
+    take = loop.Training.train_step
 
-    def kill_a_loader(self: training.Training, batch: Any) -> dict[str, float] | None:
+    def kill_a_loader(self: loop.Training, batch: Any) -> dict[str, float] | None:
         if self.step == 1:
             for worker in self.train_loader._iterator._workers:
                 worker.kill()
         return take(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "train_step", kill_a_loader)
+        patch.setattr(loop.Training, "train_step", kill_a_loader)
         with pytest.raises(TrainingStopped, match="a loader of images ended"):
             train("run", "--epochs", 20, "-n", 1)
     assert differing(straight, resume(tmp_path / "run", "-n", 0)) == []
@@ -236,7 +239,7 @@ def test_resume_refuses_renamed_images(train: Callable[..., dict[str, Any]], pho
 
 
 def test_permission_denied_is_no_damaged_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from svdrd.compress import data
+    from svdrd.compress.images import folders
 
     for name in "ab":
         synthetic_photograph(64, 64, 0).save(tmp_path / f"{name}.png")
@@ -245,8 +248,8 @@ def test_permission_denied_is_no_damaged_image(tmp_path: Path, monkeypatch: pyte
     def stale(_path: Path) -> Image.Image:
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr(data, "read_image", stale)
-    with pytest.raises(data.ImagesVanished, match=r"a\.png cannot be read any more \(Stale file handle\)"):
+    monkeypatch.setattr(folders, "read_image", stale)
+    with pytest.raises(folders.ImagesVanished, match=r"a\.png cannot be read any more \(Stale file handle\)"):
         folder[0]
 
 

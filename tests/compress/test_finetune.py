@@ -22,7 +22,10 @@ from compressai.utils.eval_model.__main__ import load_checkpoint as eval_model_l
 from compressai.zoo import image_models
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from svdrd.compress import BadInput, checkpoints, finetune, load_codec, optimizers, training, validation
+from svdrd.compress import BadInput, load_codec
+from svdrd.compress.codecs import checkpoints
+from svdrd.compress.commands import finetune
+from svdrd.compress.train import loop, optimizers, validation
 from tests.compress.conftest import (
     STEPS_PER_EPOCH,
     TINY_CODEC,
@@ -175,14 +178,14 @@ def test_the_number_of_workers_changes_nothing(train: Callable[..., dict[str, An
 def test_a_checkpoint_in_between_does_not_disturb_training(train: Callable[..., dict[str, Any]]):
     """``update(force=True)`` at every step against none before the end."""
     quiet = train("quiet", "--epochs", 2)
-    step = training.Training.train_step
+    step = loop.Training.train_step
 
-    def with_state(self: training.Training, x: torch.Tensor) -> dict[str, float] | None:
+    def with_state(self: loop.Training, x: torch.Tensor) -> dict[str, float] | None:
         self.state()
         return step(self, x)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Training, "train_step", with_state)
+        patch.setattr(loop.Training, "train_step", with_state)
         assert differing(quiet, train("disturbed", "--epochs", 2)) == []
 
 
@@ -277,14 +280,14 @@ def test_no_save_writes_nothing(photographs: Path, tmp_path: Path):
 
 def interrupt_after(steps: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signal arrives while step ``steps`` is being computed."""
-    step = training.Training.train_step
+    step = loop.Training.train_step
 
-    def interrupted_step(self: training.Training, x: torch.Tensor) -> dict[str, float] | None:
+    def interrupted_step(self: loop.Training, x: torch.Tensor) -> dict[str, float] | None:
         if self.step + 1 == steps:
             signal.raise_signal(number)
         return step(self, x)
 
-    monkeypatch.setattr(training.Training, "train_step", interrupted_step)
+    monkeypatch.setattr(loop.Training, "train_step", interrupted_step)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -19,7 +19,7 @@ import torch
 
 pytest.importorskip("compressai")
 
-from svdrd.compress import checkpoints
+from svdrd.compress.codecs import checkpoints
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing, equal
 from tests.compress.several import CONTEXT, _main, errors, finetune_with
 
@@ -82,7 +82,7 @@ def test_killed_at_random_and_resumed(photographs: Path, tmp_path: Path, workers
 
 def _killed_in_save(_rank: int, where: str, number: int) -> None:
     """SIGKILL in the ``number``-th call of ``checkpoints.save`` of this process."""
-    from svdrd.compress import checkpoints
+    from svdrd.compress.codecs import checkpoints
 
     calls = 0
     save, write = checkpoints.save, torch.save
@@ -141,16 +141,16 @@ def test_killed_while_saving(
 
 def _no_space(_rank: int, steps: range) -> None:
     """During ``steps`` no file may grow beyond 10 kB: the kernel refuses in the middle of a write."""
-    from svdrd.compress import training
+    from svdrd.compress.train import loop
 
-    take = training.Training.train_step
+    take = loop.Training.train_step
 
-    def train_step(self: training.Training, batch: Any) -> dict[str, float] | None:
+    def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
         limit = 10_000 if self.step + 1 in steps else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         return take(self, batch)
 
-    training.Training.train_step = train_step
+    loop.Training.train_step = train_step
 
 
 def test_a_disk_that_is_full_for_a_while(train: Callable[..., dict[str, Any]], photographs: Path, tmp_path: Path):
@@ -213,7 +213,7 @@ def test_a_real_disk_without_space(
 
 
 def test_resume_auto_begins_and_continues(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from svdrd.compress import finetune
+    from svdrd.compress.commands import finetune
 
     argv = arguments(photographs, tmp_path / "run", "--epochs", 2)
     assert finetune.main([*argv, "--steps", "2"]) == 0

@@ -7,7 +7,7 @@ pytest.importorskip("compressai")
 
 from compressai.utils.eval_model.__main__ import compute_metrics
 
-from svdrd.compress.metrics import ms_ssim_8bit, psnr, to_8bit
+from svdrd.compress.images.metrics import ms_ssim_8bit, psnr, to_8bit
 
 
 def test_agree_with_eval_model_image_by_image():

@@ -11,7 +11,8 @@ from compressai.registry import MODELS
 from compressai.zoo import image_models
 from compressai.zoo.image import model_urls
 
-from svdrd.compress import BadInput, lambda_for, load_codec, models
+from svdrd.compress import BadInput, lambda_for, load_codec
+from svdrd.compress.codecs import models
 
 TINY = {"N": 8, "M": 12}
 FIXED_RATE = sorted(set(image_models) - {name for name in image_models if name.endswith("-vbr")})

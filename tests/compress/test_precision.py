@@ -8,9 +8,11 @@ import torch
 
 pytest.importorskip("compressai")
 
-from svdrd.compress import BadInput, finetune, load_codec, precision, training
-from svdrd.compress.optimizers import freeze, make_optimizers
-from svdrd.compress.precision import Precision, likelihoods_in_float32, reproducible_products
+from svdrd.compress import BadInput, load_codec
+from svdrd.compress.commands import finetune
+from svdrd.compress.train import loop, precision
+from svdrd.compress.train.optimizers import freeze, make_optimizers
+from svdrd.compress.train.precision import Precision, likelihoods_in_float32, reproducible_products
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing, resume, weights
 
 CPU = torch.device("cpu")
@@ -119,9 +121,9 @@ def test_compiled_training_is_the_training(train: Callable[..., dict[str, Any]],
         translated += 1
         return aot_eager(module, inputs)
 
-    take = training.Training.train_step
+    take = loop.Training.train_step
 
-    def train_step(self: training.Training, batch: Any) -> dict[str, float] | None:
+    def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
         values = take(self, batch)
         after_step.append(translated)
         return values
@@ -129,7 +131,7 @@ def test_compiled_training_is_the_training(train: Callable[..., dict[str, Any]],
     options = ("--epochs", 4, "--gradient-norms", 6)
     plain = train("plain", *options)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
-    monkeypatch.setattr(training.Training, "train_step", train_step)
+    monkeypatch.setattr(loop.Training, "train_step", train_step)
     compiled = train("compiled", *options, "--compile")
     assert weights(compiled).keys() == weights(plain).keys()
     for a, b in zip(plain["metrics"], compiled["metrics"], strict=True):

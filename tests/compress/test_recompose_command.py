@@ -15,8 +15,9 @@ pytest.importorskip("compressai", reason="svdrd.compress needs pip install 'svdr
 from torchvision.transforms.functional import to_tensor
 
 from svdrd.__main__ import main as svdrd
-from svdrd.compress import evaluate, load_codec
-from svdrd.compress.recompose import FILES, Spectrum, captured_latents, recompose_image
+from svdrd.compress import load_codec
+from svdrd.compress.commands.recompose import FILES, Spectrum, captured_latents, recompose_image
+from svdrd.compress.evaluation import coding
 from tests.compress.conftest import synthetic_photograph
 
 MODEL = "bmshj2018-hyperprior"
@@ -87,8 +88,8 @@ def test_numbers_against_float64(checkpoints: list[str], folder: Path, tmp_path:
         x = to_tensor(image.crop(boxes[row["image"]]) if patch_size else image).unsqueeze(0)
         model = models[row["codec"]]
         with torch.no_grad():
-            coded = evaluate.code(model, x)
-            padded, unpad = evaluate.padded(model, x)
+            coded = coding.code(model, x)
+            padded, unpad = coding.padded(model, x)
             y = model.g_a(padded)
             strings = model.compress(padded)
             z_hat = model.entropy_bottleneck.decompress(strings["strings"][1], strings["shape"])
@@ -166,7 +167,7 @@ def test_latents_are_those_that_the_decoder_reads(folder: Path) -> None:
     model.update(force=True)
     x = to_tensor(Image.open(folder / "upright.png"))[None, :, :128, :64]
     with captured_latents(model) as latents:
-        coded = evaluate.code(model, x)
+        coded = coding.code(model, x)
     assert torch.equal(latents["y"], model.g_a(x))
     decoded = model.g_s(latents["y_hat"]).clamp(0, 1)
     assert torch.equal((decoded * 255).round(), (coded.x_hat * 255).round())
@@ -271,7 +272,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     if "test_recompose_flat:build" in options:
-        monkeypatch.setattr("svdrd.compress.external._load_weights", lambda *_: None)
+        monkeypatch.setattr("svdrd.compress.codecs.external._load_weights", lambda *_: None)
     before = sorted(path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts)
     argv = ["recompose", "-m", MODEL, "-d", str(folder), "--checkpoint", checkpoints[0], "--patch-size", "64"]
     if "--checkpoint" in options:

@@ -9,7 +9,7 @@ from PIL import Image
 pytest.importorskip("matplotlib", reason="svdrd.compress needs pip install 'svdrd[compress]'")
 
 from svdrd.compress import BadInput
-from svdrd.compress.visual import (
+from svdrd.compress.comparison.crops import (
     Wish,
     choose,
     draw_crops,

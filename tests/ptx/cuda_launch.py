@@ -78,9 +78,9 @@ def _build(folder: Path, arch: int) -> None:
         kept.mkdir(exist_ok=True)
         # --fmad=false as in csrc/CMakeLists.txt. With --keep the PTX stays beside the object.
         call(
-            home / "bin" / "nvcc", "-std=c++17", "--fmad=false", "-O1", "-Xcompiler", "-fPIC", f"-I{CSRC}", "-gencode",
-            f"arch=compute_{arch},code=compute_{arch}", "--keep", "--keep-dir", kept, "-c", CSRC / "gpu" / f"{dtype}.cu",
-            "-o", folder / f"{dtype}.o",
+            home / "bin" / "nvcc", "-std=c++17", "--fmad=false", "-O1", "-Xcompiler", "-fPIC", f"-I{CSRC}",
+            "-gencode", f"arch=compute_{arch},code=compute_{arch}", "--keep", "--keep-dir", kept,
+            "-c", CSRC / "gpu" / f"{dtype}.cu", "-o", folder / f"{dtype}.o",
         )  # fmt: skip
     call("g++", "-O1", "-c", "-fPIC", "-fvisibility=hidden", RUNTIME, "-o", folder / "fake_cudart.o")
     definitions = {

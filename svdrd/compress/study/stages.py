@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from svdrd.compress import checkpoints, finetune
-from svdrd.compress.arguments import as_config, check_arguments, read_configuration
-from svdrd.compress.data import ImageFolder
+from svdrd.compress.codecs import checkpoints
+from svdrd.compress.commands import finetune
 from svdrd.compress.errors import BadInput
+from svdrd.compress.evaluation.provenance import digest_of, weights_of
 from svdrd.compress.files import sha256, write_json
-from svdrd.compress.provenance import digest_of, weights_of
+from svdrd.compress.images.folders import ImageFolder
+from svdrd.compress.train.options import as_config, check_arguments, read_configuration
 
 DONE, TO_DO = "done", "to do"
 # Stands for the weights that an earlier stage has yet to make.

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 import svdrd
-from svdrd.compress.arguments import saved
+from svdrd.compress.train.options import saved
 
 if TYPE_CHECKING:
-    from svdrd.compress.training import Training
+    from svdrd.compress.train.loop import Training
 
 
 def summarize(training: Training) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from svdrd.compress.criterion import BasisRateDistortionLoss
-from svdrd.compress.data import Batch
-from svdrd.compress.distributed import Processes
-from svdrd.compress.faults import Culprit, diagnose
-from svdrd.compress.noise import BatchNoise
-from svdrd.compress.precision import Precision
+from svdrd.compress.images.folders import Batch
+from svdrd.compress.train.distributed import Processes
+from svdrd.compress.train.faults import Culprit, diagnose
+from svdrd.compress.train.noise import BatchNoise
+from svdrd.compress.train.precision import Precision
 
 
 class Wishes(NamedTuple):

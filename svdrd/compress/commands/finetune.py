@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from svdrd.compress import checkpoints, memory, models
-from svdrd.compress.arguments import add_arguments, as_config, check_arguments, parse, saved
+from svdrd.compress.codecs import checkpoints, models
 from svdrd.compress.criterion import BasisRateDistortionLoss
-from svdrd.compress.data import (
+from svdrd.compress.errors import BadInput
+from svdrd.compress.images.folders import (
     Batch,
     EqualSizeBatches,
     ImageFolder,
@@ -32,13 +32,14 @@ from svdrd.compress.data import (
     list_images,
     split_folder,
 )
-from svdrd.compress.distributed import Processes, processes
-from svdrd.compress.errors import BadInput
-from svdrd.compress.interruption import ignore_signals, interrupt_flag
-from svdrd.compress.optimizers import freeze
-from svdrd.compress.precision import likelihoods_in_float32, reproducible_products
-from svdrd.compress.summary import versions
-from svdrd.compress.training import Training
+from svdrd.compress.train import memory
+from svdrd.compress.train.distributed import Processes, processes
+from svdrd.compress.train.interruption import ignore_signals, interrupt_flag
+from svdrd.compress.train.loop import Training
+from svdrd.compress.train.optimizers import freeze
+from svdrd.compress.train.options import add_arguments, as_config, check_arguments, parse, saved
+from svdrd.compress.train.precision import likelihoods_in_float32, reproducible_products
+from svdrd.compress.train.summary import versions
 
 __all__ = ["add_arguments", "main", "run"]
 

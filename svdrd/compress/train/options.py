@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from compressai.models.vbr import ScaleHyperpriorVbr
 
-from svdrd.compress import checkpoints, external, metrics, models
+from svdrd.compress.codecs import checkpoints, external, models
 from svdrd.compress.criterion import METRICS
 from svdrd.compress.errors import BadInput
-from svdrd.compress.optimizers import SCHEDULES
-from svdrd.compress.precision import PRECISIONS
+from svdrd.compress.images import metrics
+from svdrd.compress.train.optimizers import SCHEDULES
+from svdrd.compress.train.precision import PRECISIONS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from svdrd.compress.bd_rate import PRIMARY
-from svdrd.compress.comparison import QUALITIES, SMALL_OVERLAP, BDRate, Comparison, Estimate, groups
+from svdrd.compress.comparison.bd_rate import PRIMARY
+from svdrd.compress.comparison.differences import QUALITIES, SMALL_OVERLAP, BDRate, Comparison, Estimate, groups
 
 QUALITY_NAMES = {"psnr": "PSNR", "ms-ssim": "MS-SSIM"}
 

@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from svdrd.compress import evaluations, visual
-from svdrd.compress.arms import NAME, Arm, Source, parse_arms
-from svdrd.compress.comparison import Comparison, anchors_of, compare, groups
+from svdrd.compress.codecs.models import add_codec_arguments, codec_arguments
+from svdrd.compress.comparison import crops, results
+from svdrd.compress.comparison.arms import NAME, Arm, Source, parse_arms
+from svdrd.compress.comparison.curve import Curve
+from svdrd.compress.comparison.curve_figures import draw_curves, write_plot_json
+from svdrd.compress.comparison.differences import Comparison, anchors_of, compare, groups
+from svdrd.compress.comparison.results import DataSet, Evaluations, Point, file_name
+from svdrd.compress.comparison.table_files import write_tables
+from svdrd.compress.comparison.tables import conventions, summary
 from svdrd.compress.criterion import METRICS
-from svdrd.compress.curve import Curve
 from svdrd.compress.errors import BadInput
-from svdrd.compress.evaluate import average, check_device, check_names, open_images
-from svdrd.compress.evaluations import DataSet, Evaluations, Point, file_name
-from svdrd.compress.models import add_codec_arguments, codec_arguments
-from svdrd.compress.rd_curves import draw_curves, write_plot_json
-from svdrd.compress.table_files import write_tables
-from svdrd.compress.tables import conventions, summary
+from svdrd.compress.evaluation.coding import average, check_device, check_names, open_images
 
 # The points of each arm, by data set, codec and arm.
 Found = dict[tuple[str, str, str], list[tuple[Source, Point]]]
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     args = parser.parse_args(argv)
     check_arguments(args)
-    wishes = None if args.visual is None else [visual.parse_wish(text) for text in args.visual]
+    wishes = None if args.visual is None else [crops.parse_wish(text) for text in args.visual]
     arms = parse_arms(args.arm, args.model)
     check_anchors(arms, args.anchor)
     read = [(arm, source, point) for arm in arms for source, point in results_of(arm)]
@@ -170,7 +170,7 @@ def results_of(arm: Arm) -> list[tuple[Source, Point]]:
     for source in arm.sources:
         if source.results is None:
             continue
-        points = evaluations.read(source.results)
+        points = results.read(source.results)
         for point in points:
             if arm.model not in (None, point.settings["model"]):
                 raise BadInput(f"--arm {arm.name}: {source.results} is of {point.settings['model']}, not {arm.model}")
@@ -197,7 +197,7 @@ def data_sets_of(read: Sequence[tuple[Arm, Source, Point]], data_sets: Sequence[
             other = next(point for _, _, point in read if names.get(point.settings["images"]) == name)
             raise BadInput(
                 f"{source.results}: of another {name} than the results before it: "
-                f"{evaluations.difference(other, point)}; evaluate all arms on the same images"
+                f"{results.difference(other, point)}; evaluate all arms on the same images"
             )
         names[images] = name
     return [names[point.settings["images"]] for _, _, point in read]
@@ -214,13 +214,13 @@ def curves_of(found: Found, arms: Sequence[Arm], data_sets: Sequence[DataSet]) -
             if of == dataset
             for _, point in points
         ]
-        evaluations.check_comparable(dataset, of_set)
+        results.check_comparable(dataset, of_set)
         for arm in arms:
             keys = [key for key in found if (key[0], key[2]) == (dataset, arm.name) and arm.model in (None, key[1])]
             if len(keys) != 1:
                 what = "no results" if not keys else f"results of {' and '.join(key[1] for key in keys)}"
                 raise BadInput(f"--arm {arm.name}: {what} for {dataset}; every arm is of one codec on every data set")
-            curves.append(evaluations.curve(arm.name, keys[0][1], dataset, found[keys[0]]))
+            curves.append(results.curve(arm.name, keys[0][1], dataset, found[keys[0]]))
     return curves
 
 
@@ -245,7 +245,7 @@ def write(comparison: Comparison, anchors: Sequence[str], folder: Path) -> list[
     return [*write_tables(comparison, folder, [figure.name for figure in figures]), *figures, *plots]
 
 
-def check_visual(wishes: Sequence[visual.Wish], point: int, arms: Sequence[Arm], data_sets: Sequence[DataSet]) -> None:
+def check_visual(wishes: Sequence[crops.Wish], point: int, arms: Sequence[Arm], data_sets: Sequence[DataSet]) -> None:
     for arm in arms:
         for source in arm.sources:
             if source.results is not None:
@@ -259,14 +259,14 @@ def check_visual(wishes: Sequence[visual.Wish], point: int, arms: Sequence[Arm],
         check_names(data_set.images, "--visual")
     for wish in wishes:
         names = [[data_set.images.name(index) for index in range(len(data_set.images))] for data_set in data_sets]
-        if all(visual.find_image(wish.image, images) is None for images in names):
+        if all(crops.find_image(wish.image, images) is None for images in names):
             where = " or ".join(data_set.name for data_set in data_sets)
             raise BadInput(f"--visual {wish.image}: no such image in {where}; for example {Path(names[0][0]).stem}")
 
 
 def draw_visual(
     args: argparse.Namespace,
-    wishes: Sequence[visual.Wish],
+    wishes: Sequence[crops.Wish],
     kept: Evaluations,
     arms: Sequence[Arm],
     data_sets: Sequence[DataSet],
@@ -292,16 +292,16 @@ def draw_visual(
                 image: f"{bpp:.4f} {rate}, {psnr:.2f} dB"
                 for image, bpp, psnr in zip(images, curve.bpp[args.point - 1], curve.psnr[args.point - 1], strict=True)
             }
-        crops = visual.choose(wishes, originals, decoded, args.crop_size, args.crops)
-        if not crops:
+        chosen = crops.choose(wishes, originals, decoded, args.crop_size, args.crops)
+        if not chosen:
             continue
         how = "crops chosen by name" if wishes else "crops where the squared errors of two arms differ most"
         lmbda = group[0].lmbda[args.point - 1]
         at = f"rate {args.point} of {len(group[0].points)}" if lmbda is None else f"lambda {lmbda:g}"
         written.append(args.output / f"{file_name('visual', group[0].codec, data_set.name)}.png")
         title = f"{group[0].codec} on {data_set.name}, {at}: {how}"
-        visual.draw_crops(crops, originals, decoded, captions, title, written[-1])
-        for crop in crops:
+        crops.draw_crops(chosen, originals, decoded, captions, title, written[-1])
+        for crop in chosen:
             print(f"{crop.image}: {crop.width}x{crop.height} at {crop.left},{crop.top}: {crop.reason}")
     return written
 

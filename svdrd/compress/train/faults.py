@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from svdrd.compress import checkpoints
+from svdrd.compress.codecs import checkpoints
 
 Forward = Callable[[Tensor], Mapping[str, Any]]
 

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from svdrd.compress.bd_rate import METHODS, PRIMARY
-from svdrd.compress.comparison import QUALITIES, BDRate, Comparison, Estimate, RDLoss
-from svdrd.compress.tables import find, markdown, rate_name, row_keys
+from svdrd.compress.comparison.bd_rate import METHODS, PRIMARY
+from svdrd.compress.comparison.differences import QUALITIES, BDRate, Comparison, Estimate, RDLoss
+from svdrd.compress.comparison.tables import find, markdown, rate_name, row_keys
 
 
 def write_tables(comparison: Comparison, folder: Path, figures: Sequence[str] = ()) -> list[Path]:

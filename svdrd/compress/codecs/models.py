@@ -20,7 +20,7 @@ from compressai.zoo import image as zoo_image
 from compressai.zoo import image_vbr as zoo_image_vbr
 from torch import Tensor, nn
 
-from svdrd.compress import checkpoints, external
+from svdrd.compress.codecs import checkpoints, external
 from svdrd.compress.errors import BadInput
 
 # https://interdigitalinc.github.io/CompressAI/zoo.html, "Training"

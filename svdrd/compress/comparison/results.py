@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from compressai.models import CompressionModel
 
-from svdrd.compress.arms import Arm, Source
-from svdrd.compress.curve import Curve
-from svdrd.compress.data import ImageFolder
+from svdrd.compress.codecs.models import load_codec
+from svdrd.compress.comparison.arms import Arm, Source
+from svdrd.compress.comparison.curve import Curve
 from svdrd.compress.errors import BadInput, Stopped
-from svdrd.compress.evaluate import DecoderMismatch, document, evaluate
+from svdrd.compress.evaluation.coding import DecoderMismatch, document, evaluate
+from svdrd.compress.evaluation.provenance import origin, settings_of, weights_of
 from svdrd.compress.files import write_json
-from svdrd.compress.models import load_codec
-from svdrd.compress.provenance import origin, settings_of, weights_of
+from svdrd.compress.images.folders import ImageFolder
 
 EVALUATE_AGAIN = "evaluate it with svdrd evaluate -o, or give its checkpoints"
 # What two results must have in common to be compared.
@@ -96,7 +96,7 @@ class Evaluations:
         estimated: estimates the rates instead of coding.
         device: to compute on.
         metric: of the zoo's weights.
-        options: of :func:`svdrd.compress.models.load_codec`, for all codecs alike.
+        options: of :func:`svdrd.compress.codecs.models.load_codec`, for all codecs alike.
     """
 
     def __init__(

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from svdrd.compress.bd_rate import METHODS, NoBDRate, bd_rate, overlap
-from svdrd.compress.bootstrap import Indices, interval, resamples
-from svdrd.compress.curve import Curve
+from svdrd.compress.comparison.bd_rate import METHODS, NoBDRate, bd_rate, overlap
+from svdrd.compress.comparison.bootstrap import Indices, interval, resamples
+from svdrd.compress.comparison.curve import Curve
 from svdrd.compress.errors import BadInput
 
 Array = npt.NDArray[np.float64]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from svdrd.compress.bd_rate import ms_ssim_db
-from svdrd.compress.bootstrap import Indices
+from svdrd.compress.comparison.bd_rate import ms_ssim_db
+from svdrd.compress.comparison.bootstrap import Indices
 
 Array = npt.NDArray[np.float64]
 

@@ -9,11 +9,11 @@ from compressai.models import CompressionModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from svdrd.compress import metrics
+from svdrd.compress.codecs.models import padding
 from svdrd.compress.criterion import BasisRateDistortionLoss
-from svdrd.compress.data import ImagesVanished
-from svdrd.compress.distributed import Processes
-from svdrd.compress.models import padding
+from svdrd.compress.images import metrics
+from svdrd.compress.images.folders import ImagesVanished
+from svdrd.compress.train.distributed import Processes
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svdrd.compress import checkpoints, models
-from svdrd.compress.arguments import read_configuration, words_of
+from svdrd.compress.codecs import checkpoints, models
 from svdrd.compress.criterion import METRICS
 from svdrd.compress.errors import BadInput
-from svdrd.compress.stages import CompareStage, Contents, EvaluateStage, FinetuneStage, Stage, finetune_parser
+from svdrd.compress.study.stages import CompareStage, Contents, EvaluateStage, FinetuneStage, Stage, finetune_parser
+from svdrd.compress.train.options import read_configuration, words_of
 
 BASE = "base"
 KEYS = ("output", "model", "metric", "lambdas", "qualities", "seeds", "base", "finetune", "arms", "evaluate", "report")

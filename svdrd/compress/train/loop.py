@@ -16,19 +16,20 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from svdrd.compress import checkpoints, faults
-from svdrd.compress.arguments import saved
+from svdrd.compress.codecs import checkpoints
 from svdrd.compress.criterion import BasisRateDistortionLoss
-from svdrd.compress.data import Batch, EqualSizeBatches, ImageFolder, TrainingBatches, collate
-from svdrd.compress.distributed import Processes, fingerprint
 from svdrd.compress.errors import BadInput, TrainingDiverged, TrainingStopped
-from svdrd.compress.interruption import let_loaders_die_quietly
-from svdrd.compress.logs import RunLog
-from svdrd.compress.optimizers import make_optimizers, make_schedule
-from svdrd.compress.precision import Precision
-from svdrd.compress.step import Outcome, Step, Wishes
-from svdrd.compress.summary import summarize, versions
-from svdrd.compress.validation import validate
+from svdrd.compress.images.folders import Batch, EqualSizeBatches, ImageFolder, TrainingBatches, collate
+from svdrd.compress.train import faults
+from svdrd.compress.train.distributed import Processes, fingerprint
+from svdrd.compress.train.interruption import let_loaders_die_quietly
+from svdrd.compress.train.logs import RunLog
+from svdrd.compress.train.optimizers import make_optimizers, make_schedule
+from svdrd.compress.train.options import saved
+from svdrd.compress.train.precision import Precision
+from svdrd.compress.train.step import Outcome, Step, Wishes
+from svdrd.compress.train.summary import summarize, versions
+from svdrd.compress.train.validation import validate
 
 # A resumed run with other values of these would silently be neither the old run nor a new one.
 FIXED_BY_RESUME = (

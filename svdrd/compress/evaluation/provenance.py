@@ -4,11 +4,11 @@ import hashlib
 import json
 from typing import Any
 
-from svdrd.compress import checkpoints
-from svdrd.compress.data import ImageFolder
+from svdrd.compress.codecs import checkpoints
+from svdrd.compress.codecs.models import lambda_for
 from svdrd.compress.files import sha256
-from svdrd.compress.models import lambda_for
-from svdrd.compress.summary import versions
+from svdrd.compress.images.folders import ImageFolder
+from svdrd.compress.train.summary import versions
 
 
 def weights_of(metric: str, codec: dict[str, Any]) -> str:

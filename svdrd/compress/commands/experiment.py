@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from svdrd.compress.errors import BadInput, Stopped
-from svdrd.compress.interruption import HANDLED
-from svdrd.compress.report import write_report
-from svdrd.compress.stages import DONE, TO_DO, ChangedStage, Stage
-from svdrd.compress.study import Study, read_study
+from svdrd.compress.study.configuration import Study, read_study
+from svdrd.compress.study.report import write_report
+from svdrd.compress.study.stages import DONE, TO_DO, ChangedStage, Stage
+from svdrd.compress.train.interruption import HANDLED
 
 # Runs the words of a command and returns its exit code.
 Run = Callable[[Sequence[str]], int]

@@ -7,9 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from svdrd.compress.bd_rate import PRIMARY, NoBDRate, checked, common_range, rate_at
-from svdrd.compress.comparison import QUALITIES, BDRate
-from svdrd.compress.curve import Curve
+from svdrd.compress.comparison.bd_rate import PRIMARY, NoBDRate, checked, common_range, rate_at
+from svdrd.compress.comparison.curve import Curve
+from svdrd.compress.comparison.differences import QUALITIES, BDRate
 from svdrd.compress.files import write_json
 
 AXIS_NAMES = {"psnr": "PSNR (dB)", "ms-ssim": "MS-SSIM (dB)"}

@@ -25,13 +25,13 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from tqdm import tqdm
 
+from svdrd.compress.codecs.models import add_codec_arguments, codec_arguments, load_codec, padding
 from svdrd.compress.criterion import METRICS
-from svdrd.compress.data import ImageFolder
 from svdrd.compress.errors import BadInput
+from svdrd.compress.evaluation.provenance import origin, settings_of
 from svdrd.compress.files import write_json
-from svdrd.compress.metrics import MS_SSIM_SMALLEST_SIDE, ms_ssim_8bit, psnr, to_8bit
-from svdrd.compress.models import add_codec_arguments, codec_arguments, load_codec, padding
-from svdrd.compress.provenance import origin, settings_of
+from svdrd.compress.images.folders import ImageFolder
+from svdrd.compress.images.metrics import MS_SSIM_SMALLEST_SIDE, ms_ssim_8bit, psnr, to_8bit
 
 # Real decoding and `forward` quantise the same latents; where the decoder's entropy parameters differ from the
 # encoder's it reads other symbols and loses 10 dB and more.

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from svdrd.compress.stages import COMPARISON, Contents, FinetuneStage, Stage
-from svdrd.compress.study import BASE, Study
-from svdrd.compress.tables import QUALITY_NAMES, markdown_table
+from svdrd.compress.comparison.tables import QUALITY_NAMES, markdown_table
+from svdrd.compress.study.configuration import BASE, Study
+from svdrd.compress.study.stages import COMPARISON, Contents, FinetuneStage, Stage
 
 REPORT = "report.md"
 

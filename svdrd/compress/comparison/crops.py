@@ -16,8 +16,8 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from svdrd.compress.data import read_image
 from svdrd.compress.errors import BadInput
+from svdrd.compress.images.folders import read_image
 
 Pixels = npt.NDArray[np.float64]
 

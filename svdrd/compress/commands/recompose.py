@@ -29,11 +29,11 @@ from torch import Tensor
 from torchvision.transforms.functional import center_crop, to_tensor
 from tqdm import tqdm
 
-from svdrd.compress import recompose_figures as figures
+from svdrd.compress.codecs.models import PADDING, add_codec_arguments, input_sides
 from svdrd.compress.criterion import METRICS
-from svdrd.compress.data import ImageFolder
 from svdrd.compress.errors import BadInput, Stopped
-from svdrd.compress.evaluate import (
+from svdrd.compress.evaluation import recomposition_figures as figures
+from svdrd.compress.evaluation.coding import (
     DecoderMismatch,
     check_device,
     code,
@@ -43,8 +43,8 @@ from svdrd.compress.evaluate import (
     padded,
 )
 from svdrd.compress.files import write_json
-from svdrd.compress.metrics import psnr, to_8bit
-from svdrd.compress.models import PADDING, add_codec_arguments, input_sides
+from svdrd.compress.images.folders import ImageFolder
+from svdrd.compress.images.metrics import psnr, to_8bit
 from svdrd.ops import recompose, svd
 from svdrd.reference import definitions
 
@@ -108,13 +108,13 @@ def recompose_image(
         model: in eval mode, with up-to-date tables, with transforms ``g_a`` and ``g_s``.
         x: (1, 3, H, W), in [0, 1].
         patch_size: side of the patches that are one matrix a channel each; divides H and W, and is a multiple of what
-            the codec's inputs are (:func:`svdrd.compress.models.input_sides`) and of 64, so that in latent space a
-            patch is a whole block, too. None: the image is one matrix a channel, and its latents with what the codec
+            the codec's inputs are (:func:`svdrd.compress.codecs.models.input_sides`) and of 64, so that in latent space
+            a patch is a whole block, too. None: the image is one matrix a channel, and its latents with what the codec
             pads.
-        estimated: ``forward`` in place of coding, as :func:`svdrd.compress.evaluate.estimate` does.
+        estimated: ``forward`` in place of coding, as :func:`svdrd.compress.evaluation.coding.estimate` does.
 
     Raises:
-        DecoderMismatch: as :func:`svdrd.compress.evaluate.code`.
+        DecoderMismatch: as :func:`svdrd.compress.evaluation.coding.code`.
         BadInput: a codec whose ``g_s`` does not take latents of the shape that ``g_a`` gives.
 
     Source: Chen, Chen, Wang, Li, "Optimizing Image Compression: Perspectives on SVD-Based Restoration", Sec. II-A.

@@ -1,0 +1,1 @@
+"""Arms of fine-tuning compared: their results, BD-rates, losses, intervals, tables, figures."""
