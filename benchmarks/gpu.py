@@ -9,16 +9,15 @@ Every matrix of a large batch comes many times, so that float64 need factor only
 
 from __future__ import annotations
 
-import functools
 import importlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -28,18 +27,12 @@ from benchmarks import clock, counted, floor, inputs, measure, registry
 from benchmarks.clock import Clock, Times
 from benchmarks.measure import Row, Run
 from benchmarks.registry import BASELINE, OURS, Case, Provider
-from svdrd import library
-from svdrd.backends import selection
-from svdrd.backends.products import gram, iteration
-from svdrd.reference import definitions
+from svdrd.backends import availability
+from svdrd.dispatch import routes
 
 # The modules below svdrd.backends.triton whose launchers are timed by themselves.
 LAUNCHERS = ("jacobi", "products")
 DRIVERS = ("gesvdj", "gesvda", "gesvd")
-
-
-class Declined(Exception):
-    """The implementation that alone is to compute does not take the case."""
 
 
 # Providers
@@ -47,51 +40,17 @@ class Declined(Exception):
 
 @dataclass(frozen=True)
 class Only(Provider):
-    """svdrd's operators computed by one implementation alone: what that does not take raises :class:`Declined`."""
+    """svdrd's operators computed by one implementation alone: what that does not take raises ``NotTaken``."""
 
-    # The implementation of an operator of svdrd.library; None where it has none and the usual one serves.
-    kernel: Callable[[str], Callable[..., Any] | None] = lambda name: None
-
-    def context(self) -> AbstractContextManager[Any]:
-        return self._alone()
+    computer: str = routes.DEFAULT
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        usual = library._kernels
-
-        def kernels(backend: str, name: str) -> list[Callable[..., Any]]:
-            kernel = self.kernel(name)
-            return usual(backend, name) if kernel is None else [functools.partial(self._required, name, kernel)]
-
+    def context(self) -> Iterator[None]:
         with ExitStack() as stack:
             if self.backend is not None:
                 stack.enter_context(svdrd.use_backend(self.backend))
-            stack.enter_context(mock.patch.object(library, "_kernels", kernels))
+            stack.enter_context(routes.only(self.computer))
             yield
-
-    def _required(self, name: str, kernel: Callable[..., Any], *arguments: Any) -> Any:
-        result = kernel(*arguments)
-        if result is NotImplemented and name == "polar_factor":  # products form no factors to be saved
-            result = kernel(*arguments[:-1], False)
-        if result is NotImplemented:
-            raise Declined(f"{self.name} does not take tensors of {tuple(arguments[0].shape)}, {arguments[0].dtype}")
-        return result
-
-
-def _products_polar(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, ...]:
-    return iteration.polar_factor(a, rcond, smooth).contiguous(), *(a.new_empty(0) for _ in range(3))
-
-
-def _products_polar_backward(grad: Tensor, a: Tensor, p: Tensor, *rest: Any) -> Tensor:
-    *_, rcond, smooth = rest
-    return iteration.polar_factor_vjp(grad, a, p, rcond, smooth).contiguous()
-
-
-_PRODUCTS: dict[str, Callable[..., Any]] = {
-    "polar_factor": _products_polar,
-    "polar_factor_backward": _products_polar_backward,
-    "basis_loss": iteration.basis_loss,
-}
 
 
 def _loops_for_long(case: Case) -> str | None:
@@ -123,22 +82,18 @@ def providers(device: torch.device) -> tuple[list[Provider], list[Provider], dic
     absent = dict(registry.ABSENT)
     ours: list[Provider] = [OURS, BASELINE]
     for name in ("triton", "cuda"):
-        record = next(record for record in selection.describe() if record.name == name)
-        reason = record.reason if not record.available else selection._refusal(name, device)
+        record = next(record for record in availability.describe() if record.name == name)
+        reason = record.reason if not record.available else availability.refusal(name, device)
         if reason:
             absent[f"svdrd, {name} backend"] = reason
         else:
             ours.append(Provider(f"svdrd, {name} backend", registry._OURS, backend=name))
     ours.append(replace(registry.FALLBACK, declines=_loops_for_long))
     functions = {name: registry._OURS[name] for name in ("polar_factor", "basis_loss")}
-    ours.append(Only("svdrd.backends.products.iteration", functions, backend="torch", kernel=_PRODUCTS.get))
+    ours.append(Only("svdrd.backends.products", functions, backend="torch", computer="products"))
     # The path beyond the kernels' sizes, and what it took the place of.
-    for name, decompose in (
-        ("svdrd.backends.products.gram", gram.svd),
-        ("svdrd.reference.definitions", definitions.svd),
-    ):
-        kernel = {"svd": decompose}.get
-        ours.append(Only(name, {"svd": registry._OURS["svd"]}, _large_alone, backend="torch", kernel=kernel))
+    for name, computer in (("svdrd.backends.products", "products"), ("svdrd.reference", routes.DEFAULT)):
+        ours.append(Only(name, {"svd": registry._OURS["svd"]}, _large_alone, backend="torch", computer=computer))
     for name in LAUNCHERS:
         full = f"svdrd.backends.triton.{name}"
         try:
@@ -150,17 +105,13 @@ def providers(device: torch.device) -> tuple[list[Provider], list[Provider], dic
             absent[full] = absent["svdrd, triton backend"]
             continue
         functions = {op: function for op, function in registry._OURS.items() if hasattr(module, op)}
-        ours.append(Only(full, functions, backend="triton", kernel=functools.partial(_launcher, module)))
+        ours.append(Only(full, functions, backend="triton", computer=f"triton.{name}"))
     peers = [provider for provider in registry.PROVIDERS if provider not in (OURS, BASELINE, registry.FALLBACK)]
     if device.type == "cuda":
         peers += [_driver(name) for name in DRIVERS]
     else:
         absent["torch.linalg.svd, " + "|".join(DRIVERS)] = "cuSOLVER's, on CUDA devices alone"
     return ours, peers, absent
-
-
-def _launcher(module: Any, name: str) -> Callable[..., Any] | None:
-    return getattr(module, name, None)
 
 
 # Cases
@@ -217,7 +168,7 @@ def quick_cases() -> Iterator[GpuCase]:
     yield GpuCase("recompose", "forward", 4, 4, 4, "random", different=4)
 
 
-@functools.lru_cache(maxsize=32)
+@lru_cache(maxsize=32)
 def _truth(op: str, kind: str, different: int, m: int, n: int, dtype: torch.dtype) -> registry.Truth:
     return registry.OPERATIONS[op].truth(inputs.make(kind, different, m, n, dtype))
 
@@ -302,7 +253,7 @@ def measure_case(
     for provider in taking_part:
         try:
             answers[provider.name] = _first(watch, case, provider, given, truth)
-        except Declined:
+        except routes.NotTaken:
             continue
         except (RuntimeError, NotImplementedError) as error:  # cuSOLVER's, out of memory
             answers[provider.name] = Answer(f"failed: {type(error).__name__}", math.nan, None)

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks import bars, counted, gpu, measure, report
 from benchmarks.measure import Row, Run
-from svdrd.backends import selection
+from svdrd.backends import availability
 
 ROOT = Path(__file__).parents[1]
 # Of the tests, what is no business of a GPU.
@@ -111,7 +111,7 @@ def tests(options: Options, seconds: float) -> str:
         raise Failed(f"not done in {seconds:.0f} s: --seconds tests={2 * seconds:.0f}")
     if status:
         raise Failed(last)
-    missing = [record for record in selection.describe() if record.name in KERNELS and not record.available]
+    missing = [record for record in availability.describe() if record.name in KERNELS and not record.available]
     return last + "".join(f"; without {record.name}: {record.reason}" for record in missing)
 
 
@@ -119,7 +119,7 @@ def sanitizer(options: Options, seconds: float) -> str:
     """The short run by itself, then under each tool, all tools at once: most of the time is Python's start."""
     _gpu_alone(options)
     begin = time.perf_counter()
-    here = [record.name for record in selection.describe() if record.name in KERNELS and record.available]
+    here = [record.name for record in availability.describe() if record.name in KERNELS and record.available]
     if not here:
         raise NotRun("neither triton nor cuda is here")
     short_run = [sys.executable, "-m", "tests.short_run_on_gpu", "--backend"]
@@ -293,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"gpu-check on {name}, torch {torch.__version__}, Python {sys.version.split()[0]}")
     if arguments.only_ask:
         return 0
-    for record in selection.describe():
+    for record in availability.describe():
         print(
             f"  {record.name}: {record.reason}" if record.available else f"  {record.name} IS MISSING: {record.reason}"
         )

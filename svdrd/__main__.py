@@ -76,7 +76,7 @@ def info() -> str:
     import torch
 
     import svdrd
-    from svdrd.backends import selection
+    from svdrd.backends import availability
 
     lines = [
         f"svdrd {svdrd.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
@@ -88,7 +88,7 @@ def info() -> str:
             lines.append(f"cuda:{index}: {torch.cuda.get_device_name(index)}, sm_{major}{minor}")
     else:
         lines.append("cuda: no device")
-    for name, available, reason in selection.describe():
+    for name, available, reason in availability.describe():
         lines.append(f"backend {name}: {'available' if available else 'missing'}, {reason}")
     for package in ("bjontegaard", "compressai", "matplotlib", "pytorch-msssim", "tensorboard", "torchvision", "tqdm"):
         try:

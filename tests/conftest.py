@@ -21,8 +21,8 @@ if not torch.cuda.is_available():
         os.environ.setdefault("SVDRD_CUDA_EMULATION", str(_emulated))
 
 import svdrd
-from svdrd import library
-from svdrd.backends import selection
+from svdrd.backends import availability, selection
+from svdrd.dispatch import registration
 
 # A process interprets Triton's kernels or compiles them. tests/ptx runs compiled ones: `make ptx`.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "0" else ["ptx"]
@@ -114,18 +114,13 @@ def compute_on(device: torch.device, patch: pytest.MonkeyPatch) -> None:
     Autograd, dtypes, shapes and strides are then the CPU's; what is special to tensors of a GPU is in
     ``tests/test_gpu.py``.
     """
-    usual = library._kernels
-    patch.setattr(library, "_kernels", lambda *which: [on_device(kernel, device) for kernel in usual(*which)])
-    for name, default in library._DEFAULTS.items():
-        patch.setitem(library._DEFAULTS, name, on_device(default, device))
-    refusal = selection._refusal
-    patch.setattr(selection, "_refusal", lambda name, where: refusal(name, device if where.type == "cpu" else where))
+    patch.setattr(registration, "compute", on_device(registration.compute, device))
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend in turn; one that is not here is skipped with its recorded reason."""
-    record = next(record for record in selection.describe() if record.name == request.param)
+    record = next(record for record in availability.describe() if record.name == request.param)
     if not record.available:
         pytest.skip(f"{record.name}: {record.reason}")
     with svdrd.use_backend(record.name), pytest.MonkeyPatch.context() as patch:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 import svdrd
-from svdrd.backends import selection
+from svdrd.backends import availability, selection
+from svdrd.dispatch import registration, routes
 from svdrd.ops import polar_factor
 
 
@@ -21,8 +23,8 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_describe_names_every_backend_and_a_reason() -> None:
-    records = selection.describe()
-    assert tuple(record.name for record in records) == selection.NAMES
+    records = availability.describe()
+    assert tuple(record.name for record in records) == availability.NAMES
     assert all(record.reason for record in records)
     assert records[0].available
 
@@ -33,7 +35,7 @@ def test_unknown_name() -> None:
 
 
 def test_explicit_choice_raises_with_the_recorded_reason() -> None:
-    missing = [record for record in selection.describe() if not record.available]
+    missing = [record for record in availability.describe() if not record.available]
     for record in missing:
         with pytest.raises(RuntimeError) as raised, svdrd.use_backend(record.name):
             pass
@@ -56,14 +58,12 @@ def test_the_backend_really_computes(backend: str, monkeypatch: pytest.MonkeyPat
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the other backend was called")
 
-    from svdrd import library
-
-    replaced = {"cpp": library._CPP, "triton": library._TRITON, "cuda": library._CUDA}.get(backend)
-    for name in library._DEFAULTS:
-        if replaced is None:
-            monkeypatch.setitem(library._CPP, name, refuse)
-        elif name in replaced:
-            monkeypatch.setitem(library._DEFAULTS, name, refuse)
+    for name, operator in registration.OPERATORS.items():
+        rows = routes.ROUTES.get(name, ())
+        if backend != "torch" and any(backend in row.backends and row.computer != "products" for row in rows):
+            monkeypatch.setitem(registration.OPERATORS, name, replace(operator, default=refuse))
+    usual = routes.kernel
+    monkeypatch.setattr(routes, "kernel", lambda who, name: usual(who, name) if who.startswith(backend) else refuse)
     a = torch.rand(3, 4, 4, requires_grad=True)
     polar_factor(a).sum().backward()
     svdrd.ops.svd(a)
@@ -71,7 +71,7 @@ def test_the_backend_really_computes(backend: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_cpp_refuses_another_device() -> None:
-    if selection.native is None:
+    if availability.native is None:
         pytest.skip("no compiled module")
     with svdrd.use_backend("cpp"), pytest.raises(RuntimeError, match=r"'cpp' computes on the CPU.*meta.*\.cpu\(\)"):
         selection.select(torch.device("meta"))
@@ -87,7 +87,7 @@ def test_triton_without_a_cuda_device_and_without_the_interpreter() -> None:
 def test_interpreted_triton_refuses_another_device() -> None:
     code = """
 import torch, svdrd
-from svdrd.backends import selection
+from svdrd.backends import availability, selection
 with svdrd.use_backend("triton"):
     print(selection.select(torch.device("cpu")))
     selection.select(torch.device("cuda"))
@@ -105,12 +105,14 @@ def test_automatic_order_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> No
     device = torch.device("cuda", 0)
     capability = [(9, 0)]
     monkeypatch.setattr(selection, "_chosen", None)
-    monkeypatch.setattr(selection, "_interpreted", lambda: False)
-    monkeypatch.setattr(selection, "_emulation", lambda: "")
-    monkeypatch.setattr(selection, "_cuda_refusal", lambda index: "")
+    monkeypatch.setattr(availability, "interpreted", lambda: False)
+    monkeypatch.setattr(availability, "emulation", lambda: "")
+    monkeypatch.setattr(availability, "cuda_refusal", lambda index: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
     monkeypatch.setattr(
-        selection, "describe", lambda: [selection.Backend(name, name in present, "") for name in selection.NAMES]
+        availability,
+        "describe",
+        lambda: [availability.Backend(name, name in present, "") for name in availability.NAMES],
     )
     assert selection.select(device) == "triton"
     capability[0] = (7, 5)

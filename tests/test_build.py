@@ -130,7 +130,7 @@ def python(program: str, *path: str | Path) -> str:
 COMPUTE = """
 import torch, svdrd
 from svdrd.ops import polar_factor
-from svdrd.backends import selection
+from svdrd.backends import availability
 a = torch.arange(24, dtype=torch.float64).reshape(2, 4, 3).sin()
 with svdrd.use_backend("torch"):
     expected = polar_factor(a)
@@ -156,7 +156,7 @@ def test_with_a_compiler_the_native_module_is_built_and_computes(source: Path, t
     body = """
 with svdrd.use_backend("cpp"):
     computed = polar_factor(a)
-info = selection.native.build_info()
+info = availability.native.build_info()
 print(svdrd.__file__, (computed - expected).abs().max().item() < 1e-14, "baseline" in info["flags"], info["version"])
 """
     version = wheel.name.split("-")[1]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import svdrd
-from svdrd.backends import selection
+from svdrd.backends import availability
 from svdrd.ops import basis_loss, polar_factor, svd
 from tests.zoo import ZOO
 
@@ -29,16 +29,16 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def module() -> ModuleType:
     """The compiled kernels, or their emulation; both have one interface."""
-    module = selection.cuda_module()
+    module = availability.cuda_module()
     if module is None:
-        pytest.skip(next(record.reason for record in selection.describe() if record.name == "cuda"))
+        pytest.skip(next(record.reason for record in availability.describe() if record.name == "cuda"))
     return module
 
 
 @pytest.fixture
 def gpu() -> torch.device:
     """A GPU that the compiled kernels run on."""
-    record = next(record for record in selection.describe() if record.name == "cuda")
+    record = next(record for record in availability.describe() if record.name == "cuda")
     if not torch.cuda.is_available() or not record.available:
         pytest.skip("no GPU" if not torch.cuda.is_available() else record.reason)
     return torch.device("cuda", torch.cuda.device_count() - 1)
@@ -61,14 +61,14 @@ def emulation() -> ModuleType:
 def test_the_module_loads_and_says_why_it_cannot_run_without_a_gpu() -> None:
     """In a process of its own, which has no emulation: neither loading nor asking may need a driver."""
     if importlib.util.find_spec("svdrd._cuda") is None:
-        pytest.skip(f"no CUDA module was built: {selection.build_record().get('cuda_reason')}")
+        pytest.skip(f"no CUDA module was built: {availability.build_record().get('cuda_reason')}")
     program = """
 import svdrd._cuda as cuda, torch
 info = cuda.build_info()
 assert not info["emulated"] and info["architectures"], info
 print(cuda.refusal(0))
-from svdrd.backends import selection
-print(next(record for record in selection.describe() if record.name == "cuda"))
+from svdrd.backends import availability
+print(next(record for record in availability.describe() if record.name == "cuda"))
 """
     environment = {**os.environ, "SVDRD_CUDA_EMULATION": "", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)

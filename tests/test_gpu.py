@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import svdrd
-from svdrd.backends import selection
+from svdrd.backends import availability
 from svdrd.ops import basis_loss, polar_factor, recompose, svd
 
 if not torch.cuda.is_available():
@@ -24,9 +24,9 @@ SIZES = [(8, 8), (16, 16), (32, 32), (24, 48), (64, 64), (100, 72), (256, 256)]
 
 @pytest.fixture(params=["torch", "triton", "cuda"])
 def on_gpu(request: pytest.FixtureRequest) -> Iterator[str]:
-    record = next(record for record in selection.describe() if record.name == request.param)
+    record = next(record for record in availability.describe() if record.name == request.param)
     reason = None if record.available else record.reason
-    reason = reason or selection._refusal(record.name, GPU)
+    reason = reason or availability.refusal(record.name, GPU)
     if reason:
         pytest.skip(f"{record.name}: {reason}")
     with svdrd.use_backend(record.name):

@@ -15,11 +15,13 @@ import torch
 for package in ("matplotlib", "skimage"):
     pytest.importorskip(package, reason="pip install 'svdrd[dev]' brings what the benchmarks need")
 
+import svdrd  # noqa: E402
 from benchmarks import bars, clock, counted, floor, gpu, gpu_check, measure, registry  # noqa: E402
 from benchmarks.clock import Clock, Times  # noqa: E402
 from benchmarks.gpu import GpuCase  # noqa: E402
-from svdrd import library, ops  # noqa: E402
-from svdrd.backends import selection  # noqa: E402
+from svdrd import ops  # noqa: E402
+from svdrd.backends import availability  # noqa: E402
+from svdrd.dispatch import routes  # noqa: E402
 from tests import conftest, short_run_on_gpu  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +32,8 @@ CASE = GpuCase("basis_loss", "both", 8, 4, 4, "random", different=4)
 
 def on_the_cpu() -> set[str]:
     """The backends that can compute there: interpreted and emulated ones where there is no GPU."""
-    usable = (record.name for record in selection.describe() if record.available)
-    return {name for name in usable if selection._refusal(name, CPU) is None}
+    usable = (record.name for record in availability.describe() if record.available)
+    return {name for name in usable if availability.refusal(name, CPU) is None}
 
 
 def test_without_a_gpu_it_says_so_and_fails(monkeypatch, capsys):
@@ -179,12 +181,11 @@ def test_one_implementation_alone_takes_a_case_or_declines():
         pytest.skip("triton does not compute on the CPU here")
     ours, _, _ = gpu.providers(CPU)
     jacobi = next(provider for provider in ours if provider.name == "svdrd.backends.triton.jacobi")
-    usual = library._kernels
     with jacobi.context():
         assert ops.svd(torch.eye(2)[None]).S.tolist() == [[1.0, 1.0]]
-        with pytest.raises(gpu.Declined, match=r"jacobi does not take tensors of \(1, 70, 6\)"):
+        with pytest.raises(routes.NotTaken, match="jacobi does not compute svd of 70 x 6 matrices"):
             ops.svd(torch.rand(1, 70, 6))
-    assert library._kernels is usual
+    assert not routes.restricted()
     case = GpuCase("svd", "forward", 2, 70, 6, "random", different=2)
     rows = list(gpu.measure_case(case, [registry.OURS, jacobi], Clock(CPU), RUN, 0.01))
     assert [row.provider for row in rows] == ["svdrd"]
@@ -388,24 +389,22 @@ def test_a_training_step_is_written_as_rows(tmp_path):
 
 def test_the_suite_computes_cpu_tensors_on_the_device():
     """What tests/conftest.py does where there is a GPU, on a device that has no data at all."""
-    seen = []
+    seen, asked = [], []
 
     def kernel(a, *rest):
         seen.append((a.device.type, rest))
-        return NotImplemented if len(seen) == 1 else (torch.ones(1, 2, 2), *(torch.zeros(0) for _ in range(3)))
+        return torch.ones(1, 2, 2), *(torch.zeros(0) for _ in range(3))
 
     meta = torch.device("meta")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "_kernels", lambda backend, name: [kernel, kernel])
-        refused = []
-        patch.setattr(selection, "_refusal", lambda name, where: refused.append(where))
-        patch.setattr(selection, "_chosen", "torch")
+        patch.setattr(routes, "computer", lambda operator, case: asked.append(case.device) or "somebody")
+        patch.setattr(routes, "kernel", lambda computer, operator: kernel)
         conftest.compute_on(meta, patch)
-        result = ops.polar_factor(torch.rand(2, 2))
-    assert seen == [("meta", (4 * torch.finfo(torch.float32).eps, 0.0, False))] * 2
-    assert refused == [meta]
+        with svdrd.use_backend("torch"):
+            result = ops.polar_factor(torch.rand(2, 2))
+    assert seen == [("meta", (4 * torch.finfo(torch.float32).eps, 0.0, False))]
+    assert asked == [meta]
     assert torch.equal(result, torch.ones(2, 2))
-    assert conftest.on_device(lambda x: NotImplemented, CPU)(torch.ones(1)) is NotImplemented
     pair = conftest.on_device(lambda x, scale: (x * scale, x), CPU)(torch.ones(1), 3)
     assert [value.item() for value in pair] == [3, 1]
 

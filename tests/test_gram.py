@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from svdrd import library
+from svdrd import use_backend
 from svdrd.backends.products import gram
+from svdrd.dispatch import routes
 from svdrd.ops import svd
-from svdrd.reference import definitions
 from tests.test_jacobi import deficient
 from tests.test_svd import ratios
 from tests.zoo import ZOO
@@ -55,22 +55,17 @@ def test_a_non_finite_item_is_nan_alone() -> None:
     assert [tuple(factor.shape) for factor in gram.svd(a[:0])] == [(0, 40, 36), (0, 36), (0, 36, 36)]
 
 
-def test_what_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_serves() -> None:
     def serves(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cuda") -> bool:
-        class Fake:
-            def __init__(self) -> None:
-                self.device, self.dtype, self.shape = torch.device(device), dtype, shape
+        with use_backend("torch"):
+            return routes.route("svd", *shape, dtype, device) == "products"
 
-        return library._gram_serves(Fake())  # type: ignore[arg-type]
-
-    assert serves(3, 33, 70)
-    assert not serves(3, 32, 70)
-    assert not serves(3, 33, 70, dtype=torch.float64)
-    assert not serves(3, 33, 70, device="cpu")
+    assert serves(33, 70)
+    assert not serves(32, 70)
+    assert not serves(33, 70, dtype=torch.float64)
+    assert not serves(33, 70, device="cpu")
     a = ZOO["image"](40, 36).float()[None]
-    for backend in ("torch", "triton", "cuda"):
-        assert library._svd_gram in library._kernels(backend, "svd")
-    monkeypatch.setattr(library, "_gram_serves", lambda a: True)
-    monkeypatch.setitem(library._CPP, "svd", library._svd_gram)
-    monkeypatch.setattr(definitions, "svd", None)
-    assert torch.equal(svd(a).S, gram.svd(a)[1])
+    (row,) = (row for row in routes.ROUTES["svd"] if row.computer == "products")
+    assert row.backends == ("triton", "cuda", "torch")
+    with routes.only("products"):
+        assert torch.equal(svd(a).S, gram.svd(a)[1])

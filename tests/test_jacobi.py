@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 import svdrd
-from svdrd import library
-from svdrd.backends import selection
+from svdrd.backends import availability
+from svdrd.dispatch import registration, routes
 from svdrd.ops import basis_loss, polar_factor, svd
 from svdrd.reference import definitions, derivatives
 from tests.test_svd import ratios
@@ -21,7 +22,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @pytest.fixture(autouse=True)
 def _triton() -> Iterator[None]:
-    record = next(record for record in selection.describe() if record.name == "triton")
+    record = next(record for record in availability.describe() if record.name == "triton")
     if not record.available:
         pytest.skip(f"triton: {record.reason}")
     with svdrd.use_backend("triton"):
@@ -202,11 +203,10 @@ def test_recompose_in_one_launch(m: int, n: int, name: str, monkeypatch: pytest.
         raise AssertionError("a second launch")
 
     with monkeypatch.context() as patch:
-        patch.setattr("svdrd.backends.triton.jacobi.svd", refuse)
-        patch.setitem(library._DEFAULTS, "recompose", refuse)
-        library._triton_launcher.cache_clear()
+        for operator in ("svd", "recompose"):
+            patch.setitem(registration.OPERATORS, operator, replace(registration.OPERATORS[operator], default=refuse))
+        patch.setitem(routes.ROUTES, "svd", ())
         recomposed = torch.ops.svdrd.recompose(image_hat, image, m, n)
-    library._triton_launcher.cache_clear()
     result = recomposed.reshape(m, count, n).transpose(0, 1)
     # The same factors as svd's, bit for bit, so only the product is rounded.
     expected = (u.double() * values.double()[:, None, :]) @ vh.double()

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svdrd.library import ops
+from svdrd.dispatch.registration import ops
 from svdrd.ops import basis_loss, polar_factor, recompose, svd
 
 ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {

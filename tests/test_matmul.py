@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from svdrd import library
 from svdrd.backends import selection
 from svdrd.backends.products import iteration
 from svdrd.backends.products.arithmetic import TORCH, reduced_precision
-from svdrd.library import ops
+from svdrd.dispatch import registration, routes
+from svdrd.dispatch.registration import ops
 from svdrd.ops import basis_loss, polar_factor
 from svdrd.reference import definitions, derivatives
 from tests import closed_form
@@ -431,34 +432,32 @@ def test_what_they_serve() -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
 
     def serves(m: int, n: int, rcond: float, dtype: torch.dtype, device: torch.device) -> bool:
-        with torch._subclasses.FakeTensorMode():
-            return library._products_serve(torch.empty(2, m, n, dtype=dtype, device=device), m, n, rcond)
+        with selection.use_backend("torch"):
+            return routes.route("basis_loss", m, n, dtype, device, rcond) == "products"
 
     assert serves(33, 256, 1e-6, torch.float32, cuda)
     assert not serves(32, 256, 1e-6, torch.float32, cuda)
     assert not serves(64, 64, 0.5, torch.float32, cuda)
     assert not serves(64, 64, 1e-6, torch.float64, cuda)
     assert not serves(64, 64, 1e-6, torch.float32, cpu)
-    assert library._MATMUL["basis_loss"] in library._kernels("torch", "basis_loss")
-    assert library._MATMUL["basis_loss"] not in library._kernels("cpp", "basis_loss")
     # Factors that nobody would compute are not asked for.
     with selection.use_backend("torch"):
-        assert not selection.saves_factors(cuda, torch.float32, 33, 99)
-        assert selection.saves_factors(cuda, torch.float32, 32, 99)
-        assert selection.saves_factors(cpu, torch.float32, 33, 99)
+        assert not routes.saves_factors(cuda, torch.float32, 33, 99)
+        assert routes.saves_factors(cuda, torch.float32, 32, 99)
+        assert routes.saves_factors(cpu, torch.float32, 33, 99)
 
 
 @pytest.fixture
 def on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The operators as they are on a CUDA device, on the CPU."""
-    monkeypatch.setattr(library, "_products_serve", lambda a, m, n, rcond: True)
-    monkeypatch.setattr(selection, "saves_factors", lambda *_: False)
+    monkeypatch.setattr(routes, "saves_factors", lambda *_: False)
 
     def refuse(*_: object) -> None:
         raise AssertionError("the reference was called")
 
     for name in ("polar_factor", "polar_factor_backward", "basis_loss"):
-        monkeypatch.setitem(library._DEFAULTS, name, refuse)
+        monkeypatch.setitem(registration.OPERATORS, name, replace(registration.OPERATORS[name], default=refuse))
+        monkeypatch.setitem(routes.ROUTES, name, (routes.Route("products", ("torch",)),))
 
 
 def test_operators(on_every_device: None) -> None:

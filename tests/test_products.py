@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import svdrd
-from svdrd import library
-from svdrd.backends import selection
+from svdrd.backends import availability
 from svdrd.backends.products import arithmetic, iteration
 from svdrd.backends.products.arithmetic import TORCH
-from svdrd.library import ops
+from svdrd.dispatch import registration, routes
+from svdrd.dispatch.registration import ops
 from svdrd.ops import polar_factor
 from svdrd.reference import definitions, derivatives
 from tests.test_matmul import default_rcond, relative_spectra, undecided
@@ -42,7 +43,7 @@ COARSE = 0.2
 
 @pytest.fixture(autouse=True)
 def _triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    record = next(record for record in selection.describe() if record.name == "triton")
+    record = next(record for record in availability.describe() if record.name == "triton")
     if not record.available:
         pytest.skip(f"triton: {record.reason}")
     if INTERPRETED:
@@ -247,8 +248,10 @@ def test_beyond_the_jacobi_kernels_the_operators_come_here(monkeypatch: pytest.M
         raise AssertionError("the reference was called")
 
     for name in ("polar_factor", "polar_factor_backward", "basis_loss"):
-        monkeypatch.setitem(library._DEFAULTS, name, refuse)
-        monkeypatch.setitem(library._MATMUL, name, refuse)
+        operator = registration.OPERATORS[name]
+        monkeypatch.setitem(registration.OPERATORS, name, replace(operator, default=refuse))
+        rows = tuple(row for row in routes.ROUTES[name] if row.computer != "products")
+        monkeypatch.setitem(routes.ROUTES, name, rows)
     a = ZOO["image"](20, 66)[None].to(DEVICE, torch.float32).requires_grad_()
     g = random(1, 20, 66, seed=1)
     (derivative,) = torch.autograd.grad(polar_factor(a, rcond=COARSE), a, g)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from svdrd.backends import cpp, selection
+from svdrd.backends import availability, cpp
 from svdrd.ops import svd
 from tests.zoo import LARGE_SIZES, SIZES, ZOO, exact_rank, with_spectrum
 
@@ -123,7 +123,7 @@ def test_derivative_keeps_small_genuine_values(backend: str) -> None:
     assert error < 1e-2
 
 
-@pytest.mark.skipif(selection.native is None, reason="the cpp backend is not built")
+@pytest.mark.skipif(availability.native is None, reason="the cpp backend is not built")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize(("m", "n"), SIZES + LARGE_SIZES)
 def test_values_alone(m: int, n: int, dtype: torch.dtype) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdrd.backends import selection
+from svdrd.backends import availability
 from svdrd.reference import definitions
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
@@ -13,12 +13,12 @@ _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.svd`."""
-    assert selection.native is not None
+    assert availability.native is not None
     a = a.contiguous()
     b, m, n = a.shape
     k = min(m, n)
     u, s, vh = a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
-    selection.native.svd(
+    availability.native.svd(
         _NAMES[a.dtype], a.data_ptr(), b, m, n, u.data_ptr(), s.data_ptr(), vh.data_ptr(), torch.get_num_threads()
     )
     return u, s, vh
@@ -26,16 +26,16 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def singular_values(a: Tensor) -> Tensor:
     """The second result of :func:`svd`, to rounding; but for large float64 matrices, no vectors are formed."""
-    assert selection.native is not None
+    assert availability.native is not None
     a = a.contiguous()
     b, m, n = a.shape
     s = a.new_empty(b, min(m, n))
-    selection.native.svd(_NAMES[a.dtype], a.data_ptr(), b, m, n, 0, s.data_ptr(), 0, torch.get_num_threads())
+    availability.native.svd(_NAMES[a.dtype], a.data_ptr(), b, m, n, 0, s.data_ptr(), 0, torch.get_num_threads())
     return s
 
 
 def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
-    """As the operator's default in :mod:`svdrd.library`."""
+    """As the operator's default in :mod:`svdrd.dispatch.recompose`."""
     s = singular_values(definitions.to_blocks(x_hat, block_height, block_width))
     u, _, vh = svd(definitions.to_blocks(x, block_height, block_width))
     return definitions.from_blocks((u * s[:, None, :]) @ vh, *x.shape).contiguous()
@@ -45,18 +45,20 @@ def svd_backward(
     u: Tensor, s: Tensor, vh: Tensor, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None
 ) -> Tensor:
     """As :func:`svdrd.reference.derivatives.svd_vjp`."""
-    assert selection.native is not None
+    assert availability.native is not None
     tensors = [None if x is None else x.contiguous() for x in (grad_u, grad_s, grad_vh, u, s, vh)]
     b, m, n = u.shape[0], u.shape[1], vh.shape[2]
     derivative = u.new_empty(b, m, n)
     pointers = [0 if x is None else x.data_ptr() for x in tensors]
-    selection.native.svd_backward(_NAMES[u.dtype], *pointers, b, m, n, derivative.data_ptr(), torch.get_num_threads())
+    availability.native.svd_backward(
+        _NAMES[u.dtype], *pointers, b, m, n, derivative.data_ptr(), torch.get_num_threads()
+    )
     return derivative
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.polar_factor`; the factors are empty unless ``save_factors``."""
-    assert selection.native is not None
+    assert availability.native is not None
     a = a.contiguous()
     b, m, n = a.shape
     k = min(m, n)
@@ -64,19 +66,23 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
     shapes = ((b, m, k), (b, k), (b, k, n)) if save_factors else ((0,), (0,), (0,))
     u, s, vh = (a.new_empty(shape) for shape in shapes)
     factors = (u.data_ptr(), s.data_ptr(), vh.data_ptr()) if save_factors else (0, 0, 0)
-    selection.native.polar_factor(
+    availability.native.polar_factor(
         _NAMES[a.dtype], a.data_ptr(), b, m, n, rcond, smooth, p.data_ptr(), *factors, torch.get_num_threads()
     )
     return p, u, s, vh
 
 
-def polar_factor_backward(grad: Tensor, u: Tensor, s: Tensor, vh: Tensor, smooth: float) -> Tensor:
-    """As :func:`svdrd.reference.derivatives.polar_factor_vjp`."""
-    assert selection.native is not None
+def polar_factor_backward(
+    grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
+) -> Tensor:
+    """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; empty factors are formed again from ``a``."""
+    assert availability.native is not None
+    if a.numel() and not u.numel():
+        _, u, s, vh = polar_factor(a, rcond, smooth, save_factors=True)
     grad, u, s, vh = grad.contiguous(), u.contiguous(), s.contiguous(), vh.contiguous()
     b, m, n = grad.shape
     derivative = torch.empty_like(grad)
-    selection.native.polar_factor_backward(
+    availability.native.polar_factor_backward(
         _NAMES[grad.dtype], grad.data_ptr(), u.data_ptr(), s.data_ptr(), vh.data_ptr(), b, m, n, smooth,
         derivative.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -94,13 +100,13 @@ def basis_loss(
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.basis_loss`."""
-    assert selection.native is not None
+    assert availability.native is not None
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape
     loss = x_hat.new_empty(b, h // block_height, w // block_width)
     derivative_x_hat = torch.empty_like(x_hat) if need_grad_x_hat else x_hat.new_empty(0)
     derivative_x = torch.empty_like(x) if need_grad_x else x.new_empty(0)
-    selection.native.basis_loss(
+    availability.native.basis_loss(
         _NAMES[x_hat.dtype], x_hat.data_ptr(), x.data_ptr(), b, h, w, block_height, block_width, rcond, smooth,
         loss.data_ptr(), derivative_x_hat.data_ptr() if need_grad_x_hat else 0,
         derivative_x.data_ptr() if need_grad_x else 0, torch.get_num_threads(),

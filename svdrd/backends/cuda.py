@@ -1,8 +1,8 @@
 """Launchers of the CUDA kernels: contiguous tensors in, raw pointers to ``svdrd._cuda``, new tensors out.
 
 The kernels run on torch's current stream of the tensors' device, whatever the current device is, and take matrices
-whose smaller side is at most 64; a launcher returns NotImplemented for others. Nothing here waits for the device, so
-that a CUDA graph can capture all of it; the operation has to have run once before, as with torch's own kernels.
+whose smaller side is at most ``limits.JACOBI``. Nothing here waits for the device, so that a CUDA graph can capture all
+of it; the operation has to have run once before, as with torch's own kernels.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd.backends import selection
+from svdrd.backends import availability
 
 
 def _module() -> ModuleType:
-    module = selection.cuda_module()
+    module = availability.cuda_module()
     assert module is not None
     return module
 
 
-def _takes(m: int, n: int) -> bool:
+def takes(m: int, n: int) -> bool:
+    """Whether the kernels are for ``m x n`` matrices."""
     module = _module()
     return 0 < min(m, n) <= module.most_columns and max(m, n) <= module.most_rows
 
@@ -48,11 +49,9 @@ def _where(x: Tensor, operation: str, batch: int, m: int, n: int) -> tuple[Tenso
     return workspace, (workspace.data_ptr() if size else 0, index, stream)
 
 
-def svd(a: Tensor) -> Any:
+def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.svd`."""
     b, m, n = a.shape
-    if not _takes(m, n):
-        return NotImplemented
     k = min(m, n)
     with _on(a.device):
         a = a.contiguous()
@@ -63,11 +62,9 @@ def svd(a: Tensor) -> Any:
     return u, s, vh
 
 
-def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> Any:
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.polar_factor`; the factors are empty unless ``save_factors``."""
     b, m, n = a.shape
-    if not _takes(m, n):
-        return NotImplemented
     k = min(m, n)
     with _on(a.device):
         a = a.contiguous()
@@ -85,11 +82,9 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
 
 def polar_factor_backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
-) -> Any:
+) -> Tensor:
     """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; empty factors are formed again from ``a``."""
     b, m, n = grad.shape
-    if not _takes(m, n):
-        return NotImplemented
     if a.numel() and not u.numel():
         _, u, s, vh = polar_factor(a, rcond, smooth, save_factors=True)
     with _on(grad.device):
@@ -113,14 +108,12 @@ def basis_loss(
     smooth: float,
     need_grad_x_hat: bool,
     need_grad_x: bool,
-) -> Any:
+) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.basis_loss`.
 
     One launch computes the loss and the derivative by ``x_hat``. The derivative by ``x``, which a training step does
     not ask for, is that of a second one with the sides exchanged.
     """
-    if not _takes(block_height, block_width):
-        return NotImplemented
     b, h, w = x_hat.shape
     rows, columns = h // block_height, w // block_width
     with _on(x_hat.device):

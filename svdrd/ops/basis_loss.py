@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdrd import library
+from svdrd.dispatch import direct
 from svdrd.ops import arguments
 
 
@@ -57,7 +57,7 @@ def basis_loss(
         return _of_matrices_without_entries(x_hat, x, reduction)
 
     grad_enabled = torch.is_grad_enabled()
-    loss = library.basis_loss(
+    loss = direct.basis_loss(
         arguments.flattened(x_hat, dtype),
         arguments.flattened(x, dtype),
         block_height,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from svdrd.library import ops
+from svdrd.dispatch.registration import ops
 from svdrd.ops import arguments
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from svdrd import library
+from svdrd.dispatch import direct
 from svdrd.ops import arguments
 
 
@@ -41,7 +41,7 @@ def svd(a: Tensor) -> SVD:
         ValueError: ``a`` has fewer than two dimensions.
     """
     dtype = arguments.compute_dtype("svd", a=a)
-    u, s, vh = library.svd(arguments.flattened(a, dtype))
+    u, s, vh = direct.svd(arguments.flattened(a, dtype))
     if a.ndim == 3 and a.dtype == dtype:
         return SVD(u, s, vh)
     batch = a.shape[:-2]

@@ -1,7 +1,7 @@
 """The derivatives of svdrd's operations as plain functions; ``docs/gradients.md`` derives each of them.
 
-Everything here is plain PyTorch over ``(..., m, n)`` batches and knows nothing of autograd: ``svdrd.library`` wraps it.
-Thin factors are meant throughout, ``a = u diag(s) vh`` with ``k = min(m, n)``.
+Everything here is plain PyTorch over ``(..., m, n)`` batches and knows nothing of autograd, which ``svdrd.dispatch``
+does. Thin factors are meant throughout, ``a = u diag(s) vh`` with ``k = min(m, n)``.
 """
 
 from __future__ import annotations

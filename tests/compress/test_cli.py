@@ -10,7 +10,7 @@ pytest.importorskip("compressai")
 
 import svdrd
 from svdrd.__main__ import COMMANDS, main
-from svdrd.backends import selection
+from svdrd.backends import availability
 from svdrd.compress import load_codec
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, synthetic_photograph
 
@@ -21,7 +21,7 @@ def test_info(argv: list[str], capsys: pytest.CaptureFixture[str]):
     out = capsys.readouterr().out
     assert f"svdrd {svdrd.__version__}, torch {torch.__version__}" in out
     assert "compressai 1." in out
-    for backend in selection.describe():
+    for backend in availability.describe():
         assert f"backend {backend.name}: {'available' if backend.available else 'missing'}, {backend.reason}" in out
 
 

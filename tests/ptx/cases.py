@@ -90,8 +90,8 @@ class Case:
         return torch.randn(a.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(a)
 
 
-def run(module: Any, case: Case) -> tuple[Tensor, ...] | None:
-    """Calls the launcher of ``module``; None if it does not take the case."""
+def run(module: Any, case: Case) -> tuple[Tensor, ...]:
+    """Calls the launcher of ``module``."""
     a, rcond, smooth = case.matrices(), case.rcond, case.smooth
     if case.operation == "svd":
         out = module.svd(a)
@@ -99,15 +99,11 @@ def run(module: Any, case: Case) -> tuple[Tensor, ...] | None:
         out = module.polar_factor(a, rcond, smooth, module.__name__.endswith("jacobi"))
     elif case.operation == "polar_factor_backward":
         factor = module.polar_factor(a, rcond, smooth, module.__name__.endswith(("jacobi", "cuda")))
-        if factor is NotImplemented:
-            return None
         out = module.polar_factor_backward(case.gradient(a), a, *factor, rcond, smooth)
     elif case.operation == "basis_loss":
         out = module.basis_loss(*case.images(), case.m, case.n, rcond, smooth, *case.sides)
     else:
         out = module.recompose(*case.images(), case.m, case.n)
-    if out is NotImplemented:
-        return None
     return out if isinstance(out, tuple) else (out,)
 
 

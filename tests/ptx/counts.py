@@ -25,7 +25,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks import counted
 from svdrd.backends.triton import aot
+from svdrd.dispatch import routes
 from tests.ptx import machine_code, pipes, triton_launch
 from tests.ptx.machine import Options, Record
 from tests.ptx.parser import Instruction
@@ -190,13 +191,8 @@ def launches(call: Callable[[], Any]) -> list[Launch]:
         found.append(Launch(form(self, arguments, constants), math.prod(grid), size))
 
     with mock.patch.object(JITFunction, "run", run):
-        if call() is NotImplemented:
-            raise NotTaken
+        call()
     return found
-
-
-class NotTaken(Exception):
-    """The kernels do not take the case."""
 
 
 # Cases
@@ -278,17 +274,8 @@ def cases() -> Iterator[Case]:
 
 def chosen(case: Case) -> bool:
     """Whether these are the kernels that svdrd takes by itself: Jacobi wherever it takes the case."""
-    return case.family == "jacobi" or not takes(replace(case, family="jacobi"))
-
-
-def takes(case: Case) -> bool:
-    """Whether the family's kernels do."""
-    try:
-        for call in case.calls(1, 1, "meta"):
-            launches(call)
-    except NotTaken:
-        return False
-    return True
+    of_routes = routes.Case(case.n, case.n, torch.float32, torch.device("cuda"), RCOND)
+    return case.family == "jacobi" or not routes.takes("triton.jacobi", case.op, of_routes)
 
 
 # The sample

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from svdrd.backends import cuda, selection
+from svdrd.backends import availability, cuda
 from tests.ptx import cases, cuda_launch
 from tests.ptx.cases import Case
 
@@ -38,7 +38,7 @@ def _cases() -> list[Case]:
 
 
 CASES = _cases()
-EMULATED = selection.cuda_module()
+EMULATED = availability.cuda_module()
 
 
 @cases.parametrize(CASES, TARGETS, SHORT)

@@ -78,7 +78,7 @@ def launches(module: Any, m: int, n: int) -> dict[str, Launch]:
         triton_launch.emulation(80, machine.Options(count=False)) as records,
         mock.patch.object(machine, "launch", kept),
     ):
-        assert module.polar_factor(_near_diagonal(m, n), 1e-6, 0.0, False) is not NotImplemented
+        module.polar_factor(_near_diagonal(m, n), 1e-6, 0.0, False)
     for record, launched in zip(records, waiting, strict=True):
         found.setdefault(record.name, Launch(record.name, record.compiled.asm["ptx"], *launched))
     return found

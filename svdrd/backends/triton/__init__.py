@@ -1,5 +1,5 @@
-"""Triton kernels and their launchers, which have the signatures of the operators in ``svdrd.library``.
+"""Triton kernels and their launchers, which have the signatures of the operators in ``svdrd.dispatch``.
 
-Importing this package imports nothing; its modules import Triton, and ``svdrd.library`` imports them when they are
-first needed. A launcher returns NotImplemented for a case that it does not take.
+Importing this package imports nothing; its modules import Triton, and ``svdrd.dispatch.routes`` imports them when they
+are first needed. Which cases a launcher takes is there, too.
 """

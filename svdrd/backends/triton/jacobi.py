@@ -1,4 +1,4 @@
-"""Launchers of the Jacobi kernels: matrices of up to 64 rows and columns, float32 and float64."""
+"""Launchers of the Jacobi kernels: matrices of up to ``limits.JACOBI`` rows and columns, float32 and float64."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import torch
 import triton
 from torch import Tensor
 
+from svdrd.backends import limits
 from svdrd.backends.triton import jacobi_kernels as kernels
 from svdrd.backends.triton.configuration import Configuration, interpreted
 
 # What the sides of tiles can be. Smaller matrices share the kernels of the smallest.
-SIDES = (4, 8, 16, 32, 64)
-# Of float64 matrices the polar factor and the loss do not fit on the chip with more columns than these.
-LARGEST_DOUBLE_POLAR = 32
+SIDES = (4, 8, 16, 32, limits.JACOBI)
 # Triton's interpreter pays for each operation of each program, so there a program is given many matrices.
 INTERPRETED_PAIRS = 4096
 DTYPES = {torch.float32: "fp32", torch.float64: "fp64"}
@@ -65,16 +64,6 @@ class Shape(NamedTuple):
         return max(narrow, triton.next_power_of_2(self.length)), narrow
 
 
-def takes(m: int, n: int) -> bool:
-    """Whether :func:`svd` is for ``m x n`` matrices."""
-    return min(m, n) > 0 and max(m, n) <= SIDES[-1]
-
-
-def takes_polar(m: int, n: int, dtype: torch.dtype) -> bool:
-    """Whether the other operators are."""
-    return takes(m, n) and (dtype == torch.float32 or min(m, n) <= LARGEST_DOUBLE_POLAR)
-
-
 def pairs_of_tile(long: int, narrow: int) -> int:
     """The pairs of columns of a program: one for each thread of a warp, or for every two; of 64 columns all."""
     return 32 if long <= 16 else max(16, narrow // 2)
@@ -98,7 +87,7 @@ def configurations() -> Iterator[Configuration]:
         if long < narrow:
             continue
         for kernel in TILES:
-            if kernel is kernels.svd_kernel or takes_polar(long, narrow, dtype):
+            if kernel is kernels.svd_kernel or dtype == torch.float32 or narrow <= limits.JACOBI_DOUBLE:
                 yield configuration(kernel, dtype, long, narrow, pairs_of_tile(long, narrow))
 
 
@@ -115,10 +104,8 @@ def _launch(kernel: Any, first: Tensor, shape: Shape, batch: int, *arguments: An
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.definitions.svd`; takes matrices of up to 64 rows and columns."""
+    """As :func:`svdrd.reference.definitions.svd`."""
     b, m, n = a.shape
-    if not takes(m, n):
-        return NotImplemented
     a, k, shape = a.contiguous(), min(m, n), Shape.of(m, n)
     u, s, vh = a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
     left, right = (u, vh) if m >= n else (vh, u)
@@ -127,13 +114,11 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.definitions.polar_factor`; takes what :func:`takes_polar` says.
+    """As :func:`svdrd.reference.definitions.polar_factor`.
 
     Rows of the longer factor that have no singular value, or one that was dropped, are zero.
     """
     b, m, n = a.shape
-    if not takes_polar(m, n, a.dtype):
-        return NotImplemented
     a, k, shape = a.contiguous(), min(m, n), Shape.of(m, n)
     p = torch.empty_like(a)
     shapes = ((b, m, k), (b, k), (b, k, n)) if save_factors else ((0,), (0,), (0,))
@@ -149,12 +134,8 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
 def polar_factor_backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
-    """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; takes what :func:`polar_factor` takes, and its factors
-    or none.
-    """
+    """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; empty factors are formed again from ``a``."""
     b, m, n = grad.shape
-    if not takes_polar(m, n, grad.dtype):
-        return NotImplemented
     if b and not u.numel():
         _, u, s, vh = polar_factor(a, rcond, smooth, save_factors=True)
     grad, u, s, vh = (x.contiguous() for x in (grad, u, s, vh))
@@ -177,9 +158,7 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.definitions.basis_loss`; takes what :func:`takes_polar` says."""
-    if not takes_polar(block_height, block_width, x_hat.dtype):
-        return NotImplemented
+    """As :func:`svdrd.reference.definitions.basis_loss`."""
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape
     loss = x_hat.new_empty(b, h // block_height, w // block_width)
@@ -205,9 +184,7 @@ def basis_loss(
 
 
 def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
-    """As the operator's default in :mod:`svdrd.library`, in one launch; takes what :func:`takes_polar` says."""
-    if not takes_polar(block_height, block_width, x_hat.dtype):
-        return NotImplemented
+    """As the operator's default in :mod:`svdrd.dispatch.recompose`, in one launch."""
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x.shape
     result = torch.empty_like(x)

@@ -39,14 +39,6 @@ INTERPRETED_EDGE = 256
 DTYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.int32: "i32"}
 
 
-def takes(m: int, n: int, dtype: torch.dtype, rcond: float) -> bool:
-    """Whether the launchers are for ``m x n`` matrices of ``dtype``.
-
-    All sizes; but float64 has nothing wider for the products that decide, and the polynomials end at some ``rcond``.
-    """
-    return min(m, n) > 0 and dtype == torch.float32 and rcond <= iteration.LARGEST_RCOND
-
-
 def tile_edge(width: int, device: torch.device) -> int:
     """The edge of the tiles of products, for matrices whose shorter side is ``width``."""
     if interpreted(device):
@@ -305,12 +297,8 @@ def _chunk(products: TritonProducts, blocks: Blocks, smooth: float) -> int:
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.backends.products.iteration.polar_factor`; takes what :func:`takes` says, and no singular vectors
-    are asked for.
-    """
+    """As :func:`svdrd.backends.products.iteration.polar_factor`; forms no factors."""
     _, m, n = a.shape
-    if save_factors or not takes(m, n, a.dtype, rcond):
-        return NotImplemented
     a = a.contiguous()
     p = torch.empty_like(a)
     products = TritonProducts(tile_edge(min(m, n), a.device))
@@ -324,10 +312,8 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
 def polar_factor_backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
-    """As :func:`svdrd.backends.products.iteration.polar_factor_vjp`; takes what :func:`polar_factor` takes."""
+    """As :func:`svdrd.backends.products.iteration.polar_factor_vjp`."""
     _, m, n = a.shape
-    if u.numel() or not takes(m, n, a.dtype, rcond):
-        return NotImplemented
     grad, a, p = grad.contiguous(), a.contiguous(), p.contiguous()
     derivative = torch.empty_like(a)
     products = TritonProducts(tile_edge(min(m, n), a.device))
@@ -348,9 +334,7 @@ def basis_loss(
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.definitions.basis_loss`, blocks read from the images; takes what :func:`takes` says."""
-    if not takes(block_height, block_width, x.dtype, rcond):
-        return NotImplemented
+    """As :func:`svdrd.reference.definitions.basis_loss`, blocks read from the images."""
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape
     loss = x.new_empty(b, h // block_height, w // block_width)

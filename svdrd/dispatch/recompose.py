@@ -1,0 +1,62 @@
+"""``torch.ops.svdrd.recompose``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from svdrd.dispatch.registration import Operator, ops, register
+from svdrd.dispatch.routes import Case
+from svdrd.reference import definitions, derivatives
+
+
+def _fake(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _default(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
+    """By two decompositions, which the selected backend computes."""
+    _, s, _ = ops.svd(definitions.to_blocks(x_hat, block_height, block_width))
+    u, _, vh = ops.svd(definitions.to_blocks(x, block_height, block_width))
+    return definitions.from_blocks((u * s[:, None, :]) @ vh, *x.shape).contiguous()
+
+
+def _case(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Case:
+    return Case(block_height, block_width, x.dtype, x.device)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x_hat, x, *ctx.block = inputs
+    ctx.save_for_backward(x_hat, x)
+
+
+def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    """By the derivatives of both decompositions, which are made again: the forward keeps no factors."""
+    by_x_hat = by_x = None
+    g, x_hat, x = (definitions.to_blocks(image, *ctx.block) for image in (grad, *ctx.saved_tensors))
+    with torch.autocast(grad.device.type, enabled=False):
+        u, s, vh = ops.svd(x)
+        u_hat, s_hat, vh_hat = ops.svd(x_hat)
+        if ctx.needs_input_grad[0]:
+            by_values = ((u.mT @ g) * vh).sum(-1)
+            by_x_hat = derivatives.svd_vjp(None, by_values, None, u_hat, s_hat, vh_hat)
+            by_x_hat = definitions.from_blocks(by_x_hat, *grad.shape)
+        if ctx.needs_input_grad[1]:
+            weighted = s_hat[:, :, None]
+            by_x = derivatives.svd_vjp((g @ vh.mT) * weighted.mT, None, weighted * (u.mT @ g), u, s, vh)
+            by_x = definitions.from_blocks(by_x, *grad.shape)
+    return by_x_hat, by_x, None, None
+
+
+register(
+    Operator(
+        "recompose(Tensor x_hat, Tensor x, SymInt block_height, SymInt block_width) -> Tensor",
+        fake=_fake,
+        default=_default,
+        case=_case,
+        backward=_grad,
+        setup_context=_setup,
+    )
+)

@@ -1,0 +1,82 @@
+"""How an operator comes to ``torch.ops.svdrd``: schema, implementation, fake, derivative and autocast, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from svdrd.dispatch import routes
+from svdrd.dispatch.routes import Case
+
+ops = torch.ops.svdrd
+_library = torch.library.Library("svdrd", "DEF")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator of flat batches, ``(b, m, n)`` or ``(b, h, w)``, of float32 or float64.
+
+    Args:
+        schema: as ``torch.library`` reads it, with the name in front.
+        fake: the outputs without values.
+        default: the plain-torch reference, for what no route takes.
+        case: of the arguments what decides who computes; None where that is always the default.
+        backward, setup_context: as :func:`torch.library.register_autograd` takes them; None where no derivative is
+            asked for.
+    """
+
+    schema: str
+    fake: Callable[..., Any]
+    default: Callable[..., Any]
+    case: Callable[..., Case] | None = None
+    backward: Callable[..., Any] | None = None
+    setup_context: Callable[..., Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.schema.partition("(")[0]
+
+
+OPERATORS: dict[str, Operator] = {}
+
+
+def compute(name: str, *arguments: Any) -> Any:
+    """Computes the operator: by whom the table of routes says, and otherwise by its default."""
+    operator = OPERATORS[name]
+    if operator.case is not None:
+        computer = routes.computer(name, operator.case(*arguments))
+        if computer != routes.DEFAULT:
+            return routes.kernel(computer, name)(*arguments)
+    return operator.default(*arguments)
+
+
+def register(operator: Operator) -> None:
+    """Makes ``torch.ops.svdrd.<name>``."""
+    name = operator.name
+    OPERATORS[name] = operator
+    _library.define(operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    # Looked up for every call, so that a test can stand in its way.
+    _library.impl(name, lambda *arguments: compute(name, *arguments), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"svdrd::{name}", operator.fake, lib=_library)
+    if operator.backward is not None:
+        torch.library.register_autograd(
+            f"svdrd::{name}", operator.backward, setup_context=operator.setup_context, lib=_library
+        )
+    # Autocast: these are float32 operators; in bfloat16 the products U V^T alone would lose all but two digits.
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"svdrd::{name}", device, torch.float32, lib=_library)
+
+
+def nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """The setup of :func:`no_third_derivative`."""
+
+
+def no_third_derivative(ctx: Any, direction: Any) -> None:
+    """The backward of second derivatives."""
+    raise NotImplementedError(
+        "svdrd: third derivatives of polar_factor and basis_loss are not implemented; first and second ones are. "
+        "Do not pass create_graph=True to the second backward."
+    )
