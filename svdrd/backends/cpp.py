@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svdrd.backends import availability
+from svdrd.backends import availability, outputs
 from svdrd.reference import definitions
 
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
@@ -16,8 +16,7 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     assert availability.native is not None
     a = a.contiguous()
     b, m, n = a.shape
-    k = min(m, n)
-    u, s, vh = a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+    u, s, vh = outputs.of_svd(a)
     availability.native.svd(
         _NAMES[a.dtype], a.data_ptr(), b, m, n, u.data_ptr(), s.data_ptr(), vh.data_ptr(), torch.get_num_threads()
     )
@@ -61,10 +60,7 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
     assert availability.native is not None
     a = a.contiguous()
     b, m, n = a.shape
-    k = min(m, n)
-    p = a.new_empty(b, m, n)
-    shapes = ((b, m, k), (b, k), (b, k, n)) if save_factors else ((0,), (0,), (0,))
-    u, s, vh = (a.new_empty(shape) for shape in shapes)
+    p, u, s, vh = outputs.of_polar_factor(a, save_factors)
     factors = (u.data_ptr(), s.data_ptr(), vh.data_ptr()) if save_factors else (0, 0, 0)
     availability.native.polar_factor(
         _NAMES[a.dtype], a.data_ptr(), b, m, n, rcond, smooth, p.data_ptr(), *factors, torch.get_num_threads()
@@ -103,12 +99,10 @@ def basis_loss(
     assert availability.native is not None
     x_hat, x = x_hat.contiguous(), x.contiguous()
     b, h, w = x_hat.shape
-    loss = x_hat.new_empty(b, h // block_height, w // block_width)
-    derivative_x_hat = torch.empty_like(x_hat) if need_grad_x_hat else x_hat.new_empty(0)
-    derivative_x = torch.empty_like(x) if need_grad_x else x.new_empty(0)
+    loss, by_x_hat, by_x = outputs.of_basis_loss(x_hat, block_height, block_width, need_grad_x_hat, need_grad_x)
     availability.native.basis_loss(
         _NAMES[x_hat.dtype], x_hat.data_ptr(), x.data_ptr(), b, h, w, block_height, block_width, rcond, smooth,
-        loss.data_ptr(), derivative_x_hat.data_ptr() if need_grad_x_hat else 0,
-        derivative_x.data_ptr() if need_grad_x else 0, torch.get_num_threads(),
+        loss.data_ptr(), by_x_hat.data_ptr() if need_grad_x_hat else 0,
+        by_x.data_ptr() if need_grad_x else 0, torch.get_num_threads(),
     )  # fmt: skip
-    return loss, derivative_x_hat, derivative_x
+    return loss, by_x_hat, by_x

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd.backends import availability
+from svdrd.backends import availability, outputs
 
 
 def _module() -> ModuleType:
@@ -52,10 +52,9 @@ def _where(x: Tensor, operation: str, batch: int, m: int, n: int) -> tuple[Tenso
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.svd`."""
     b, m, n = a.shape
-    k = min(m, n)
     with _on(a.device):
         a = a.contiguous()
-        u, s, vh = a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+        u, s, vh = outputs.of_svd(a)
         workspace, where = _where(a, "svd", b, m, n)
         _module().svd(_name(a.dtype), a.data_ptr(), b, m, n, u.data_ptr(), s.data_ptr(), vh.data_ptr(), *where)
         del workspace
@@ -65,12 +64,9 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.polar_factor`; the factors are empty unless ``save_factors``."""
     b, m, n = a.shape
-    k = min(m, n)
     with _on(a.device):
         a = a.contiguous()
-        p = torch.empty_like(a)
-        shapes = ((b, m, k), (b, k), (b, k, n)) if save_factors else ((0,), (0,), (0,))
-        u, s, vh = (a.new_empty(shape) for shape in shapes)
+        p, u, s, vh = outputs.of_polar_factor(a, save_factors)
         factors = (u.data_ptr(), s.data_ptr(), vh.data_ptr()) if save_factors else (0, 0, 0)
         workspace, where = _where(a, "polar_factor", b, m, n)
         _module().polar_factor(
@@ -115,13 +111,10 @@ def basis_loss(
     not ask for, is that of a second one with the sides exchanged.
     """
     b, h, w = x_hat.shape
-    rows, columns = h // block_height, w // block_width
     with _on(x_hat.device):
         x_hat, x = x_hat.contiguous(), x.contiguous()
-        loss = x_hat.new_empty(b, rows, columns)
-        derivative_x_hat = torch.empty_like(x_hat) if need_grad_x_hat else x_hat.new_empty(0)
-        derivative_x = torch.empty_like(x) if need_grad_x else x.new_empty(0)
-        workspace, where = _where(x_hat, "basis_loss", b * rows * columns, block_height, block_width)
+        loss, by_x_hat, by_x = outputs.of_basis_loss(x_hat, block_height, block_width, need_grad_x_hat, need_grad_x)
+        workspace, where = _where(x_hat, "basis_loss", loss.numel(), block_height, block_width)
 
         def launch(one: Tensor, other: Tensor, loss_address: int, derivative: Tensor) -> None:
             _module().basis_loss(
@@ -129,8 +122,8 @@ def basis_loss(
                 loss_address, derivative.data_ptr() if derivative.numel() else 0, *where,
             )  # fmt: skip
 
-        launch(x_hat, x, loss.data_ptr(), derivative_x_hat)
+        launch(x_hat, x, loss.data_ptr(), by_x_hat)
         if need_grad_x:
-            launch(x, x_hat, 0, derivative_x)
+            launch(x, x_hat, 0, by_x)
         del workspace
-    return loss, derivative_x_hat, derivative_x
+    return loss, by_x_hat, by_x

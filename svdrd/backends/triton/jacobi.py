@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from svdrd.backends import limits
+from svdrd.backends import limits, outputs
 from svdrd.backends.triton import jacobi_kernels as kernels
 from svdrd.backends.triton.configuration import Configuration, interpreted
 
@@ -106,8 +106,8 @@ def _launch(kernel: Any, first: Tensor, shape: Shape, batch: int, *arguments: An
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.svd`."""
     b, m, n = a.shape
-    a, k, shape = a.contiguous(), min(m, n), Shape.of(m, n)
-    u, s, vh = a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+    a, shape = a.contiguous(), Shape.of(m, n)
+    u, s, vh = outputs.of_svd(a)
     left, right = (u, vh) if m >= n else (vh, u)
     _launch(kernels.svd_kernel, a, shape, b, a, left, s, right, b, *shape, *shape.factor_strides())
     return u, s, vh
@@ -119,10 +119,8 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
     Rows of the longer factor that have no singular value, or one that was dropped, are zero.
     """
     b, m, n = a.shape
-    a, k, shape = a.contiguous(), min(m, n), Shape.of(m, n)
-    p = torch.empty_like(a)
-    shapes = ((b, m, k), (b, k), (b, k, n)) if save_factors else ((0,), (0,), (0,))
-    u, s, vh = (a.new_empty(factor) for factor in shapes)
+    a, shape = a.contiguous(), Shape.of(m, n)
+    p, u, s, vh = outputs.of_polar_factor(a, save_factors)
     left, right = (u, vh) if m >= n else (vh, u)
     _launch(
         kernels.polar_kernel, a, shape, b, a, p, left, s, right, rcond, smooth, b, *shape, *shape.factor_strides(),
@@ -160,9 +158,8 @@ def basis_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.basis_loss`."""
     x_hat, x = x_hat.contiguous(), x.contiguous()
-    b, h, w = x_hat.shape
-    loss = x_hat.new_empty(b, h // block_height, w // block_width)
-    nothing = x_hat.new_empty(0)
+    _, h, w = x_hat.shape
+    loss, by_x_hat, by_x = outputs.of_basis_loss(x_hat, block_height, block_width, need_grad_x_hat, need_grad_x)
     shape = Shape.of(block_height, block_width)
 
     def launch(first: Tensor, second: Tensor, value: Tensor, derivative: Tensor, gradient: bool) -> None:
@@ -173,14 +170,11 @@ def basis_loss(
 
     # |P1 - P2| is symmetric: the derivative by x is that by x_hat with the sides exchanged. To keep the factors of both
     # sides for it would take the registers that make the usual case fast.
-    derivative_x_hat, derivative_x = (
-        torch.empty_like(x_hat) if needed else nothing for needed in (need_grad_x_hat, need_grad_x)
-    )
     if need_grad_x_hat or not need_grad_x:
-        launch(x_hat, x, loss, derivative_x_hat, need_grad_x_hat)
+        launch(x_hat, x, loss, by_x_hat, need_grad_x_hat)
     if need_grad_x:
-        launch(x, x_hat, loss, derivative_x, True)
-    return loss, derivative_x_hat, derivative_x
+        launch(x, x_hat, loss, by_x, True)
+    return loss, by_x_hat, by_x
 
 
 def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:

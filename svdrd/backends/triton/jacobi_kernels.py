@@ -19,6 +19,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from svdrd.backends.triton.floats import clamped, exponent_of, largest_of, scaled
+from svdrd.backends.triton.images import corner_of
+
 # Sixty-four columns that converge take 21 sweeps at most, the hardest being half noise.
 SWEEPS = tl.constexpr(40)
 
@@ -72,44 +75,6 @@ def _matrix_max(x: tl.tensor, pairs: tl.tensor, N: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _power_of_two(exponent: tl.tensor, like: tl.tensor) -> tl.tensor:
-    if like.dtype == tl.float64:
-        bits = (exponent.to(tl.int64) + 1023) << 52
-    else:
-        bits = (exponent + 127) << 23
-    return bits.to(like.dtype, bitcast=True)
-
-
-@triton.jit
-def _exponent(x: tl.tensor) -> tl.tensor:
-    """The e with ``x 2^-e`` in [1/2, 1), 0 for 0; x is finite and not negative."""
-    if x.dtype == tl.float64:
-        denormal = x < 2.0**-1000
-        bits = tl.where(denormal, x * 2.0**128, x).to(tl.int64, bitcast=True)
-        exponent = ((bits >> 52) & 2047).to(tl.int32) - 1022 - tl.where(denormal, 128, 0)
-    else:
-        denormal = x < 2.0**-100
-        bits = tl.where(denormal, x * 2.0**64, x).to(tl.int32, bitcast=True)
-        exponent = ((bits >> 23) & 255) - 126 - tl.where(denormal, 64, 0)
-    return tl.where(x == 0, 0, exponent)
-
-
-@triton.jit
-def _scaled(x: tl.tensor, exponent: tl.tensor) -> tl.tensor:
-    """``x 2^exponent`` with one rounding at most: in two steps, since 2^149 itself is no float32."""
-    half = exponent >> 1
-    first, second = _power_of_two(half, x), _power_of_two(exponent - half, x)
-    if len(x.shape) == 2:
-        first, second = first[:, None], second[:, None]
-    return x * first * second
-
-
-@triton.jit
-def _largest(like: tl.constexpr) -> tl.tensor:
-    return 1.7976931348623157e308 if like == tl.float64 else 3.4028234663852886e38
-
-
-@triton.jit
 def _normalised(
     top: tl.tensor, bottom: tl.tensor, floor: tl.tensor, pairs: tl.tensor, N: tl.constexpr
 ) -> tl.tensor:  # fmt: skip
@@ -117,13 +82,13 @@ def _normalised(
 
     Also the exponents ``(P,)`` and whether the matrix is finite; one that is not is replaced by zeros.
     """
-    bound = _largest(top.dtype)
+    bound = largest_of(top.dtype)
     finite = (tl.abs(top) <= bound) & (tl.abs(bottom) <= bound)
     bad = _matrix_max(tl.max(tl.where(finite, 0, 1), 1), pairs, N) > 0
     top, bottom = tl.where(bad[:, None], 0.0, top), tl.where(bad[:, None], 0.0, bottom)
     size = _matrix_max(tl.max(tl.maximum(tl.abs(top), tl.abs(bottom)), 1), pairs, N)
-    exponent = _exponent(tl.maximum(size, floor))
-    return _scaled(top, -exponent), _scaled(bottom, -exponent), exponent, bad
+    exponent = exponent_of(tl.maximum(size, floor))
+    return scaled(top, -exponent), scaled(bottom, -exponent), exponent, bad
 
 
 @triton.jit
@@ -234,10 +199,17 @@ def _diagonalise(top: tl.tensor, bottom: tl.tensor, pairs: tl.tensor, N: tl.cons
 
 
 @triton.jit
+def _rounded_square(x: tl.tensor) -> tl.tensor:
+    """x^2, which no compiler contracts with a sum over threads: each of them would get other bits."""
+    return tl.fma(x, x, tl.zeros_like(x))
+
+
+@triton.jit
 def _unit(a: tl.tensor, v: tl.tensor, square: tl.tensor, nothing: tl.constexpr) -> tl.tensor:
     """Rows of U^T and V^T, and their values, from rows of ``S U^T`` with their squares and of V^T."""
-    # Rounding moves the norms of a row of V^T and of its row of S U^T alike.
-    inverse = _inverse_root(tl.sum(v * v, 1))
+    # Rounding moves the norms of a row of V^T and of its row of S U^T alike. A row of V^T is so short that each of its
+    # entries may have a thread of its own.
+    inverse = _inverse_root(tl.sum(_rounded_square(v), 1))
     real = square > nothing
     inverse_norm = tl.where(real, _inverse_root(tl.where(real, square, 1.0)), 0.0)
     s = tl.where(real, square * inverse_norm * inverse, 0.0)
@@ -364,7 +336,7 @@ def _polar_parts(
 def _smoothing(smooth: tl.tensor, exponent: tl.tensor) -> tl.tensor:
     """``smooth`` in the scale of the normalised matrix; not so small that what is divided by it leaves the range."""
     least: tl.constexpr = 2.0**-960 if smooth.dtype == tl.float64 else 2.0**-96
-    return tl.maximum(_scaled(smooth, -exponent), least)
+    return tl.maximum(scaled(smooth, -exponent), least)
 
 
 @triton.jit
@@ -446,14 +418,7 @@ def _polar_derivative(
         bottom_q += z[:, None] * v_i
     one = tl.full([pairs.shape[0]], 1.0, top_q.dtype)
     top_d, bottom_d = _transposed_product(top_v, bottom_v, one, one, top_q, bottom_q, pairs, N)
-    return _clamped(_scaled(top_d, -exponent)), _clamped(_scaled(bottom_d, -exponent))
-
-
-@triton.jit
-def _clamped(x: tl.tensor) -> tl.tensor:
-    """Clamps x to the finite range of its type; NaN stays NaN."""
-    bound = _largest(x.dtype)
-    return tl.where(tl.abs(x) > bound, tl.where(x > 0, bound, -bound), x)
+    return clamped(scaled(top_d, -exponent)), clamped(scaled(bottom_d, -exponent))
 
 
 @triton.jit
@@ -526,8 +491,8 @@ def _write_factors(
     """Writes singular triplets in descending order."""
     rank, bottom_rank = _rank(top_s, bottom_s, pairs, N)
     values = s + item * width
-    tl.store(values + rank, tl.where(bad, float("nan"), _scaled(top_s, exponent)), mask=real)
-    tl.store(values + bottom_rank, tl.where(bad, float("nan"), _scaled(bottom_s, exponent)), mask=bottom_real)
+    tl.store(values + rank, tl.where(bad, float("nan"), scaled(top_s, exponent)), mask=real)
+    tl.store(values + bottom_rank, tl.where(bad, float("nan"), scaled(bottom_s, exponent)), mask=bottom_real)
     _write(left, top_u, size, rank, left_vector, left_entry, real, length, bad)
     _write(left, bottom_u, size, bottom_rank, left_vector, left_entry, bottom_real, length, bad)
     _write(right, top_v, square, rank, right_vector, right_entry, real, width, bad)
@@ -597,26 +562,14 @@ def polar_backward_kernel(
     bad = _matrix_max(((top_s != top_s) | (bottom_s != bottom_s)).to(tl.int32), pairs, N) > 0
     smooth_row = tl.full([P], smooth, top_s.dtype)
     largest = _matrix_max(tl.where(bad, 0.0, tl.maximum(top_s, bottom_s)), pairs, N)
-    exponent = _exponent(tl.maximum(largest, smooth_row))
+    exponent = exponent_of(tl.maximum(largest, smooth_row))
     top, bottom = _polar_derivative(
-        top_h, bottom_h, top_u, bottom_u, top_v, bottom_v, _scaled(top_s, -exponent), _scaled(bottom_s, -exponent),
+        top_h, bottom_h, top_u, bottom_u, top_v, bottom_v, scaled(top_s, -exponent), scaled(bottom_s, -exponent),
         smooth_row, _smoothing(smooth_row, exponent), exponent, width, length, pairs, N,
     )  # fmt: skip
     j_stride, i_stride = _anew(row_stride, width), _anew(column_stride, width)
     _write(derivative, top, size, j, j_stride, i_stride, real, length, bad)
     _write(derivative, bottom, size, j + 1, j_stride, i_stride, bottom_real, length, bad)
-
-
-@triton.jit
-def _corner(
-    item: tl.tensor, image_height: tl.tensor, image_width: tl.tensor, block_height: tl.tensor, block_width: tl.tensor
-) -> tl.tensor:  # fmt: skip
-    """Where block ``item`` of ``(b, h, w)`` images begins."""
-    across = image_width // block_width
-    blocks = (image_height // block_height) * across
-    image, block = item // blocks, (item % blocks).to(tl.int32)
-    corner = image * image_height * image_width
-    return corner + (block // across).to(tl.int64) * block_height * image_width + (block % across) * block_width
 
 
 @triton.jit(
@@ -640,7 +593,7 @@ def loss_kernel(
     wide = block_height < block_width
     column_stride, row_stride = tl.where(wide, image_width, 1), tl.where(wide, 1, image_width)
     width, length = tl.minimum(block_height, block_width), tl.maximum(block_height, block_width)
-    corner = _corner(item, image_height, image_width, block_height, block_width)
+    corner = corner_of(item, image_height, image_width, block_height, block_width)
 
     dtype: tl.constexpr = x.dtype.element_ty
     rcond_row, smooth_row = tl.full([P], rcond, dtype), tl.full([P], smooth, dtype)
@@ -708,7 +661,7 @@ def recompose_kernel(
     column_stride, row_stride = tl.where(wide, image_width, 1), tl.where(wide, 1, image_width)
     width, length = tl.minimum(block_height, block_width), tl.maximum(block_height, block_width)
     real, bottom_real = live & (j < width), live & (j + 1 < width)
-    corner = _corner(item, image_height, image_width, block_height, block_width)
+    corner = corner_of(item, image_height, image_width, block_height, block_width)
 
     dtype: tl.constexpr = x.dtype.element_ty
     top_u, bottom_u = tl.zeros([P, M], dtype), tl.zeros([P, M], dtype)
@@ -743,5 +696,5 @@ def recompose_kernel(
     top_u, bottom_u = _completed(top_u, bottom_u, real & (top_s == 0), bottom_real & (bottom_s == 0), length, pairs, N)
     top, bottom = _transposed_product(top_v, bottom_v, top_weight, bottom_weight, top_u, bottom_u, pairs, N)
     j_stride, i_stride = _anew(column_stride, sides), _anew(row_stride, sides)
-    _write(result, _scaled(top, exponent_hat), corner, j, j_stride, i_stride, real, length, broken)
-    _write(result, _scaled(bottom, exponent_hat), corner, j + 1, j_stride, i_stride, bottom_real, length, broken)
+    _write(result, scaled(top, exponent_hat), corner, j, j_stride, i_stride, real, length, broken)
+    _write(result, scaled(bottom, exponent_hat), corner, j + 1, j_stride, i_stride, bottom_real, length, broken)

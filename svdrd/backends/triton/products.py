@@ -14,6 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
+from svdrd.backends import outputs
 from svdrd.backends.products import iteration
 from svdrd.backends.triton import products_kernels as kernels
 from svdrd.backends.triton.configuration import Configuration, interpreted
@@ -300,13 +301,13 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
     """As :func:`svdrd.backends.products.iteration.polar_factor`; forms no factors."""
     _, m, n = a.shape
     a = a.contiguous()
-    p = torch.empty_like(a)
+    p, u, s, vh = outputs.of_polar_factor(a, save_factors=False)
     products = TritonProducts(tile_edge(min(m, n), a.device))
     batches = [Blocks.matrices(x) for x in (a, p)]
     chunk = _chunk(products, batches[0], smooth)
     for matrices, into in zip(*(batch.split(chunk) for batch in batches), strict=True):
         iteration.write_polar_factor(products, matrices, into, a.dtype, rcond, smooth)
-    return p, a.new_empty(0), a.new_empty(0), a.new_empty(0)
+    return p, u, s, vh
 
 
 def polar_factor_backward(
@@ -336,9 +337,7 @@ def basis_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.basis_loss`, blocks read from the images."""
     x_hat, x = x_hat.contiguous(), x.contiguous()
-    b, h, w = x_hat.shape
-    loss = x.new_empty(b, h // block_height, w // block_width)
-    by_x_hat, by_x = (torch.empty_like(x) if needed else x.new_empty(0) for needed in (need_grad_x_hat, need_grad_x))
+    loss, by_x_hat, by_x = outputs.of_basis_loss(x_hat, block_height, block_width, need_grad_x_hat, need_grad_x)
     products = TritonProducts(tile_edge(min(block_height, block_width), x.device))
     batches = [Blocks(images, block_height, block_width, 0, loss.numel()) for images in (x_hat, by_x_hat, x, by_x)]
     chunk = _chunk(products, batches[0], smooth)

@@ -15,7 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from svdrd.backends.triton.jacobi_kernels import _exponent, _largest, _power_of_two
+from svdrd.backends.triton.floats import exponent_of, largest_of, times_power_of_two
+from svdrd.backends.triton.images import corner_of
 
 
 @triton.jit
@@ -24,14 +25,6 @@ def _upper_tile(t: tl.tensor) -> tl.tensor:
     # In float32 the root is good to 1e-4 for a side of up to 1000 tiles, and the next smaller t is 1e-3 away.
     column = ((tl.sqrt(8.0 * t + 1.0) - 1.0) * 0.5 + 3e-4).to(tl.int32)
     return t - column * (column + 1) // 2, column
-
-
-@triton.jit
-def _times_power_of_two(x: tl.tensor, exponent: tl.tensor) -> tl.tensor:
-    """``2^exponent x`` for float64, in two steps because ``2^exponent`` alone may overflow."""
-    exponent = tl.minimum(tl.maximum(exponent, -2000), 2000)
-    half = exponent >> 1
-    return x * _power_of_two(half, x) * _power_of_two(exponent - half, x)
 
 
 @triton.jit
@@ -205,11 +198,7 @@ def _place(
 
     Returns row and column in the tall matrix, the addresses, and which are in the block; all in the shape of the block.
     """
-    across = image_width // block_width
-    blocks = (image_height // block_height) * across
-    block = (item % blocks).to(tl.int32)
-    corner = (item // blocks) * image_height * image_width
-    corner += (block // across).to(tl.int64) * block_height * image_width + (block % across) * block_width
+    corner = corner_of(item, image_height, image_width, block_height, block_width)
     long = (tile // tiles_across) * EDGE + tl.arange(0, EDGE)
     short = (tile % tiles_across) * EDGE + tl.arange(0, EDGE)
     if WIDE:
@@ -237,7 +226,7 @@ def magnitude_kernel(
         image, start + item, tile, tiles_across, image_height, image_width, block_height, block_width, WIDE, EDGE
     )
     a = tl.abs(tl.load(at, mask=inside, other=0.0))
-    a = tl.where(a <= _largest(a.dtype), a, float("inf"))
+    a = tl.where(a <= largest_of(a.dtype), a, float("inf"))
     tl.store(partial + item * tiles + tile, tl.max(a))
 
 
@@ -268,14 +257,14 @@ def read_kernel(
         largest = tl.maximum(largest, tl.load(partial + item * parts + part, mask=part < parts, other=0.0))
     size = tl.max(largest)
     bad = size == float("inf")
-    exponent = tl.where(scale > 0, _exponent(tl.maximum(tl.where(bad, 0.0, size).to(tl.float64), appended)), 0)
+    exponent = tl.where(scale > 0, exponent_of(tl.maximum(tl.where(bad, 0.0, size).to(tl.float64), appended)), 0)
     i, j, at, inside = _place(
         image, start + item, tile, tiles_across, image_height, image_width, block_height, block_width, WIDE, EDGE
     )
     a = tl.where(bad, 0.0, tl.load(at, mask=inside, other=0.0)).to(tl.float64)
     identity = (append > 0) & (i == j + tl.maximum(block_height, block_width))
     a = tl.where(identity & (j < tl.minimum(block_height, block_width)), appended, a)
-    a = _times_power_of_two(a, -exponent).to(out.dtype.element_ty)
+    a = times_power_of_two(a, -exponent).to(out.dtype.element_ty)
     to = item * height * side + i.to(tl.int64) * side + j
     padded = (i < height) & (j < side)
     if WIDE:
@@ -309,8 +298,8 @@ def write_kernel(
         value = tl.trans(tl.load(x + tl.trans(source), mask=tl.trans(inside), other=0.0))
     else:
         value = tl.load(x + source, mask=inside, other=0.0)
-    value = _times_power_of_two(value.to(tl.float64) * tl.load(factor + item), tl.load(exponents + item))
-    bound = _largest(image.dtype.element_ty)
+    value = times_power_of_two(value.to(tl.float64) * tl.load(factor + item), tl.load(exponents + item))
+    bound = largest_of(image.dtype.element_ty)
     value = tl.where(tl.abs(value) > bound, tl.where(value > 0, bound, -bound), value)
     tl.store(at, value.to(image.dtype.element_ty), mask=inside)
 
