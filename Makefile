@@ -28,7 +28,7 @@ help:
 	@echo "make aot        the Triton kernels compiled for GPUs that are not here: registers, spills, shared memory"
 	@echo "make ptx        the compiled GPU kernels executed without a GPU     PTX=short for a part of minutes"
 	@echo "make emulation  the CUDA kernels' algorithms on the CPU, for the tests of the cuda backend (make test does it too)"
-	@echo "make counted    what bounds the GPU kernels' times, counted in an emulator, into docs/counted.md"
+	@echo "make counted    what bounds the GPU kernels' times, counted in an emulator, into docs/design/counted.md"
 	@echo "make cuda-resources   the CUDA kernels compiled afresh: registers, spills, shared memory"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks, a training step, the bars   PIECES='bench report'"
 	@echo "make clean      remove what the targets above left, except .venv"

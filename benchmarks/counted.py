@@ -14,7 +14,7 @@ from benchmarks.measure import RESULTS, Row
 CSV = RESULTS / "counted.csv"
 # The same of the kernels before the counts led to other ones.
 BEFORE = RESULTS / "counted_8436875.csv"
-DOCS = Path(__file__).parents[1] / "docs" / "counted.md"
+DOCS = Path(__file__).parents[1] / "docs" / "design" / "counted.md"
 BEGIN, END = "<!-- counted table: begin -->", "<!-- counted table: end -->"
 # The devices that the counted one stands for: the same multiprocessors at the same clock.
 ALIKE = {"H200": ("H200", "H100 80GB HBM3"), "A100": ("A100",)}

@@ -6,7 +6,7 @@
 - ``sanitizer``: a short run of every kernel against float64, also under compute-sanitizer where that is;
 - ``bench``: the benchmarks, and ``step``, a training step with and without the loss: rows of
   ``benchmarks/results/DEVICE.csv``;
-- ``report``: from these rows ``docs/speed_DEVICE.png``, the tables, what was counted beside it, and the bars.
+- ``report``: from these rows ``docs/figures/speed_DEVICE.png``, the tables, what was counted beside it, and the bars.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the newest run of the CSV, same commit")
     parser.add_argument("--seconds", nargs="+", default=[], metavar="PIECE=N", help="what a piece may take")
     parser.add_argument("--csv", type=Path, help="default: benchmarks/results/DEVICE.csv")
-    parser.add_argument("--figure", type=Path, help="default: docs/speed_DEVICE.png")
+    parser.add_argument("--figure", type=Path, help="default: docs/figures/speed_DEVICE.png")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu rehearses bench, step, report")
     parser.add_argument("--quick", action="store_true", help="tiny cases: is the check in order?")
     parser.add_argument("--only-ask", action="store_true", help="say which device it would be, and stop")
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = Run.begin(arguments.device)
     if arguments.resume:
         run = _resumed(csv, run)
-    figure = arguments.figure or ROOT / "docs" / f"speed_{slug(name)}.png"
+    figure = arguments.figure or ROOT / "docs" / "figures" / f"speed_{slug(name)}.png"
     options = Options(torch.device(arguments.device), csv, figure, arguments.quick, run, tuple(arguments.step))
 
     summary: list[tuple[str, str, float, str]] = []

@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--csv", type=Path, default=measure.RESULTS / "cpu.csv")
     parser.add_argument("--date", help="when the run began, as its rows say; default: the newest run")
-    parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "speed_cpu.png")
+    parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "figures" / "speed_cpu.png")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     arguments = parser.parse_args(argv)
     try:

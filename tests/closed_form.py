@@ -1,6 +1,6 @@
 """The smoothed polar factor and its derivatives in the singular basis, in mpmath, whose numbers have no range.
 
-All of it is ``docs/gradients.md``, for ``m >= n`` or wide; mpmath comes with torch (by way of sympy).
+All of it is ``docs/design/gradients.md``, for ``m >= n`` or wide; mpmath comes with torch (by way of sympy).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ namespace svdrd {
 namespace SVDRD_ISA {
 
 // Singular values nearer than distinct_gap * (s_i + s_j), and values or sums up to negligible_value * s_1, are divided
-// by nowhere (docs/gradients.md). eps is that of the matrices' own type, whatever type the products are formed in.
+// by nowhere (docs/design/gradients.md). eps is that of the matrices' own type, whatever type the products are formed in.
 template <typename T>
 constexpr double negligible_value = 4 * static_cast<double>(std::numeric_limits<T>::epsilon());
 

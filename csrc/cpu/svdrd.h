@@ -16,7 +16,7 @@ namespace svdrd {
 template <typename T>
 void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads);
 
-// The vector-Jacobian product of svd: formula (2) of docs/gradients.md. grad_u, grad_s, grad_vh: as u, s, vh, which are as
+// The vector-Jacobian product of svd: formula (2) of docs/design/gradients.md. grad_u, grad_s, grad_vh: as u, s, vh, which are as
 // svd() wrote them; null stands for zero. grad_a: batch x m x n. Finite for finite gradients: what overflows T is clamped.
 template <typename T>
 void svd_backward(const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s, const T* vh, int64_t batch,
@@ -30,7 +30,7 @@ void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond,
                   int threads);
 
 // The vector-Jacobian product of polar_factor (equal to its Jacobian-vector product): grad_a = U Z Vh with the Z of
-// docs/gradients.md. u, s, vh as polar_factor wrote them. Finite for finite grad: what overflows T is clamped.
+// docs/design/gradients.md. u, s, vh as polar_factor wrote them. Finite for finite grad: what overflows T is clamped.
 template <typename T>
 void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, int64_t batch, int64_t m, int64_t n,
                            double smooth, T* grad_a, int threads);

@@ -32,7 +32,7 @@ def svd(a: Tensor) -> SVD:
 
     The derivative is exact at distinct singular values. At repeated ones single vectors have no derivative; what is
     returned is finite, and exact for functions in which such vectors take part with one and the same weight (``U V^T``,
-    projections onto the span of leading vectors, sums over singular values): see ``docs/gradients.md`` and
+    projections onto the span of leading vectors, sums over singular values): see ``docs/design/gradients.md`` and
     :func:`svdrd.reference.derivatives.svd_vjp`. For ``U V^T`` itself use :func:`svdrd.ops.polar_factor`, whose
     derivative is exact everywhere.
 

@@ -1,4 +1,4 @@
-"""The derivatives of svdrd's operations as plain functions; ``docs/gradients.md`` derives each of them.
+"""The derivatives of svdrd's operations as plain functions; ``docs/design/gradients.md`` derives each of them.
 
 Everything here is plain PyTorch over ``(..., m, n)`` batches and knows nothing of autograd, which ``svdrd.dispatch``
 does. Thin factors are meant throughout, ``a = u diag(s) vh`` with ``k = min(m, n)``.
@@ -208,7 +208,7 @@ def svd_vjp(
     its diagonal is ``gS``, and ``(I - U U^T) gU S^-1 V^T`` (tall) or ``U S^-1 gV^T (I - V V^T)`` (wide) is added.
 
     Exact at distinct singular values. Where ``|s_i - s_j| <= max(m, n) eps (s_i + s_j)`` the first quotient is taken as
-    0, where ``s_i + s_j <= 4 eps s_1`` both, and ``1/s`` where ``s <= 4 eps s_1``: always finite. ``docs/gradients.md``
+    0, where ``s_i + s_j <= 4 eps s_1`` both, and ``1/s`` where ``s <= 4 eps s_1``: always finite. ``docs/design/gradients.md``
     says for which functions that is their exact derivative at a repeated value, and why no rule could serve them all.
 
     Args:

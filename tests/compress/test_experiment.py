@@ -481,11 +481,11 @@ def beside_the_documentation(place: Path) -> Path:
 
 
 def test_the_committed_study(beside_the_documentation: Path, capsys: pytest.CaptureFixture[str]):
-    assert svdrd(["experiment", "docs/study/study.toml", "--dry-run"]) == 0
+    assert svdrd(["experiment", "docs/studies/compact_codec/study.toml", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "4 rates, 3 arms, " in out
-    assert "$ svdrd finetune -m bmshj2018-hyperprior --lambda 0.0067 --checkpoint docs/study/base/lambda-0.0067" in out
-    Path("study.toml").write_text(re.sub(r"(?m)^weights.*\n", "", Path("docs/study/study.toml").read_text()))
+    assert "$ svdrd finetune -m bmshj2018-hyperprior --lambda 0.0067 --checkpoint docs/studies/compact_codec/base/lambda-0.0067" in out
+    Path("study.toml").write_text(re.sub(r"(?m)^weights.*\n", "", Path("docs/studies/compact_codec/study.toml").read_text()))
     assert svdrd(["experiment", "study.toml", "--dry-run"]) == 0
     assert (
         "\nbase/lambda-0.013: to do\n"
@@ -498,7 +498,7 @@ def test_the_committed_study(beside_the_documentation: Path, capsys: pytest.Capt
 
 
 def test_the_documented_configuration(beside_the_documentation: Path, capsys: pytest.CaptureFixture[str]):
-    text = text_between(Path("docs/experiment.md").read_text(), "```toml\n", "\n```\n\nAll arms")
+    text = text_between(Path("docs/guide/experiment.md").read_text(), "```toml\n", "\n```\n\nAll arms")
     Path("study.toml").write_text(text.removeprefix("```toml\n"))
     assert svdrd(["experiment", "study.toml", "--dry-run"]) == 0
     assert "4 rates, 3 arms, 2 seeds, 1 folder; into runs/study\n58 stages" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """An emulator of PTX: runs compiled GPU kernels on the CPU and checks every access, barrier and shuffle.
 
-``docs/emulator.md`` says what it models and what not. From text to results:
+``docs/design/emulator.md`` says what it models and what not. From text to results:
 
 - :mod:`~tests.ptx.parser` reads PTX, :mod:`~tests.ptx.blocks` cuts it into basic blocks, :mod:`~tests.ptx.emission`
   writes Python for each instruction, :mod:`~tests.ptx.translation` makes functions of that, one a block;

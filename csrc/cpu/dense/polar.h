@@ -115,7 +115,7 @@ inline T clamp(double x, double bound) {
   return static_cast<T>(x > bound ? bound : (x < -bound ? -bound : x));
 }
 
-// Z from W in place (both count x count): the divided differences of docs/gradients.md. s and smooth are relative to
+// Z from W in place (both count x count): the divided differences of docs/design/gradients.md. s and smooth are relative to
 // the larger of s_1 and smooth; radius is sqrt(s^2 + smooth^2).
 template <typename T>
 inline void divided_differences(T* w, int64_t stride, int64_t count, const double* s, const double* radius,

@@ -1,4 +1,4 @@
-// The vector-Jacobian product of the singular value decomposition of one matrix (docs/gradients.md, formula (2)).
+// The vector-Jacobian product of the singular value decomposition of one matrix (docs/design/gradients.md, formula (2)).
 #pragma once
 
 #include "cpu/dense/svd.h"

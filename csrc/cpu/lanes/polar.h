@@ -1,5 +1,5 @@
 // The polar factor of a group of matrices in the lanes, its vector-Jacobian product and the basis loss
-// (docs/gradients.md has the formulas).
+// (docs/design/gradients.md has the formulas).
 #pragma once
 
 #include "cpu/lanes/factor.h"

@@ -1,5 +1,5 @@
 // The vector-Jacobian product of the singular value decomposition of a range of the batch, lane_count matrices at a
-// time (docs/gradients.md, formula (2)).
+// time (docs/design/gradients.md, formula (2)).
 //
 // float32 matrices are loaded into doubles: 1 / (s_j - s_i) multiplies what is left of Ju + Jv after they cancel.
 #pragma once

@@ -1,4 +1,4 @@
-// The polar factor of one matrix from its decomposition, and the vector-Jacobian product (docs/gradients.md has the
+// The polar factor of one matrix from its decomposition, and the vector-Jacobian product (docs/design/gradients.md has the
 // formulas).
 //
 // U need not be complete here. A direction that U lacks, because a value was dropped or is zero, lies outside of its span,

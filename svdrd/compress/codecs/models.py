@@ -83,7 +83,7 @@ def load_codec(
     Args:
         name: a model of ``compressai.zoo.image_models``, or another image codec of ``compressai.registry``;
             ``"lic-tcm"``; or ``"package.module:factory"``, a class or function that makes a codec
-            (docs/codecs.md says what of).
+            (docs/guide/codecs.md says what of).
         quality: the zoo's quality, 1 to 8 (cheng2020: 6); without ``model_args`` it sizes a random model, too.
         metric: ``"mse"`` or ``"ms-ssim"``, what the zoo's weights were trained for.
         checkpoint: a file of ``svdrd finetune`` or CompressAI, with or without updated CDFs and ``module.`` prefixes.

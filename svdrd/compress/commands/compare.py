@@ -3,7 +3,7 @@
 An arm is a codec at several rates: --arm base='base/*.pth.tar' --arm basis='runs/basis-*/checkpoint.pth.tar', or the
 JSON files of svdrd evaluate in their place, or zoo:1-4. The first arm is the anchor. Files may be patterns; @0.013
 behind one is the lambda of its training where the file does not know it; MODEL:NAME=... is an arm of another codec.
-What has been coded is kept in OUTPUT/evaluations and not coded again. docs/comparison.md has the definitions.
+What has been coded is kept in OUTPUT/evaluations and not coded again. docs/guide/comparison.md has the definitions.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Each stage is a command of svdrd, printed before it runs, in a process of its own: what one leaves in a process
 (threads, number formats, random generators, memory) does not reach the next, and one that is killed does not end the
 study's own bookkeeping. The same call continues a study that was interrupted, and skips what is done. An example is
-docs/study/study.toml.
+docs/studies/compact_codec/study.toml.
 """
 
 import argparse

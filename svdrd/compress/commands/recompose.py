@@ -3,7 +3,7 @@
 For every image and rate, three pictures and their PSNR: LQ, as decoded; in pixel space, U_hq S_lq V_hq^T of each
 channel, with the singular values of the decoded image on the bases of the original; in latent space, the same of each
 latent channel, the original's being the encoder's output before quantisation, decoded by the synthesis transform. The
-matrices are patches, or with --whole whole images. docs/recomposition.md says what the numbers mean.
+matrices are patches, or with --whole whole images. docs/guide/recomposition.md says what the numbers mean.
 
 Rate and PSNR are those of `svdrd evaluate`: real coding, 8-bit images, means over the images. Both recomposed pictures
 need the original: they say what is lost by bases, and are no codec.
@@ -180,7 +180,7 @@ def _rounded(value: float) -> float | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/codecs.md has all")
+    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/guide/codecs.md has all")
     add("-d", "--dataset", required=True, help="folder of images, searched recursively")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", nargs="+", help="one checkpoint for each rate")

@@ -217,7 +217,7 @@ def document(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/codecs.md has all")
+    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/guide/codecs.md has all")
     add("-d", "--dataset", required=True, help="folder of images, searched recursively")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", nargs="+", help="one or more checkpoints of svdrd finetune or CompressAI")

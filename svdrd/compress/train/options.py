@@ -32,7 +32,7 @@ NOT_SAVED = ("resume", "config", "dry_run")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     codec = parser.add_argument_group("codec")
     add = codec.add_argument
-    add("-m", "--model", default="bmshj2018-hyperprior", help="docs/codecs.md has all (default: %(default)s)")
+    add("-m", "--model", default="bmshj2018-hyperprior", help="docs/guide/codecs.md has all (default: %(default)s)")
     add("-q", "--quality", type=int, help="quality in CompressAI's zoo: decides the weights and lambda")
     add("--init", choices=("zoo", "random"), default="zoo", help="where the weights come from (default: %(default)s)")
     add("--checkpoint", help="start a new run from the weights of this checkpoint, svdrd's or CompressAI's")
