@@ -28,7 +28,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["
 
 
 def exact_to(backend: str, dtype: torch.dtype, m: int, n: int) -> int:
-    """The log2 of the largest of ``POWERS`` at which small values of a diagonal matrix count; docs/design/gradients.md."""
+    """log2 of the largest of ``POWERS`` at which small values of a diagonal matrix count: docs/design/gradients.md."""
     single, k = dtype == torch.float32, min(m, n)
     if backend == "triton" and (single or k <= 32):
         return 40 if single else 90

@@ -451,7 +451,7 @@ class Check {
     return norms;
   }
 
-  // Formula (2) of docs/design/gradients.md in long double; `given` has bits for gU, gS and gVh. Which quotients are taken as 0
+  // Formula (2) of docs/design/gradients.md in long double; `given` has bits for gU, gS and gVh. Which quotients are 0
   // is decided in double, so that rounding cannot decide a tie differently.
   Derivative svd_derivative(const Factors& f, const Factors& g, int64_t i, int given) const {
     const auto u = slice(f.u, i, m_ * k_), vh = slice(f.vh, i, k_ * n_), s = slice(f.s, i, k_);

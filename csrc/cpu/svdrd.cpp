@@ -80,7 +80,7 @@ Kernels<double> kernels(double) {
 }
 
 // What a group of matrices in the lanes does faster than one matrix at a time, and what of it fits the second-level
-// cache (docs/design/performance.md). The choice must not look at the batch: the two give different bits.
+// cache (docs/design/cpu_small.md). The choice must not look at the batch: the two give different bits.
 bool in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 32 && m * n <= 1024; }
 
 // The derivative of svd() is little more than products, which the lanes do faster only for the smallest matrices.

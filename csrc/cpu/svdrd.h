@@ -16,8 +16,9 @@ namespace svdrd {
 template <typename T>
 void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads);
 
-// The vector-Jacobian product of svd: formula (2) of docs/design/gradients.md. grad_u, grad_s, grad_vh: as u, s, vh, which are as
-// svd() wrote them; null stands for zero. grad_a: batch x m x n. Finite for finite gradients: what overflows T is clamped.
+// The vector-Jacobian product of svd: formula (2) of docs/design/gradients.md. grad_u, grad_s, grad_vh: as u, s, vh,
+// which are as svd() wrote them; null stands for zero. grad_a: batch x m x n. Finite for finite gradients: what overflows
+// T is clamped.
 template <typename T>
 void svd_backward(const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s, const T* vh, int64_t batch,
                   int64_t m, int64_t n, T* grad_a, int threads);

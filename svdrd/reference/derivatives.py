@@ -208,8 +208,9 @@ def svd_vjp(
     its diagonal is ``gS``, and ``(I - U U^T) gU S^-1 V^T`` (tall) or ``U S^-1 gV^T (I - V V^T)`` (wide) is added.
 
     Exact at distinct singular values. Where ``|s_i - s_j| <= max(m, n) eps (s_i + s_j)`` the first quotient is taken as
-    0, where ``s_i + s_j <= 4 eps s_1`` both, and ``1/s`` where ``s <= 4 eps s_1``: always finite. ``docs/design/gradients.md``
-    says for which functions that is their exact derivative at a repeated value, and why no rule could serve them all.
+    0, where ``s_i + s_j <= 4 eps s_1`` both, and ``1/s`` where ``s <= 4 eps s_1``: always finite.
+    ``docs/design/gradients.md`` says for which functions this is the exact derivative at a repeated value, and why no
+    rule could serve them all.
 
     Args:
         grad_u, grad_s, grad_vh: ``(..., m, k)``, ``(..., k)``, ``(..., k, n)``; None stands for zero.

@@ -1,5 +1,5 @@
 // The polar factor of well-conditioned matrices in the lanes by Newton's iteration, and its vector-Jacobian product: no
-// singular vectors, products throughout (docs/design/performance.md has the counts and the errors).
+// singular vectors, products throughout (docs/design/cpu_small.md has the counts and the errors).
 //
 // With A = P H, Newton's iteration X <- (g X + X^-T / g) / 2 from X = A keeps every iterate of the form P H_k:
 //   H_0 = H,  H_{k+1} = (g_k H_k + H_k^-1 / g_k) / 2 -> I.

@@ -1,5 +1,5 @@
 // Square sizes of which the compiler knows: a kernel that is compiled for one of them has constant strides and loops that
-// can be unrolled (docs/design/performance.md has what that brings). Others go by the numbers that they are given.
+// can be unrolled (docs/design/cpu_small.md has what that brings). Others go by the numbers that they are given.
 #pragma once
 
 #include <cstdint>

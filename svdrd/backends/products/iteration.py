@@ -3,7 +3,7 @@
 ``P(A) = U f(S) V^T`` with a step ``f``, which a composition of odd polynomials realises: minimax quintics bring every
 singular value above ``rcond s_1`` near 1, then ``x -> (5 x^3 - 3 x^5) / 2``, for which 0 and 1 are both
 super-attracting, brings those to 1 and the others to 0. Which kernels PyTorch uses is the only thing that depends on
-the batch. ``docs/design/performance.md`` has the error analysis and the measurements, ``docs/design/gradients.md`` the derivative.
+the batch. ``docs/design/gpu_products.md`` has the error analysis, ``docs/design/gradients.md`` the derivative.
 
 Functions take ``(b, m, n)`` in float32 or float64, on any device, as those of ``svdrd.reference.definitions`` do.
 """

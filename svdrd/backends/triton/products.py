@@ -20,7 +20,7 @@ from svdrd.backends.triton import products_kernels as kernels
 from svdrd.backends.triton.configuration import Configuration, interpreted
 
 # Up to how many columns which edge of the tiles of products, the last for all beyond. Rows and columns are padded to
-# whole tiles. Predictions, as the other choices here: docs/design/performance.md has the reasons.
+# whole tiles. Predictions, as the other choices here: docs/design/gpu_products.md has the reasons.
 TILES = ((16, 16), (32, 32), (64, 64), (96, 32))
 LARGEST_TILE = 64
 # Rows of an operand that a program holds at a time, by the edge of its tile; and its warps. Every warp reads one of the
