@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from svdrd.compress.commands import finetune
-from svdrd.compress.images.folders import Batch
+from svdrd.compress.images.batches import Batch
 from svdrd.compress.train.distributed import Processes
 from svdrd.compress.train.loop import Training
 from svdrd.compress.train.options import add_arguments, check_arguments

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from svdrd.compress import BadInput
-from svdrd.compress.images.folders import EqualSizeBatches, ImageFolder, TrainingBatches, list_images, read_image
+from svdrd.compress.images.batches import EqualSizeBatches, TrainingBatches
+from svdrd.compress.images.folders import ImageFolder, list_images, read_image
 from tests.compress.conftest import synthetic_photograph
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("compressai")
 
 from svdrd.compress import load_codec
 from svdrd.compress.codecs import checkpoints
-from svdrd.compress.images.folders import EqualSizeBatches, TrainingBatches
+from svdrd.compress.images.batches import EqualSizeBatches, TrainingBatches
 from svdrd.compress.train.distributed import Processes, fingerprint
 from svdrd.compress.train.noise import BatchNoise
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing, equal, weights
@@ -155,14 +155,14 @@ def test_images_that_vanish_for_one_process(photographs: Path, tmp_path: Path):
 
 
 def _no_images_at_step_3(rank: int) -> None:
-    from svdrd.compress.images import folders
+    from svdrd.compress.images import batches
     from svdrd.compress.train import loop
 
     take = loop.Training.train_step
 
     def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
         if rank == 1 and self.step == 2:
-            batch = {**folders.collate([]), "problem": "its share is gone"}
+            batch = {**batches.collate([]), "problem": "its share is gone"}
         return take(self, batch)
 
     loop.Training.train_step = train_step

@@ -17,7 +17,7 @@ from svdrd.__main__ import main as svdrd
 from svdrd.compress import load_codec
 from svdrd.compress.codecs import checkpoints
 from svdrd.compress.commands import experiment, finetune
-from svdrd.compress.images import folders
+from svdrd.compress.images import batches
 from tests.compress.conftest import differing, synthetic_photograph, weights
 from tests.compress.several import CONTEXT
 
@@ -170,7 +170,7 @@ def test_arms_differ_in_nothing_but_their_options(place: Path, monkeypatch: pyte
     noises: dict[str, torch.Tensor] = {}
     take = finetune.Training.train_step
 
-    def recorded(self: finetune.Training, batch: folders.Batch) -> dict[str, float] | None:
+    def recorded(self: finetune.Training, batch: batches.Batch) -> dict[str, float] | None:
         folder = str(Path(self.arguments.save_dir).relative_to("study"))
         if folder not in starts:
             starts[folder] = {name: value.clone() for name, value in self.model.named_parameters()}

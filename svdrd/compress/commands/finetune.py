@@ -22,16 +22,8 @@ from torchvision import transforms
 from svdrd.compress.codecs import checkpoints, models
 from svdrd.compress.criterion import BasisRateDistortionLoss
 from svdrd.compress.errors import BadInput
-from svdrd.compress.images.folders import (
-    Batch,
-    EqualSizeBatches,
-    ImageFolder,
-    TrainingBatches,
-    TrainingCrops,
-    collate,
-    list_images,
-    split_folder,
-)
+from svdrd.compress.images.batches import Batch, EqualSizeBatches, TrainingBatches, TrainingCrops, collate
+from svdrd.compress.images.folders import ImageFolder, list_images, split_folder
 from svdrd.compress.train import memory
 from svdrd.compress.train.distributed import Processes, processes
 from svdrd.compress.train.interruption import ignore_signals, interrupt_flag

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from svdrd.compress.codecs import checkpoints
 from svdrd.compress.criterion import BasisRateDistortionLoss
 from svdrd.compress.errors import BadInput, TrainingDiverged, TrainingStopped
-from svdrd.compress.images.folders import Batch, EqualSizeBatches, ImageFolder, TrainingBatches, collate
+from svdrd.compress.images.batches import Batch, EqualSizeBatches, TrainingBatches, collate
+from svdrd.compress.images.folders import ImageFolder
 from svdrd.compress.train import faults
 from svdrd.compress.train.distributed import Processes, fingerprint
 from svdrd.compress.train.interruption import let_loaders_die_quietly

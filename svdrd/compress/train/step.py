@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from svdrd.compress.criterion import BasisRateDistortionLoss
-from svdrd.compress.images.folders import Batch
+from svdrd.compress.images.batches import Batch
 from svdrd.compress.train.distributed import Processes
 from svdrd.compress.train.faults import Culprit, diagnose
 from svdrd.compress.train.noise import BatchNoise
