@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from svdrd.compress.commands import finetune
 from svdrd.compress.images.batches import Batch
+from svdrd.compress.train.config import check_arguments
 from svdrd.compress.train.distributed import Processes
 from svdrd.compress.train.loop import Training
-from svdrd.compress.train.options import add_arguments, check_arguments
+from svdrd.compress.train.options import add_arguments
+from svdrd.compress.train.preparation import prepare as prepare_training
 from svdrd.compress.train.step import Wishes
 from svdrd.ops import basis_loss
 
@@ -60,7 +61,7 @@ def prepare(codec: str, quality: int, mu: float, folder: Path, args: argparse.Na
     argv += ["--device", args.device, "--precision", args.precision]
     arguments = parser.parse_args(argv)
     check_arguments(arguments)
-    training = finetune.prepare(arguments, Processes(torch.device(args.device)))
+    training = prepare_training(arguments, Processes(torch.device(args.device)))
     training.model.train()
     training.criterion.monitor_basis = False
     return training

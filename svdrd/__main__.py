@@ -1,12 +1,13 @@
 """The command line: ``python -m svdrd`` or ``svdrd``."""
 
 import argparse
-import importlib
 import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import NoReturn
+
+from svdrd.compress.commands import OneLineParser, call
+from svdrd.compress.errors import BadInput, Stopped
 
 COMMANDS = {
     "finetune": "train a CompressAI codec with the basis loss",
@@ -17,15 +18,11 @@ COMMANDS = {
     "data": "get a data set of photographs: kodak, div2k, clic",
     "info": "versions, devices, backends (what svdrd prints without arguments)",
 }
-# Where a command's module is elsewhere.
-MODULES = {"data": "images.data_sets", "evaluate": "evaluation.coding"}
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """argparse prints the whole usage before an error; here an error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+# What svdrd[compress] installs beside torch, by the names that Python imports.
+EXTRAS = {
+    "PIL", "bjontegaard", "compressai", "matplotlib", "numpy", "pytorch_msssim", "tensorboard", "tomli", "torchvision",
+    "tqdm",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,25 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_compress_command(command: str, argv: Sequence[str]) -> int:
+    """Runs a command, and turns what it raises into a line on stderr and an exit code."""
     prog = f"svdrd {command}"
     try:
-        module = importlib.import_module(f"svdrd.compress.{MODULES.get(command, f'commands.{command}')}")
-        errors = importlib.import_module("svdrd.compress.errors")
+        return call(command, argv)
+    except BadInput as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] == "svdrd":
+        if error.name is None or error.name.split(".")[0] not in EXTRAS:
             raise
         print(f"{prog}: error: {error.name} is not installed; pip install 'svdrd[compress]'", file=sys.stderr)
         return 2
-    parser = OneLineParser(prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    module.add_arguments(parser)
-    try:
-        return int(module.run(parser, argv))
-    except errors.BadInput as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    except errors.Stopped as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130

@@ -10,9 +10,9 @@ from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
 from svdrd.compress.errors import BadInput
+from svdrd.compress.options import METRICS
 from svdrd.ops import basis_loss
 
-METRICS = ("mse", "ms-ssim")
 RETURN_TYPES = ("all", "loss", "bpp_loss", "mse_loss", "ms_ssim_loss", "basis_loss")
 
 

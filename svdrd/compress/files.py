@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from svdrd.compress.errors import BadInput
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -42,6 +44,29 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def existing_folder(path: str | os.PathLike[str]) -> Path:
+    """``path``, or the nearest one above it that exists."""
+    path = Path(path)
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+def check_writable(option: str, folder: str | os.PathLike[str], advice: str = "choose another") -> None:
+    """Whether files can be written into ``folder``, which is there or could be made; leaves nothing behind.
+
+    Raises:
+        BadInput: they cannot; names ``option``, and ends with ``advice``.
+    """
+    existing = existing_folder(folder)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"{option} {folder}: not writable: {str(existing)!r} is not a folder that can be written to "
+            f"({error.strerror}); {advice}"
+        ) from error
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

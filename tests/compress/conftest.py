@@ -50,12 +50,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(photographs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs ``svdrd finetune`` in the folder ``name``; returns the checkpoint that it leaves."""
     from svdrd.compress.codecs import checkpoints
-    from svdrd.compress.commands import finetune
+    from svdrd.compress.commands import call
 
     def run(name: str, *options: object, code: int = 0) -> dict[str, Any]:
         folder = tmp_path / name
         argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(folder), *map(str, options)]
-        assert finetune.main(argv) == code
+        assert call("finetune", argv) == code
         return checkpoints.load(folder / checkpoints.LAST)
 
     return run
@@ -63,9 +63,9 @@ def train(photographs: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 def resume(folder: Path, *options: object) -> dict[str, Any]:
     from svdrd.compress.codecs import checkpoints
-    from svdrd.compress.commands import finetune
+    from svdrd.compress.commands import call
 
-    assert finetune.main(["--resume", str(folder / checkpoints.LAST), *map(str, options)]) == 0
+    assert call("finetune", ["--resume", str(folder / checkpoints.LAST), *map(str, options)]) == 0
     return checkpoints.load(folder / checkpoints.LAST)
 
 

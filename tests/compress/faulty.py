@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from svdrd.compress import BasisRateDistortionLoss
-from svdrd.compress.commands import finetune
-from svdrd.compress.train import loop
+from svdrd.compress.train import loop, preparation
 
 KEYS = {"bpp": "bpp_loss", "mse": "mse_loss", "basis": "basis_loss"}
 MAGENTA = (255, 0, 255)
@@ -56,7 +55,7 @@ def make_faulty(patch: pytest.MonkeyPatch, term: str, where: str, steps: range =
 
     patch.setattr(loop.Training, "train_step", train_step)
     patch.setattr(
-        finetune,
+        preparation,
         "BasisRateDistortionLoss",
         lambda *args, **options: FaultyLoss(*args, term=term, where=where, steps=steps, **options),
     )

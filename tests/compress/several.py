@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def _main(rank: int, size: int, port: int, argv: Sequence[str], folder: Path, hook: Hook | None) -> None:
-    from svdrd.compress.commands import finetune
+    from svdrd.compress.commands import call
     from svdrd.compress.errors import BadInput, TrainingStopped
     from svdrd.compress.train import loop
 
@@ -61,7 +61,7 @@ def _main(rank: int, size: int, port: int, argv: Sequence[str], folder: Path, ho
 
     loop.Training.exit_code = and_keep_the_state
     try:
-        code = finetune.main(argv)
+        code = call("finetune", argv)
     except (BadInput, TrainingStopped) as error:
         print(error, file=sys.stderr)
         code = 2 if isinstance(error, BadInput) else 1

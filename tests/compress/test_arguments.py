@@ -1,3 +1,4 @@
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ pytest.importorskip("compressai")
 
 from svdrd.compress import BadInput, criterion, load_codec
 from svdrd.compress.codecs import checkpoints
-from svdrd.compress.commands import finetune
+from svdrd.compress.commands import call
+from svdrd.compress.images.batches import TrainingBatches
 from svdrd.compress.train import memory
 from svdrd.compress.train.options import add_arguments, as_config, parse
+from svdrd.compress.train.preparation import open_images
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing
 
 TOML = """
@@ -28,7 +31,7 @@ patch-size = [64, 128]
 
 
 def parsed(*argv: object) -> Any:
-    parser = finetune.argparse.ArgumentParser()
+    parser = argparse.ArgumentParser()
     add_arguments(parser)
     return parse(parser, list(map(str, argv)))[0]
 
@@ -86,9 +89,9 @@ def test_value_that_argparse_refuses(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_the_saved_configuration_repeats_the_run(photographs: Path, tmp_path: Path):
     argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "--freeze", "h_a", "--mu", "3", "--steps", "2"]
-    assert finetune.main([*argv, "-o", str(tmp_path / "first")]) == 0
+    assert call("finetune", [*argv, "-o", str(tmp_path / "first")]) == 0
     config = tmp_path / "first" / "config.json"
-    assert finetune.main(["--config", str(config), "-o", str(tmp_path / "second")]) == 0
+    assert call("finetune", ["--config", str(config), "-o", str(tmp_path / "second")]) == 0
     first, second = (checkpoints.load(tmp_path / name / checkpoints.LAST) for name in ("first", "second"))
     assert differing(first, second) == []
     assert first["arguments"] == {**second["arguments"], "save_dir": first["arguments"]["save_dir"]}
@@ -96,9 +99,10 @@ def test_the_saved_configuration_repeats_the_run(photographs: Path, tmp_path: Pa
 
 def test_every_option_goes_through_a_file():
     """Whatever is added later, too."""
-    parser = finetune.argparse.ArgumentParser()
+    parser = argparse.ArgumentParser()
     add_arguments(parser)
     argv = ["--steps", "5", "-q", "3", "--val-dataset", "v", "-d", "x", "--checkpoint", "c", "--lic-tcm-repo", "r"]
+    argv += ["--device", "cpu"]
     arguments = parser.parse_args(argv)
     names = set(as_config(parser, arguments))
     missing = {action.dest for action in parser._actions} - {name.replace("-", "_") for name in names} - {"lmbda"}
@@ -108,7 +112,7 @@ def test_every_option_goes_through_a_file():
 
 def test_resumed_arguments_hold_unless_given_again(photographs: Path, tmp_path: Path):
     argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(tmp_path / "run"), "--steps", "1", "--mu", "4"]
-    assert finetune.main(argv) == 0
+    assert call("finetune", argv) == 0
     last = tmp_path / "run" / checkpoints.LAST
     assert parsed("--resume", last).mu == 4
     assert parsed("--resume", last, "--mu", 5).mu == 5
@@ -119,7 +123,7 @@ def test_resumed_arguments_hold_unless_given_again(photographs: Path, tmp_path: 
 
 def test_a_checkpoint_holds_configuration_versions_and_metrics(photographs: Path, tmp_path: Path):
     argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(tmp_path / "run"), "--steps", "1"]
-    assert finetune.main(argv) == 0
+    assert call("finetune", argv) == 0
     state = checkpoints.load(tmp_path / "run" / checkpoints.LAST)
     assert state["arguments"]["lmbda"] == 0.01
     assert state["versions"]["torch"] == torch.__version__
@@ -137,7 +141,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(
     photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(tmp_path / "run"), "--freeze", "encoder"]
-    assert finetune.main([*argv, "--dry-run"]) == 0
+    assert call("finetune", [*argv, "--dry-run"]) == 0
     assert not (tmp_path / "run").exists()
     out = capsys.readouterr().out
     assert "steps 0 to 300, 3 an epoch" in out
@@ -150,7 +154,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / checkpoints.LAST).touch()
     with pytest.raises(BadInput, match="holds a run already"):
-        finetune.main([*argv, "--dry-run"])
+        call("finetune", [*argv, "--dry-run"])
 
 
 def test_memory_estimate_counts_what_autograd_holds():
@@ -179,13 +183,12 @@ def test_memory_estimate_counts_what_autograd_holds():
 def test_gradient_norms_of_the_terms(photographs: Path, tmp_path: Path):
     """Against each term alone, differentiated on the model that the run began with."""
     argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(tmp_path / "run"), "--gradient-norms", "1"]
-    assert finetune.main([*argv, "--steps", "1", "--accumulate", "2", "--log-images", "1"]) == 0
+    assert call("finetune", [*argv, "--steps", "1", "--accumulate", "2", "--log-images", "1"]) == 0
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     logged = {term: events.Scalars(f"gradient_norm/{term}")[0].value for term in ("bpp", "mse", "basis")}
 
-    arguments = parsed(*argv)
-    images, _ = finetune.open_images(arguments)
-    batch = next(iter(finetune.TrainingBatches(len(images), 1, 2, 0)))
+    images, _ = open_images(str(photographs), None, [64, 64])
+    batch = next(iter(TrainingBatches(len(images), 1, 2, 0)))
     x = torch.stack([images[key] for key in batch])
     for term in logged:
         torch.manual_seed(0)
@@ -201,5 +204,5 @@ def test_gradient_norms_of_the_terms(photographs: Path, tmp_path: Path):
 
 def test_the_progress_bar_is_for_terminals(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(tmp_path / "run"), "--steps", "2"]
-    assert finetune.main(argv) == 0
+    assert call("finetune", argv) == 0
     assert capsys.readouterr().err == ""

@@ -14,7 +14,7 @@ from compressai.utils.eval_model.__main__ import load_checkpoint as eval_model_l
 
 from svdrd.compress import BadInput, files, load_codec
 from svdrd.compress.codecs import checkpoints
-from svdrd.compress.commands import finetune
+from svdrd.compress.commands import call
 from tests.compress.conftest import TINY_CODEC, TINY_RUN
 
 
@@ -100,7 +100,7 @@ def test_hostile_checkpoint(
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     for argv in (["--resume", path], ["--checkpoint", path]):
         with pytest.raises(BadInput, match=f"not readable as tensors and plain values: it holds .*({name})") as caught:
-            finetune.main([*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "--no-save", *map(str, argv)])
+            call("finetune", [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "--no-save", *map(str, argv)])
         assert "\n" not in str(caught.value)
         assert "can run any code" in str(caught.value)
     assert not touched.exists()

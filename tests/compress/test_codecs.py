@@ -14,8 +14,8 @@ pytest.importorskip("compressai")
 from compressai.zoo import image_models
 
 from svdrd.__main__ import main as svdrd
-from svdrd.compress import BadInput, load_codec
-from svdrd.compress.codecs import checkpoints, external, models
+from svdrd.compress import BadInput, load_codec, options
+from svdrd.compress.codecs import checkpoints, models
 from svdrd.compress.evaluation import coding
 from tests.compress.conftest import differing, equal, synthetic_photograph, weights
 
@@ -157,7 +157,7 @@ def test_lic_tcm(crops: Path, tmp_path: Path):
     assert math.isfinite(results["ms-ssim-rgb"])
 
 
-@pytest.mark.skipif(LIC_TCM_REPO is None, reason=f"SVDRD_LIC_TCM_REPO names no checkout of {external.LIC_TCM_ADDRESS}")
+@pytest.mark.skipif(LIC_TCM_REPO is None, reason=f"SVDRD_LIC_TCM_REPO names no checkout of {options.LIC_TCM_ADDRESS}")
 def test_lic_tcm_of_the_official_repository(crops: Path, tmp_path: Path):
     pytest.importorskip("einops")
     pytest.importorskip("timm")

@@ -22,7 +22,7 @@ from compressai.utils.plot.__main__ import parse_json_file
 
 from svdrd.__main__ import main as svdrd
 from svdrd.compress import load_codec
-from svdrd.compress.commands import compare
+from svdrd.compress.commands import call, compare
 from svdrd.compress.comparison.arms import parse_arms
 from svdrd.compress.errors import Stopped
 from tests.compress.conftest import synthetic_photograph
@@ -316,7 +316,7 @@ def test_a_decoder_that_reads_something_else(
     assert "a.png: the decoder did not reproduce" in error
     assert not list(tmp_path.rglob("*.json"))
     with pytest.raises(Stopped):
-        compare.main([str(option) for option in options])
+        call("compare", [str(option) for option in options])
 
 
 @pytest.mark.parametrize(

@@ -200,18 +200,18 @@ def test_processes_with_other_images_are_refused(photographs: Path, tmp_path: Pa
 
 
 def _one_image_less(rank: int) -> None:
-    from svdrd.compress.commands import finetune
+    from svdrd.compress.train import preparation
 
-    open_images = finetune.open_images
+    open_images = preparation.open_images
 
-    def fewer(arguments: Any) -> Any:
-        train, validation = open_images(arguments)
+    def fewer(*arguments: Any) -> Any:
+        train, validation = open_images(*arguments)
         if rank == 1:
             train.samples.pop()
             train.sizes.pop()
         return train, validation
 
-    finetune.open_images = fewer
+    preparation.open_images = fewer
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])

@@ -20,7 +20,7 @@ from torchvision.transforms.functional import to_tensor
 
 from svdrd.__main__ import main as svdrd
 from svdrd.compress import BadInput, load_codec
-from svdrd.compress.commands import finetune
+from svdrd.compress.commands import call
 from svdrd.compress.evaluation import coding
 from svdrd.compress.images.folders import ImageFolder
 
@@ -81,7 +81,7 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory, folder: Path, checkpoint
     run = tmp_path_factory.mktemp("finetune")
     arguments = f"-m {MODEL} -d {folder} --val-dataset {folder} --checkpoint {checkpoint} --lambda 0.01 --steps 2 "
     arguments += f"--batch-size 2 --patch-size 64 64 --block-size 8 -lr 1e-3 -n 0 --device cpu -o {run / 'run'}"
-    assert finetune.main(arguments.split()) == 0
+    assert call("finetune", arguments.split()) == 0
     return run / "run" / "checkpoint.pth.tar"
 
 
@@ -293,5 +293,5 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_decoded_images_of_two_codecs_are_refused(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
     arguments = ["-m", MODEL, "-d", str(folder), "--checkpoint", str(checkpoint), str(checkpoint)]
     with pytest.raises(BadInput, match="one codec a call"):
-        coding.main([*arguments, "--decoded", str(tmp_path / "decoded")])
+        call("evaluate", [*arguments, "--decoded", str(tmp_path / "decoded")])
     assert not (tmp_path / "decoded").exists()

@@ -16,12 +16,13 @@ pytest.importorskip("compressai")
 from svdrd.__main__ import main as svdrd
 from svdrd.compress import load_codec
 from svdrd.compress.codecs import checkpoints
-from svdrd.compress.commands import experiment, finetune
 from svdrd.compress.images import batches
+from svdrd.compress.study import run as study_run
+from svdrd.compress.train import loop
 from tests.compress.conftest import differing, synthetic_photograph, weights
 from tests.compress.several import CONTEXT
 
-IN_A_PROCESS_OF_ITS_OWN = experiment.OwnProcess
+IN_A_PROCESS_OF_ITS_OWN = study_run.OwnProcess
 LAMBDAS = (0.001, 0.004, 0.016, 0.064)
 STUDY = """
 output = "study"
@@ -68,7 +69,7 @@ def place(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "held_out").mkdir()
     for seed in range(2):
         synthetic_photograph(176, 192, seed).save(tmp_path / "held_out" / f"{seed}.png")
-    monkeypatch.setattr(experiment, "OwnProcess", lambda _lock: svdrd)
+    monkeypatch.setattr(study_run, "OwnProcess", lambda _lock: svdrd)
     write_study()
     return tmp_path
 
@@ -168,9 +169,9 @@ def test_arms_differ_in_nothing_but_their_options(place: Path, monkeypatch: pyte
     crops: dict[str, list[torch.Tensor]] = {}
     starts: dict[str, dict[str, torch.Tensor]] = {}
     noises: dict[str, torch.Tensor] = {}
-    take = finetune.Training.train_step
+    take = loop.Training.train_step
 
-    def recorded(self: finetune.Training, batch: batches.Batch) -> dict[str, float] | None:
+    def recorded(self: loop.Training, batch: batches.Batch) -> dict[str, float] | None:
         folder = str(Path(self.arguments.save_dir).relative_to("study"))
         if folder not in starts:
             starts[folder] = {name: value.clone() for name, value in self.model.named_parameters()}
@@ -178,7 +179,7 @@ def test_arms_differ_in_nothing_but_their_options(place: Path, monkeypatch: pyte
         crops.setdefault(folder, []).append(batch["x"])
         return take(self, batch)
 
-    monkeypatch.setattr(finetune.Training, "train_step", recorded)
+    monkeypatch.setattr(loop.Training, "train_step", recorded)
     assert svdrd(["experiment", "study.toml"]) == 0
     for lmbda in (0.001, 0.016):
         base = weights(checkpoints.load(f"study/base/lambda-{lmbda:g}/checkpoint.pth.tar"))
@@ -370,7 +371,7 @@ def test_killed_in_the_middle_and_run_again(
         time.sleep(0.002)
 
     # Asked to end: the stage saves, and the study ends with the signal's number.
-    monkeypatch.setattr(experiment, "OwnProcess", IN_A_PROCESS_OF_ITS_OWN)
+    monkeypatch.setattr(study_run, "OwnProcess", IN_A_PROCESS_OF_ITS_OWN)
 
     def terminate(before: int) -> None:
         wait_for_change(LAST, before)
@@ -387,7 +388,7 @@ def test_killed_in_the_middle_and_run_again(
     step = checkpoints.load(LAST)["step"]
     assert 1 < step < 36
 
-    monkeypatch.setattr(experiment, "OwnProcess", lambda _lock: svdrd)
+    monkeypatch.setattr(study_run, "OwnProcess", lambda _lock: svdrd)
     assert svdrd(["experiment", "study.toml"]) == 0
     out = capfd.readouterr().out
     assert f"[1/6] arms/control/lambda-0.016/seed-0: begun, step {step} of 36\n" in out
@@ -409,7 +410,7 @@ def test_a_stage_that_fails_ends_the_study_and_says_so(
 ):
     given_weights()
     codes = iter([-signal.SIGKILL, 3])
-    monkeypatch.setattr(experiment, "OwnProcess", lambda _lock: lambda _command: next(codes))
+    monkeypatch.setattr(study_run, "OwnProcess", lambda _lock: lambda _command: next(codes))
     assert svdrd(["experiment", "study.toml"]) == 1
     assert "arms/control/lambda-0.016/seed-0 was killed by signal 9" in capsys.readouterr().err
     assert svdrd(["experiment", "study.toml"]) == 1

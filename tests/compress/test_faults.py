@@ -11,9 +11,9 @@ from PIL import Image
 
 pytest.importorskip("compressai")
 
-from svdrd.compress import load_codec
+from svdrd.compress import BadInput, BasisRateDistortionLoss, load_codec
 from svdrd.compress.codecs import checkpoints
-from svdrd.compress.commands import finetune
+from svdrd.compress.commands import call
 from svdrd.compress.errors import TrainingDiverged, TrainingStopped
 from svdrd.compress.images.folders import ImageFolder
 from svdrd.compress.train import loop
@@ -129,7 +129,7 @@ def test_the_evidence_reproduces_the_fault(
     # The loss of the fault, its NaN aside, from nothing but the file.
     model = load_codec("bmshj2018-hyperprior", checkpoint=tmp_path / "run" / "fault_step_4.pth.tar")
     torch.set_rng_state(evidence["noise"])
-    bpp = finetune.BasisRateDistortionLoss(0.01)(model(evidence["x"]), evidence["x"])["bpp_loss"].item()
+    bpp = BasisRateDistortionLoss(0.01)(model(evidence["x"]), evidence["x"])["bpp_loss"].item()
     lines = faults_of(tmp_path / "run")
     assert [line["step"] for line in lines] == [2, 3, 4]
     assert lines[-1]["loss"] == "nan"
@@ -231,7 +231,7 @@ def test_resume_refuses_renamed_images(train: Callable[..., dict[str, Any]], pho
     train("run", "--steps", 1)
     shutil.copytree(photographs, tmp_path / "images")
     (tmp_path / "images" / "train" / "a.png").rename(tmp_path / "images" / "train" / "z.png")
-    with pytest.raises(finetune.BadInput, match="are not those that the run began with"):
+    with pytest.raises(BadInput, match="are not those that the run began with"):
         resume(tmp_path / "run", "--steps", 2, "-d", tmp_path / "images")
     # Moved as a whole they are the same images.
     shutil.copytree(photographs, tmp_path / "moved")
@@ -257,5 +257,5 @@ def test_no_save_gives_up_without_evidence(photographs: Path, tmp_path: Path, mo
     make_faulty(monkeypatch, "mse", "value", steps=range(1, 1000))
     argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(tmp_path / "run"), "--no-save"]
     with pytest.raises(TrainingDiverged, match="2 steps in a row"):
-        finetune.main([*argv, "--max-skipped", "2"])
+        call("finetune", [*argv, "--max-skipped", "2"])
     assert not (tmp_path / "run").exists()

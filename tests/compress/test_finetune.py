@@ -24,8 +24,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from svdrd.compress import BadInput, load_codec
 from svdrd.compress.codecs import checkpoints
-from svdrd.compress.commands import finetune
+from svdrd.compress.commands import call
+from svdrd.compress.images.batches import TrainingBatches
 from svdrd.compress.train import loop, optimizers, validation
+from svdrd.compress.train.preparation import open_images
 from tests.compress.conftest import (
     STEPS_PER_EPOCH,
     TINY_CODEC,
@@ -76,16 +78,11 @@ def test_control_arm_is_compressais_training(train: Callable[..., dict[str, Any]
     """The same images, CompressAI's loss, optimizers and order of steps: the same weights, bit for bit."""
     state = train("run", "--epochs", 2, "--mu", 0)
 
-    parser = finetune.argparse.ArgumentParser()
-    finetune.add_arguments(parser)
-    arguments = parser.parse_args([*TINY_CODEC, *TINY_RUN, "-d", str(photographs)])
-    images, _ = finetune.open_images(arguments)
-    batches = finetune.TrainingBatches(len(images), 1, arguments.batch_size, arguments.seed)
-    torch.manual_seed(arguments.seed)
+    images, _ = open_images(str(photographs), None, [64, 64])
+    batches = TrainingBatches(len(images), 1, 2, 0)
+    torch.manual_seed(0)
     model = load_codec("bmshj2018-hyperprior", init="random", N=8, M=12)
-    optimizers = net_aux_optimizer(
-        model, {"net": {"type": "Adam", "lr": 1e-3}, "aux": {"type": "Adam", "lr": arguments.aux_learning_rate}}
-    )
+    optimizers = net_aux_optimizer(model, {"net": {"type": "Adam", "lr": 1e-3}, "aux": {"type": "Adam", "lr": 1e-3}})
     criterion = RateDistortionLoss(lmbda=0.01)
     for batches.epoch in range(2):
         for batch in batches:
@@ -222,7 +219,7 @@ def test_ms_ssim(train: Callable[..., dict[str, Any]], tmp_path: Path):
 def test_lambda_comes_from_the_quality(train: Callable[..., dict[str, Any]], photographs: Path, tmp_path: Path):
     codec = [option for option in TINY_CODEC if option not in ("--lambda", "0.01")]
     argv = [*codec, *TINY_RUN, "-d", str(photographs), "-o", str(tmp_path / "q"), "-q", "5", "--steps", "1"]
-    assert finetune.main(argv) == 0
+    assert call("finetune", argv) == 0
     assert checkpoints.load(tmp_path / "q" / checkpoints.LAST)["arguments"]["lmbda"] == 0.025
 
 
@@ -247,15 +244,13 @@ def test_flat_folder_holds_every_tenth_image_out(photographs: Path, tmp_path: Pa
     flat.mkdir()
     for index in range(12):
         synthetic_photograph(64, 64, index).save(flat / f"{index:02}.png")
-    arguments = finetune.argparse.Namespace(dataset=str(flat), val_dataset=None, patch_size=[64, 64])
-    train, validation = finetune.open_images(arguments)
+    train, validation = open_images(str(flat), None, [64, 64])
     assert [path.name for path in validation.samples] == ["00.png", "10.png"]
     assert [path.name for path in train.samples] == [f"{index:02}.png" for index in range(12) if index % 10]
 
 
 def test_validation_sees_whole_images_in_patches(photographs: Path):
-    arguments = finetune.argparse.Namespace(dataset=str(photographs), val_dataset=None, patch_size=[64, 32])
-    _, images = finetune.open_images(arguments)
+    _, images = open_images(str(photographs), None, [64, 32])
     assert [images[index].shape for index in range(2)] == [(3, 128, 64), (3, 64, 128)]
     x = images[0][None]
     patches = validation.tiles(x, (64, 32))
@@ -274,7 +269,7 @@ def test_damaged_image_among_good_ones(photographs: Path, tmp_path: Path, train:
 
 def test_no_save_writes_nothing(photographs: Path, tmp_path: Path):
     argv = [*TINY_CODEC, *TINY_RUN, "-d", str(photographs), "-o", str(tmp_path / "run"), "--no-save", "--steps", "1"]
-    assert finetune.main(argv) == 0
+    assert call("finetune", argv) == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -390,7 +385,7 @@ def test_resume_refuses_other_images(train: Callable[..., dict[str, Any]], tmp_p
 def test_resume_of_a_checkpoint_of_compressai(tmp_path: Path):
     torch.save({"epoch": 0, "state_dict": {}}, tmp_path / "c.pth.tar")
     with pytest.raises(BadInput, match="not a run of svdrd finetune; use --checkpoint"):
-        finetune.main(["--resume", str(tmp_path / "c.pth.tar")])
+        call("finetune", ["--resume", str(tmp_path / "c.pth.tar")])
 
 
 def test_resume_of_another_version(train: Callable[..., dict[str, Any]], tmp_path: Path):

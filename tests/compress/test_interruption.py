@@ -213,13 +213,13 @@ def test_a_real_disk_without_space(
 
 
 def test_resume_auto_begins_and_continues(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from svdrd.compress.commands import finetune
+    from svdrd.compress.commands import call
 
     argv = arguments(photographs, tmp_path / "run", "--epochs", 2)
-    assert finetune.main([*argv, "--steps", "2"]) == 0
+    assert call("finetune", [*argv, "--steps", "2"]) == 0
     assert "steps 0 to 2" in capsys.readouterr().out
-    assert finetune.main([*argv, "--steps", "6"]) == 0
+    assert call("finetune", [*argv, "--steps", "6"]) == 0
     assert "steps 2 to 6" in capsys.readouterr().out
     before = (tmp_path / "run" / checkpoints.LAST).read_bytes()
-    assert finetune.main(argv) == 0
+    assert call("finetune", argv) == 0
     assert (tmp_path / "run" / checkpoints.LAST).read_bytes() == before

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("compressai")
 
-from svdrd.compress import BadInput, load_codec
-from svdrd.compress.commands import finetune
+from svdrd.compress import BadInput, BasisRateDistortionLoss, load_codec
+from svdrd.compress.commands import call
 from svdrd.compress.train import loop, precision
 from svdrd.compress.train.optimizers import freeze, make_optimizers
 from svdrd.compress.train.precision import Precision, likelihoods_in_float32, reproducible_products
@@ -45,7 +45,7 @@ def test_likelihoods_and_loss_are_float32(name: str, number_format: str):
     assert {value.dtype for value in output["likelihoods"].values()} == {torch.float32}
     # The latents in it, too: the noise is drawn and added in float32.
     assert {dtype for dtypes in seen for dtype in dtypes} == {torch.float32}
-    losses = finetune.BasisRateDistortionLoss(0.01)(output, x)
+    losses = BasisRateDistortionLoss(0.01)(output, x)
     assert {value.dtype for value in losses.values()} == {torch.float32}
 
 
@@ -201,4 +201,4 @@ def test_freezing_what_is_not_there(photographs: Path, parts: list[str], said: s
     # bmshj2018-factorized has g_a, g_s and the bottleneck.
     codec = ["--model", "bmshj2018-factorized", *TINY_CODEC[2:]]
     with pytest.raises(BadInput, match=said):
-        finetune.main([*codec, *TINY_RUN, "-d", str(photographs), "--no-save", "--freeze", *parts])
+        call("finetune", [*codec, *TINY_RUN, "-d", str(photographs), "--no-save", "--freeze", *parts])

@@ -16,8 +16,9 @@ from torchvision.transforms.functional import to_tensor
 
 from svdrd.__main__ import main as svdrd
 from svdrd.compress import load_codec
-from svdrd.compress.commands.recompose import FILES, Spectrum, captured_latents, recompose_image
 from svdrd.compress.evaluation import coding
+from svdrd.compress.evaluation.recomposed_folder import FILES
+from svdrd.compress.evaluation.recomposition import Spectrum, captured_latents, recompose_image
 from tests.compress.conftest import synthetic_photograph
 
 MODEL = "bmshj2018-hyperprior"

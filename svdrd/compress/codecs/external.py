@@ -19,9 +19,9 @@ from compressai.models import CompressionModel
 from torch import Tensor, nn
 
 from svdrd.compress.errors import BadInput
+from svdrd.compress.options import LIC_TCM_ADDRESS
 
 LIC_TCM = "lic-tcm"
-LIC_TCM_ADDRESS = "https://github.com/jmliu206/LIC_TCM"
 # Its windows of 8 latents and its hyperprior need sides that are multiples of 128, and more than one window.
 LIC_TCM_MULTIPLE = 128
 LIC_TCM_SMALLEST_SIDE = 256

@@ -1,13 +1,10 @@
 """Image codecs by name: CompressAI's from the zoo, from a checkpoint, or at random; others from their own code."""
 
-import argparse
-import ast
 import difflib
 import inspect
 import math
 import os
 import urllib.error
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +19,7 @@ from torch import Tensor, nn
 
 from svdrd.compress.codecs import checkpoints, external
 from svdrd.compress.errors import BadInput
+from svdrd.compress.options import parse_model_args
 
 # https://interdigitalinc.github.io/CompressAI/zoo.html, "Training"
 ZOO_LAMBDAS = {
@@ -123,45 +121,6 @@ def _model_args_of(state: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(arguments, dict) or arguments.get("model") != name:
         return {}
     return parse_model_args(arguments.get("model_args", []))
-
-
-def parse_model_args(words: Sequence[str]) -> dict[str, Any]:
-    """``["N=64", "M=96"]`` to ``{"N": 64, "M": 96}``."""
-    options: dict[str, Any] = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError) as error:
-            raise BadInput(f"--model-args {word}: wanted NAME=VALUE with a number, for example N=64 M=96") from error
-    return options
-
-
-def add_codec_arguments(parser: Any) -> None:
-    """``--model-args`` and ``--lic-tcm-repo``, for every command that loads a codec; ``parser`` may be a group."""
-    parser.add_argument(
-        "--model-args",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="size of a random model, or arguments of a factory: N=64 M=96",
-    )
-    parser.add_argument(
-        "--lic-tcm-repo",
-        type=_absolute,
-        metavar="DIR",
-        help=f"for --model lic-tcm: a checkout of {external.LIC_TCM_ADDRESS}",
-    )
-
-
-def codec_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`add_codec_arguments` parsed, for :func:`load_codec`."""
-    return {**parse_model_args(arguments.model_args), "lic_tcm_repo": arguments.lic_tcm_repo}
-
-
-def _absolute(path: str) -> str:
-    """So that a run resumed from another folder finds it."""
-    return str(Path(path).resolve())
 
 
 def input_sides(model: nn.Module) -> tuple[int, int]:
@@ -299,7 +258,3 @@ def _check_quality(name: str, quality: int) -> None:
 
 def _span(known: range) -> str:
     return f"qualities {known[0]} to {known[-1]}"
-
-
-def parameter_count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

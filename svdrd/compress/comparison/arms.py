@@ -114,3 +114,11 @@ def labelled(sources: Sequence[Source]) -> tuple[Source, ...]:
     return tuple(
         Source(label, source.codec, source.results, source.lmbda) for label, source in zip(labels, sources, strict=True)
     )
+
+
+def check_anchors(arms: Sequence[Arm], anchors: Sequence[str]) -> None:
+    if len(arms) < 2:
+        raise BadInput(f"--arm {arms[0].name}: the only one; give another --arm to compare it with")
+    for anchor in anchors:
+        if anchor not in [arm.name for arm in arms]:
+            raise BadInput(f"--anchor {anchor}: no such arm; there are {', '.join(arm.name for arm in arms)}")

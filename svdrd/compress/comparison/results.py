@@ -1,7 +1,7 @@
-"""The results that `svdrd compare` compares: read where they are there, else coded and kept, so that nothing is twice.
+"""Evaluation results with a cache on disk.
 
-A kept result is used again where it was made of the same weights (by their SHA-256) and images (by their contents), for
-the same codec, with the same kind of rate.
+A point is coded once per (weights by their SHA-256, images by their contents, codec, kind of rate); later calls read
+its JSON file.
 """
 
 import json
@@ -19,7 +19,7 @@ from svdrd.compress.codecs.models import load_codec
 from svdrd.compress.comparison.arms import Arm, Source
 from svdrd.compress.comparison.curve import Curve
 from svdrd.compress.errors import BadInput, Stopped
-from svdrd.compress.evaluation.coding import DecoderMismatch, document, evaluate
+from svdrd.compress.evaluation.coding import DecoderMismatch, document, evaluate, make_ready
 from svdrd.compress.evaluation.provenance import origin, settings_of, weights_of
 from svdrd.compress.files import write_json
 from svdrd.compress.images.folders import ImageFolder
@@ -151,9 +151,7 @@ class Evaluations:
         """
         assert arm.model is not None
         made = origin(arm.model, self.metric, source.codec)
-        model = self.load(arm, source).to(self.device)
-        # The tables of a checkpoint may be older than its weights; those of the zoo belong to them.
-        model.update(force="checkpoint" in source.codec)
+        model = make_ready(self.load(arm, source), source.codec, self.device)
         progress = sys.stderr.isatty()
         try:
             images = evaluate(model, data_set.images, estimated=self.estimated, decoded=decoded, progress=progress)

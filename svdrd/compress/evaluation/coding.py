@@ -1,4 +1,4 @@
-"""`svdrd evaluate`: what a codec really costs and gives, over a folder of full-size images.
+"""What a codec really costs and gives, over a folder of full-size images.
 
 The numbers are defined as in CompressAI's `eval_model`: the rate is the length of the range coder's output, PSNR and
 MS-SSIM compare 8-bit images, and the averages are means over the images. The JSON file has `eval_model`'s form, with
@@ -6,7 +6,6 @@ the results of each image added under `images`, and under `settings` what `svdrd
 about.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -25,18 +24,14 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from tqdm import tqdm
 
-from svdrd.compress.codecs.models import add_codec_arguments, codec_arguments, load_codec, padding
-from svdrd.compress.criterion import METRICS
+from svdrd.compress.codecs.models import load_codec, padding
 from svdrd.compress.errors import BadInput
-from svdrd.compress.evaluation.provenance import origin, settings_of
-from svdrd.compress.files import write_json
 from svdrd.compress.images.folders import ImageFolder
 from svdrd.compress.images.metrics import MS_SSIM_SMALLEST_SIDE, ms_ssim_8bit, psnr, to_8bit
 
 # Real decoding and `forward` quantise the same latents; where the decoder's entropy parameters differ from the
 # encoder's it reads other symbols and loses 10 dB and more.
 DECODER_TOLERANCE_DB = 1.0
-RESULTS = ("bpp", "psnr-rgb", "ms-ssim-rgb", "encoding_time", "decoding_time")
 
 
 class DecoderMismatch(RuntimeError):
@@ -55,6 +50,28 @@ class Coded:
     bpp: float
     encoding_time: float
     decoding_time: float
+
+
+def codecs_of(checkpoints: Sequence[str] | None, qualities: Sequence[int] | None) -> list[dict[str, Any]]:
+    """The weights of each codec, ``{"checkpoint": path}``, or ``{"quality": q}`` of the zoo's in rising order."""
+    if checkpoints:
+        return [{"checkpoint": checkpoint} for checkpoint in checkpoints]
+    return [{"quality": quality} for quality in sorted(qualities or ())]
+
+
+def load_codecs(
+    name: str, metric: str, codecs: Sequence[dict[str, Any]], options: dict[str, Any]
+) -> list[CompressionModel]:
+    """All of them, on the CPU: a wrong file at the end of the list shows at once."""
+    return [load_codec(name, metric=metric, **codec, **options) for codec in codecs]
+
+
+def make_ready(model: CompressionModel, codec: dict[str, Any], device: str) -> CompressionModel:
+    """``model`` with the weights ``codec``, on ``device``, with tables to code with; returns it."""
+    model.to(device).eval()
+    # The tables of a checkpoint may be older than its weights; those of the zoo belong to them.
+    model.update(force="checkpoint" in codec)
+    return model
 
 
 def padded(model: CompressionModel, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -159,18 +176,6 @@ def average(per_image: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {key: fmean(image["results"][key] for image in per_image) for key in per_image[0]["results"]}
 
 
-def table(per_image: Sequence[dict[str, Any]], estimated: bool) -> str:
-    """The results as text, a line an image and one for the mean."""
-    bpp = "bpp (estimate)" if estimated else "bpp"
-    width = max(len(image["source"]) for image in [*per_image, {"source": "image"}])
-    lines = [f"{'image':{width}}  {bpp:>14}  PSNR (dB)  MS-SSIM  encode (s)  decode (s)"]
-    for image in [*per_image, {"source": "mean", "results": average(per_image)}]:
-        rate, psnr_rgb, ms_ssim_rgb, *times = (image["results"][key] for key in RESULTS)
-        line = f"{image['source']:{width}}  {rate:14.4f}  {psnr_rgb:9.3f}  {ms_ssim_rgb:7.5f}"
-        lines.append(line + "".join(f"  {seconds:10.3f}" for seconds in times))
-    return "\n".join(lines)
-
-
 def open_images(dataset: str | os.PathLike[str]) -> ImageFolder:
     """The images of a folder, all of which can be decoded and are large enough for MS-SSIM.
 
@@ -187,14 +192,6 @@ def open_images(dataset: str | os.PathLike[str]) -> ImageFolder:
                 f"{MS_SSIM_SMALLEST_SIDE} on each side; take that image out"
             )
     return images
-
-
-def check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"--device {device}: {reason}; --device cpu works everywhere") from error
 
 
 def document(
@@ -215,98 +212,9 @@ def document(
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/guide/codecs.md has all")
-    add("-d", "--dataset", required=True, help="folder of images, searched recursively")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", nargs="+", help="one or more checkpoints of svdrd finetune or CompressAI")
-    source.add_argument("-q", "--quality", nargs="+", type=int, help="one or more qualities of CompressAI's zoo")
-    add("--metric", choices=METRICS, default="mse", help="distortion of the zoo's training (default: %(default)s)")
-    add_codec_arguments(parser)
-    add("--estimate", action="store_true", help="estimate the rate instead of coding, for slow autoregressive models")
-    add("-o", "--output", type=Path, help="JSON file, in the form of CompressAI's eval_model")
-    add("--decoded", type=Path, help="folder for the decoded images (PNG)")
-    add("--device", default="cpu", help="(default: %(default)s)")
-    add("--cuda", dest="device", action="store_const", const="cuda", help="the same as --device cuda")
-
-
-def codecs_of(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The weights that ``--checkpoint`` or ``--quality`` name, one of them for each codec."""
-    if args.checkpoint:
-        return [{"checkpoint": checkpoint} for checkpoint in args.checkpoint]
-    return [{"quality": quality} for quality in sorted(args.quality)]
-
-
-def load_codecs(args: argparse.Namespace) -> list[CompressionModel]:
-    """All of them, on the CPU: a wrong file at the end of the list shows at once."""
-    return [load_codec(args.model, metric=args.metric, **codec, **codec_arguments(args)) for codec in codecs_of(args)]
-
-
-def check_output(args: argparse.Namespace, images: ImageFolder) -> None:
-    """Refuse, before hours of coding, what could not be written after them."""
-    if args.output is not None:
-        if args.output.is_dir():
-            raise BadInput(f"--output {str(args.output)!r}: a folder; give the path of a JSON file")
-        if not args.output.parent.is_dir():
-            raise BadInput(f"--output {str(args.output)!r}: no folder {str(args.output.parent)!r}; make it first")
-        if not os.access(args.output.parent, os.W_OK):
-            raise BadInput(f"--output {str(args.output)!r}: no permission to write there; choose another folder")
-    if args.decoded is not None:
-        if len(args.checkpoint or args.quality) > 1:
-            raise BadInput("--decoded: the images of several codecs would overwrite each other; give one codec a call")
-        existing = next(folder for folder in [args.decoded, *args.decoded.absolute().parents] if folder.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise BadInput(f"--decoded {str(args.decoded)!r}: {str(existing)!r} is not a folder that can be written to")
-        check_names(images, "--decoded")
-
-
 def check_names(images: ImageFolder, option: str) -> None:
     """Refuse images whose decoded files would overwrite each other."""
     names = Counter(path.relative_to(images.root).with_suffix("") for path in images.samples)
     name, count = names.most_common(1)[0]
     if count > 1:
         raise BadInput(f"{option}: {count} images are called {str(name)!r}; rename them to be told apart")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Evaluates as the arguments say.
-
-    Returns:
-        0, or 1 where a decoder did not reproduce what the encoder saw.
-
-    Raises:
-        BadInput: an argument cannot work; nothing has been written then.
-
-    """
-    parser = argparse.ArgumentParser(prog="svdrd evaluate", description=__doc__)
-    add_arguments(parser)
-    return run(parser, argv)
-
-
-def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    args = parser.parse_args(argv)
-    check_device(args.device)
-    images = open_images(args.dataset)
-    check_output(args, images)
-    codecs = codecs_of(args)
-    models = load_codecs(args)
-    points = []
-    for codec, model in zip(codecs, models, strict=True):
-        model.to(args.device)
-        # The tables of a checkpoint may be older than its weights; those of the zoo belong to them.
-        model.update(force=bool(args.checkpoint))
-        try:
-            coded = evaluate(model, images, estimated=args.estimate, decoded=args.decoded, progress=sys.stderr.isatty())
-        except DecoderMismatch as error:
-            print(f"{parser.prog}: error: {error}", file=sys.stderr)
-            return 1
-        points.append((codec, coded))
-        print(f"{args.model} {' '.join(f'{key} {value}' for key, value in codec.items())}")
-        print(table(coded, args.estimate), flush=True)
-    if args.output is not None:
-        made = settings_of(args.model, images, args.estimate, args.device)
-        made["points"] = [origin(args.model, args.metric, codec) for codec in codecs]
-        # Whole or not at all: who finds the file takes it for all of the images.
-        write_json(args.output, document(f"{args.model}-{args.metric}", points, made))
-    return 0

@@ -8,7 +8,7 @@ from svdrd.compress.codecs import checkpoints
 from svdrd.compress.codecs.models import lambda_for
 from svdrd.compress.files import sha256
 from svdrd.compress.images.folders import ImageFolder
-from svdrd.compress.train.summary import versions
+from svdrd.compress.versions import versions
 
 
 def weights_of(metric: str, codec: dict[str, Any]) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from svdrd.compress.codecs import checkpoints, models
-from svdrd.compress.criterion import METRICS
 from svdrd.compress.errors import BadInput
+from svdrd.compress.options import METRICS
 from svdrd.compress.study.stages import CompareStage, Contents, EvaluateStage, FinetuneStage, Stage, finetune_parser
 from svdrd.compress.train.options import read_configuration, words_of
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from svdrd.compress.codecs import checkpoints
-from svdrd.compress.commands import finetune
 from svdrd.compress.errors import BadInput
 from svdrd.compress.evaluation.provenance import digest_of, weights_of
 from svdrd.compress.files import sha256, write_json
 from svdrd.compress.images.folders import ImageFolder
-from svdrd.compress.train.options import as_config, check_arguments, read_configuration
+from svdrd.compress.train.config import check_arguments
+from svdrd.compress.train.options import add_arguments, as_config, read_configuration
+from svdrd.compress.train.preparation import open_images
 
 DONE, TO_DO = "done", "to do"
 # Stands for the weights that an earlier stage has yet to make.
@@ -55,10 +56,10 @@ class Contents:
 
     def training(self, arguments: argparse.Namespace) -> tuple[str, ...]:
         """Fingerprints of the training and the validation images that ``svdrd finetune`` opens: names and sizes."""
-        key = (arguments.dataset, arguments.val_dataset, *arguments.patch_size)
-        if key not in self._folders:
-            self._folders[key] = tuple(images.fingerprint() for images in finetune.open_images(arguments))
-        return self._folders[key]
+        options = (arguments.dataset, arguments.val_dataset, tuple(arguments.patch_size))
+        if options not in self._folders:
+            self._folders[options] = tuple(images.fingerprint() for images in open_images(*options))
+        return self._folders[options]
 
     def images(self, folder: str) -> str:
         """A digest of the names and contents of the images of a folder, as ``svdrd evaluate`` records it."""
@@ -80,7 +81,7 @@ class OptionParser(argparse.ArgumentParser):
 
 def finetune_parser() -> OptionParser:
     parser = OptionParser(prog="svdrd finetune", add_help=False)
-    finetune.add_arguments(parser)
+    add_arguments(parser)
     return parser
 
 

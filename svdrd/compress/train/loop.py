@@ -29,8 +29,9 @@ from svdrd.compress.train.optimizers import make_optimizers, make_schedule
 from svdrd.compress.train.options import saved
 from svdrd.compress.train.precision import Precision
 from svdrd.compress.train.step import Outcome, Step, Wishes
-from svdrd.compress.train.summary import summarize, versions
+from svdrd.compress.train.summary import summarize
 from svdrd.compress.train.validation import validate
+from svdrd.compress.versions import versions
 
 # A resumed run with other values of these would silently be neither the old run nor a new one.
 FIXED_BY_RESUME = (

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from svdrd.compress.train.step import Step
+
 
 @dataclass(frozen=True)
 class MemoryEstimate:
@@ -43,3 +45,18 @@ def estimate(model: nn.Module, loss: Callable[[Tensor], Tensor], crop: Tensor, c
     weights = sum(t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers()))
     gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     return MemoryEstimate(weights, gradients, 2 * gradients, activations)
+
+
+def of_step(step: Step, batch_size: int) -> tuple[int, MemoryEstimate]:
+    """How many crops a process computes at once in a step of ``batch_size`` over all processes, and what that needs."""
+    largest = step.processes.part(batch_size)[1]
+    crops = -(-largest // step.accumulate)
+
+    def loss(x: Tensor) -> Tensor:
+        with step.precision.autocast():
+            output = step.model(x)
+        return step.criterion(output, x)["loss"]
+
+    step.model.train()
+    crop = torch.rand(1, 3, *step.patch_size, device=step.processes.device)
+    return crops, estimate(step.model, loss, crop, crops)

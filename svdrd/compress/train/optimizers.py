@@ -10,7 +10,6 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from svdrd.compress.errors import BadInput
 
-SCHEDULES = ("plateau", "constant", "cosine", "step")
 TRANSFORMS = {"encoder": "g_a", "decoder": "g_s"}
 
 

@@ -1,24 +1,16 @@
-"""The arguments of ``svdrd finetune``: from the command line, a file, the run that is resumed; and their limits."""
+"""The arguments of ``svdrd finetune``: from the command line, a file, the run that is resumed."""
 
 import argparse
 import difflib
 import json
-import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from compressai.models.vbr import ScaleHyperpriorVbr
-
-from svdrd.compress.codecs import checkpoints, external, models
-from svdrd.compress.criterion import METRICS
 from svdrd.compress.errors import BadInput
-from svdrd.compress.images import metrics
-from svdrd.compress.train.optimizers import SCHEDULES
-from svdrd.compress.train.precision import PRECISIONS
+from svdrd.compress.options import METRICS, PRECISIONS, SCHEDULES, add_codec_arguments
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue the run that wrote this checkpoint; its arguments hold unless given again. "
         "auto: continue the run in --save-dir if there is one, else begin it",
     )
-    models.add_codec_arguments(codec)
+    add_codec_arguments(codec)
     add(
         "--freeze",
         nargs="+",
@@ -93,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     machine = parser.add_argument_group("machine")
     add = machine.add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)")
+    add("--device", help="(default: cuda where there is a GPU, else cpu)")
     add("--cuda", dest="device", action="store_const", const="cuda", help="the same as --device cuda")
     add(
         "--precision",
@@ -143,11 +135,15 @@ def parse(
     if arguments.config:
         argv = [*options_of_file(parser, arguments.config), *argv]
         arguments = parser.parse_args(argv)
-    resume = arguments.resume
-    if resume == "auto":
-        last = Path(arguments.save_dir) / checkpoints.LAST
-        resume = str(last) if last.exists() else None
     resumed = None
+    resume = arguments.resume
+    if resume:
+        # Below the parsing, for the sake of --help: it imports torch.
+        from svdrd.compress.codecs import checkpoints
+
+        if resume == "auto":
+            last = Path(arguments.save_dir) / checkpoints.LAST
+            resume = str(last) if last.exists() else None
     if resume:
         resumed = checkpoints.load(resume)
         if "arguments" not in resumed:
@@ -240,50 +236,3 @@ def _flat(table: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _flat(value)
         else:
             yield key, value
-
-
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Everything that can be said without the images; completes ``lmbda``."""
-    if not external.is_external(arguments.model) and issubclass(
-        models.codec_class_of(arguments.model), ScaleHyperpriorVbr
-    ):
-        raise BadInput(
-            f"--model {arguments.model}: a variable-rate codec learns all its rates together, which training with one "
-            f"lambda would undo; take {arguments.model.removesuffix('-vbr')}"
-        )
-    if arguments.dataset is None:
-        raise BadInput("--dataset: missing; give a folder of training images, for example --dataset photographs")
-    limits: dict[str, tuple[float, bool]] = {
-        "epochs": (1, True), "steps": (1, True), "batch_size": (1, True), "test_batch_size": (1, True),
-        "crops_per_image": (1, True), "block_size": (1, True), "num_workers": (0, True), "seed": (0, True),
-        "mu": (0, True), "smooth": (0, True), "clip_max_norm": (0, True), "accumulate": (1, True),
-        "max_skipped": (1, True), "checkpoint_minutes": (0, True), "gradient_norms": (0, True), "log_images": (0, True),
-        "lmbda": (0, False), "learning_rate": (0, False), "aux_learning_rate": (0, False),
-    }  # fmt: skip
-    for name, (limit, included) in limits.items():
-        value = getattr(arguments, name)
-        if value is not None and not (math.isfinite(value) and (value > limit or (included and value == limit))):
-            option = "--lambda" if name == "lmbda" else "--" + name.replace("_", "-")
-            raise BadInput(f"{option} {value}: wanted a finite value {'of at least' if included else 'above'} {limit}")
-    for side in arguments.patch_size:
-        if side < 1:
-            raise BadInput(f"--patch-size {side}: wanted two sides of at least 1 pixel, for example 256 256")
-        if arguments.block_size and side % arguments.block_size:
-            fits = [size for size in (8, 16, 32, 64) if all(s % size == 0 for s in arguments.patch_size)]
-            raise BadInput(
-                f"--block-size {arguments.block_size}: does not divide the side {side} of --patch-size; "
-                f"{', '.join(map(str, fits)) or 'a common divisor of its sides'} would"
-            )
-        if arguments.metric == "ms-ssim" and side < metrics.MS_SSIM_SMALLEST_SIDE:
-            smallest = metrics.MS_SSIM_SMALLEST_SIDE
-            raise BadInput(f"--patch-size {side}: MS-SSIM needs sides of at least {smallest} pixels: 256 256")
-    try:
-        torch.empty(0, device=arguments.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"--device {arguments.device}: {reason}; --device cpu works everywhere") from error
-    if arguments.quality is not None:
-        zoo_lambda = models.lambda_for(arguments.model, arguments.quality, arguments.metric)
-        arguments.lmbda = zoo_lambda if arguments.lmbda is None else arguments.lmbda
-    elif arguments.lmbda is None:
-        raise BadInput("--lambda: missing; give it, or --quality to take the lambda of CompressAI's zoo")

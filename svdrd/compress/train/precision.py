@@ -9,7 +9,6 @@ from compressai.entropy_models import EntropyModel
 from torch import Tensor, nn
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS = tuple(AUTOCAST_DTYPES)
 # torch begins at 2^16, for losses of about 1; a distortion counted in 255^2 overflows float16 with that for the first
 # dozen steps. The scale doubles after each 2000 steps that it fits.
 FIRST_SCALE = 2.0**7

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-import platform
 from typing import TYPE_CHECKING, Any
 
-import compressai
-import numpy as np
-import torch
-
-import svdrd
 from svdrd.compress.train.options import saved
+from svdrd.compress.versions import device_name, versions
 
 if TYPE_CHECKING:
     from svdrd.compress.train.loop import Training
@@ -35,23 +30,6 @@ def summarize(training: Training) -> dict[str, Any]:
         "arguments": saved(training.arguments),
     }
     return {key: _json_value(value) for key, value in values.items()}
-
-
-def versions() -> dict[str, str]:
-    return {
-        # torch.__version__ is an object of torch's own, which weights_only=True refuses to load.
-        "svdrd": svdrd.__version__,
-        "torch": str(torch.__version__),
-        "compressai": compressai.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _json_value(value: Any) -> Any:
