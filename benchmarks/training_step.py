@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from svdrd.compress.images.batches import Batch
-from svdrd.compress.train.config import check_arguments
+from svdrd.compress.train.config import TrainConfig
 from svdrd.compress.train.distributed import Processes
 from svdrd.compress.train.loop import Training
 from svdrd.compress.train.options import add_arguments
@@ -59,11 +59,10 @@ def prepare(codec: str, quality: int, mu: float, folder: Path, args: argparse.Na
         "0",
     ]
     argv += ["--device", args.device, "--precision", args.precision]
-    arguments = parser.parse_args(argv)
-    check_arguments(arguments)
-    training = prepare_training(arguments, Processes(torch.device(args.device)))
-    training.model.train()
-    training.criterion.monitor_basis = False
+    config = TrainConfig.from_arguments(parser.parse_args(argv))
+    training = prepare_training(config, Processes(torch.device(args.device)))
+    training.state.model.train()
+    training.stepper.criterion.monitor_basis = False
     return training
 
 
@@ -100,7 +99,7 @@ def measure(codec: str, quality: int, folder: Path, args: argparse.Namespace) ->
                 times[mu].append(elapsed)
         x = batch["x"].to(args.device)
         with torch.no_grad():
-            x_hat = arms[10.0].model(x)["x_hat"].float()
+            x_hat = arms[10.0].state.model(x)["x_hat"].float()
         x_hat.requires_grad_()
         start = seconds(args.device)
         basis_loss(x_hat, x).backward()

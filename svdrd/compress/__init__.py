@@ -1,14 +1,31 @@
-"""Everything that knows CompressAI: criterion, model loading, data, checkpoints and the commands."""
+"""Everything that knows CompressAI: criterion, codecs, images, training, evaluation, comparison, studies, commands.
 
-import warnings
+The names of this package are imported when they are first used, as those of :mod:`svdrd` are.
+``BasisRateDistortionLoss`` registers itself in ``compressai.registry`` then, or at once where CompressAI was imported
+before.
+"""
 
-with warnings.catch_warnings():
-    # CompressAI scripts a function at import, which torch 2.15 answers with a FutureWarning that no user can act on.
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
-    import compressai.models  # noqa: F401  (for its side effect: the warning is spent here)
+import importlib
+import sys
+from typing import TYPE_CHECKING
 
-from svdrd.compress.codecs.models import lambda_for, load_codec
-from svdrd.compress.criterion import BasisRateDistortionLoss
 from svdrd.compress.errors import BadInput
+from svdrd.first_use import on_first_use
+
+if TYPE_CHECKING:
+    from svdrd.compress.codecs.models import lambda_for, load_codec
+    from svdrd.compress.criterion import BasisRateDistortionLoss
+else:
+    __getattr__, __dir__ = on_first_use(
+        __name__,
+        {
+            "BasisRateDistortionLoss": "svdrd.compress.criterion",
+            "lambda_for": "svdrd.compress.codecs.models",
+            "load_codec": "svdrd.compress.codecs.models",
+        },
+    )
 
 __all__ = ["BadInput", "BasisRateDistortionLoss", "lambda_for", "load_codec"]
+
+if sys.modules.get("compressai"):
+    importlib.import_module("svdrd.compress.criterion")

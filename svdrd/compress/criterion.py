@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from compressai.registry import register_criterion
 from pytorch_msssim import ms_ssim
 from torch import Tensor, nn
 
+from svdrd.compress.compressai import register_criterion
 from svdrd.compress.errors import BadInput
 from svdrd.compress.options import METRICS
 from svdrd.ops import basis_loss

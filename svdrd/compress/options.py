@@ -14,6 +14,8 @@ from svdrd.compress.errors import BadInput
 METRICS = ("mse", "ms-ssim")
 SCHEDULES = ("plateau", "constant", "cosine", "step")
 PRECISIONS = ("fp32", "bf16", "fp16")
+# Four halvings of an 11-pixel window: pytorch_msssim refuses anything smaller.
+MS_SSIM_SMALLEST_SIDE = 161
 LIC_TCM_ADDRESS = "https://github.com/jmliu206/LIC_TCM"
 
 

@@ -2,11 +2,11 @@
 
 import platform
 
-import compressai
 import numpy as np
 import torch
 
 import svdrd
+from svdrd.compress.compressai import __version__ as compressai_version
 
 
 def versions() -> dict[str, str]:
@@ -15,7 +15,7 @@ def versions() -> dict[str, str]:
         "svdrd": svdrd.__version__,
         # torch.__version__ is an object of torch's own, which weights_only=True refuses to load.
         "torch": str(torch.__version__),
-        "compressai": compressai.__version__,
+        "compressai": compressai_version,
         "numpy": np.__version__,
         "python": platform.python_version(),
     }

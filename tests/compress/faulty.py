@@ -50,7 +50,7 @@ def make_faulty(patch: pytest.MonkeyPatch, term: str, where: str, steps: range =
     take = loop.Training.train_step
 
     def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
-        self.criterion.step = self.step + 1
+        self.stepper.criterion.step = self.state.step + 1
         return take(self, batch)
 
     patch.setattr(loop.Training, "train_step", train_step)

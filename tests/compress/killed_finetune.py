@@ -12,7 +12,7 @@ train_step = loop.Training.train_step
 
 
 def killed_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
-    if self.processes.rank == 1 and self.step == int(os.environ["SVDRD_TEST_KILL"]):
+    if self.processes.rank == 1 and self.state.step == int(os.environ["SVDRD_TEST_KILL"]):
         os.kill(os.getpid(), signal.SIGKILL)
     return train_step(self, batch)
 

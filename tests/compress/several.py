@@ -48,11 +48,11 @@ def _main(rank: int, size: int, port: int, argv: Sequence[str], folder: Path, ho
 
     def and_keep_the_state(self: loop.Training) -> int:
         state = {
-            "state_dict": dict(self.model.named_parameters()),
-            "optimizer": self.optimizer.state_dict(),
-            "aux_optimizer": self.aux_optimizer.state_dict(),
-            "history": self.history,
-            "step": self.step,
+            "state_dict": dict(self.state.model.named_parameters()),
+            "optimizer": self.state.optimizer.state_dict(),
+            "aux_optimizer": self.state.aux_optimizer.state_dict(),
+            "history": self.state.history,
+            "step": self.state.step,
         }
         # A test may have taken the room away.
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -98,7 +98,7 @@ def raise_signal_at(step: int, number: int, only: int) -> None:
     take = loop.Training.train_step
 
     def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
-        if self.step + 1 == step and self.processes.rank == only:
+        if self.state.step + 1 == step and self.processes.rank == only:
             signal.raise_signal(number)
         return take(self, batch)
 

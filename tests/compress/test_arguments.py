@@ -104,7 +104,7 @@ def test_every_option_goes_through_a_file():
     argv = ["--steps", "5", "-q", "3", "--val-dataset", "v", "-d", "x", "--checkpoint", "c", "--lic-tcm-repo", "r"]
     argv += ["--device", "cpu"]
     arguments = parser.parse_args(argv)
-    names = set(as_config(parser, arguments))
+    names = set(as_config(parser, vars(arguments)))
     missing = {action.dest for action in parser._actions} - {name.replace("-", "_") for name in names} - {"lmbda"}
     # What is empty or unset has no line; the others are about one call.
     assert missing == {"help", "model_args", "freeze", "block_size", "resume", "config", "dry_run"}

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -11,8 +12,15 @@ pytest.importorskip("compressai")
 import svdrd
 from svdrd.__main__ import COMMANDS, main
 from svdrd.backends import availability
-from svdrd.compress import load_codec
+from svdrd.compress import load_codec, options
+from svdrd.compress.train import optimizers, precision
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, synthetic_photograph
+
+# A process in another folder finds this tree, and argparse has the same room everywhere.
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+    "COLUMNS": "120",
+}
 
 
 @pytest.mark.parametrize("argv", [[], ["info"]])
@@ -50,16 +58,134 @@ def test_help_of_a_command(command: str, capsys: pytest.CaptureFixture[str]):
     assert f"usage: svdrd {command} " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["finetune", "evaluate", "compare", "recompose"])
-def test_without_compressai(command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    for name in list(sys.modules):
-        if name.startswith("svdrd.compress"):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "compressai", None)
-    assert main([command, "-d", "anywhere"]) == 2
-    captured = capsys.readouterr()
-    assert captured.err == f"svdrd {command}: error: compressai is not installed; pip install 'svdrd[compress]'\n"
-    assert captured.out == ""
+HEAVY = ("torch", "compressai", "matplotlib", "torchvision", "bjontegaard")
+# Runs the command line of its arguments, and says which of the heavy packages that has imported.
+WHAT_IS_IMPORTED = f"""
+import sys
+from svdrd.__main__ import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as error:
+    code = error.code
+print("imported:", *(name for name in {HEAVY} if name in sys.modules))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "said"),
+    [
+        ("--help", 0, "commands:"),
+        ("finetune --help", 0, "--device DEVICE       (default: cuda where there is a GPU, else cpu)"),
+        ("evaluate --help", 0, "usage: svdrd evaluate "),
+        ("compare --help", 0, "usage: svdrd compare "),
+        ("recompose --help", 0, "usage: svdrd recompose "),
+        ("experiment --help", 0, "usage: svdrd experiment "),
+        ("data --help", 0, "usage: svdrd data "),
+        ("finetun", 2, "argument COMMAND: invalid choice: 'finetun'"),
+        ("finetune --no-such-option", 2, "unrecognized arguments: --no-such-option"),
+        ("finetune --precision fp8", 2, "argument --precision: invalid choice: 'fp8'"),
+        ("finetune --lr-schedule never", 2, "argument --lr-schedule: invalid choice: 'never'"),
+        ("finetune --epochs many", 2, "argument -e/--epochs: invalid int value: 'many'"),
+        ("finetune -q 3", 2, "--dataset: missing; give a folder of training images"),
+        ("finetune -d x -q 3 --mu -1", 2, "--mu -1.0: wanted a finite value of at least 0"),
+        ("finetune --config missing.toml", 2, "--config missing.toml: No such file or directory"),
+        ("evaluate", 2, "the following arguments are required: -m/--model, -d/--dataset"),
+        ("evaluate -m x -d y -q 1 --metric psnr", 2, "argument --metric: invalid choice: 'psnr'"),
+        ("evaluate -m x -d y -q 1 -o no/where.json", 2, "no folder 'no'; make it first"),
+        ("compare -o out", 2, "the following arguments are required: --arm"),
+        ("compare -o out --arm a=zoo:1 --arm b=zoo:1 -m x --resamples 9", 2, "--resamples 9: wanted at least 100"),
+        ("compare -o out --arm a=zoo:1 -m x", 2, "--arm a: the only one"),
+        ("recompose -m x -d y", 2, "one of the arguments --checkpoint -q/--quality is required"),
+        ("experiment", 2, "the following arguments are required: config"),
+        ("data get coco", 2, "argument name: invalid choice: 'coco'"),
+    ],
+)
+def test_help_and_wrong_options_do_not_wait_for_torch(argv: str, code: int, said: str, tmp_path: Path):
+    words = [sys.executable, "-c", WHAT_IS_IMPORTED, *argv.split()]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=ENVIRONMENT)
+    assert result.returncode == code
+    assert result.stdout.endswith("imported:\n")
+    if code:
+        assert result.stderr.count("\n") == 1
+        assert "error: " in result.stderr
+    assert said in result.stdout + result.stderr
+
+
+def test_the_choices_are_what_there_is():
+    """The table of options stands where nothing is imported, apart from what it names."""
+    assert tuple(precision.AUTOCAST_DTYPES) == options.PRECISIONS
+    weight = torch.nn.Parameter(torch.zeros(1))
+    for schedule in options.SCHEDULES:
+        optimizers.make_schedule(schedule, torch.optim.SGD([weight]), 10)
+
+
+def test_without_compressai(tmp_path: Path):
+    code = """
+import sys
+sys.modules["compressai"] = None
+from svdrd.__main__ import main
+for argv in ("finetune -d x -q 3", "evaluate -m x -d x -q 1", "recompose -m x -d x -q 1",
+             "compare -m x -d x -o out --arm a=zoo:1 --arm b=zoo:2"):
+    assert main(argv.split()) == 2
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=ENVIRONMENT
+    )
+    assert result.returncode == 0
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        f"svdrd {command}: error: compressai is not installed; pip install 'svdrd[compress]'"
+        for command in ("finetune", "evaluate", "recompose", "compare")
+    ]
+
+
+NAMES = """
+import sys
+import svdrd
+assert "torch" not in sys.modules
+assert set(svdrd.__all__) <= set(dir(svdrd))
+import svdrd.compress
+assert "torch" not in sys.modules
+assert set(svdrd.compress.__all__) <= set(dir(svdrd.compress))
+for package in (svdrd, svdrd.compress):
+    try:
+        package.no_such_name
+    except AttributeError as error:
+        assert str(error) == f"module '{package.__name__}' has no attribute 'no_such_name'"
+    else:
+        raise AssertionError(package)
+loss = svdrd.compress.BasisRateDistortionLoss(0.01)
+from compressai.registry import CRITERIONS
+assert CRITERIONS["BasisRateDistortionLoss"] is svdrd.compress.BasisRateDistortionLoss
+from svdrd import BasisLoss, use_backend
+from svdrd.compress import BadInput, lambda_for, load_codec
+import torch
+x = torch.rand(1, 3, 8, 8)
+with use_backend("torch"):
+    assert BasisLoss()(x, x) == svdrd.ops.basis_loss(x, x) == 0
+"""
+OPERATORS = """
+import compressai
+import svdrd
+import svdrd.compress
+import torch
+x = torch.rand(2, 4, 4)
+assert torch.ops.svdrd.basis_loss(x, x, 4, 4, 1e-6, 0.0, False, False)[0].sum() == 0
+assert "BasisRateDistortionLoss" in compressai.registry.CRITERIONS
+"""
+
+
+def test_names_are_imported_on_first_use():
+    """And CompressAI's FutureWarning is spent in silence."""
+    words = [sys.executable, "-W", "error::FutureWarning", "-c", NAMES]
+    assert subprocess.run(words, capture_output=True, text=True, timeout=300, env=ENVIRONMENT).stderr == ""
+
+
+def test_what_importing_registers():
+    words = [sys.executable, "-c", OPERATORS]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
 
 
 def exit_code(argv: list[str]) -> int:

@@ -161,7 +161,7 @@ def _no_images_at_step_3(rank: int) -> None:
     take = loop.Training.train_step
 
     def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
-        if rank == 1 and self.step == 2:
+        if rank == 1 and self.state.step == 2:
             batch = {**batches.collate([]), "problem": "its share is gone"}
         return take(self, batch)
 
@@ -185,7 +185,7 @@ def _drift(rank: int) -> None:
     def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
         values = take(self, batch)
         if rank == 1:
-            quantiles = self.model.entropy_bottleneck.quantiles.data
+            quantiles = self.state.model.entropy_bottleneck.quantiles.data
             quantiles[0, 0, 0] = torch.nextafter(quantiles[0, 0, 0], torch.tensor(torch.inf))
         return values
 

@@ -172,9 +172,9 @@ def test_arms_differ_in_nothing_but_their_options(place: Path, monkeypatch: pyte
     take = loop.Training.train_step
 
     def recorded(self: loop.Training, batch: batches.Batch) -> dict[str, float] | None:
-        folder = str(Path(self.arguments.save_dir).relative_to("study"))
+        folder = str(Path(self.config.save_dir).relative_to("study"))
         if folder not in starts:
-            starts[folder] = {name: value.clone() for name, value in self.model.named_parameters()}
+            starts[folder] = {name: value.clone() for name, value in self.state.model.named_parameters()}
             noises[folder] = self.stepper.noise.generator.get_state()
         crops.setdefault(folder, []).append(batch["x"])
         return take(self, batch)

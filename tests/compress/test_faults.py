@@ -172,7 +172,7 @@ def test_vanished_images(
     take = loop.Training.train_step
 
     def then_they_vanish(self: loop.Training, batch: Any) -> dict[str, float] | None:
-        if self.step == 4 and images.exists():
+        if self.state.step == 4 and images.exists():
             images.rename(away)
         return take(self, batch)
 
@@ -215,7 +215,7 @@ def test_a_loader_that_is_killed(train: Callable[..., dict[str, Any]], tmp_path:
     take = loop.Training.train_step
 
     def kill_a_loader(self: loop.Training, batch: Any) -> dict[str, float] | None:
-        if self.step == 1:
+        if self.state.step == 1:
             for worker in self.train_loader._iterator._workers:
                 worker.kill()
         return take(self, batch)

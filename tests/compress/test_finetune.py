@@ -178,7 +178,7 @@ def test_a_checkpoint_in_between_does_not_disturb_training(train: Callable[..., 
     step = loop.Training.train_step
 
     def with_state(self: loop.Training, x: torch.Tensor) -> dict[str, float] | None:
-        self.state()
+        self.state.state_dict()
         return step(self, x)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -278,7 +278,7 @@ def interrupt_after(steps: int, number: int, monkeypatch: pytest.MonkeyPatch) ->
     step = loop.Training.train_step
 
     def interrupted_step(self: loop.Training, x: torch.Tensor) -> dict[str, float] | None:
-        if self.step + 1 == steps:
+        if self.state.step + 1 == steps:
             signal.raise_signal(number)
         return step(self, x)
 

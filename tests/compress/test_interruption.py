@@ -146,7 +146,7 @@ def _no_space(_rank: int, steps: range) -> None:
     take = loop.Training.train_step
 
     def train_step(self: loop.Training, batch: Any) -> dict[str, float] | None:
-        limit = 10_000 if self.step + 1 in steps else resource.RLIM_INFINITY
+        limit = 10_000 if self.state.step + 1 in steps else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         return take(self, batch)
 

@@ -243,7 +243,7 @@ def test_spectrum_of_the_original_itself_keeps_everything() -> None:
         (["--patch-size", "192"], "lying.png has 70x140 pixels, less than a patch of 192"),
         (["--patch-size", "64", "--whole"], "argument --whole: not allowed with argument --patch-size"),
         (["--show", "sideways"], "--show sideways: no such image in"),
-        (["-o", "a file"], "--output 'a file': 'a file' is not a folder"),
+        (["-o", "a file"], "--output a file: not writable: 'a file' is not a folder"),
         (["-o", "a file/below"], "a file' is not a folder that can be written to"),
         (["--checkpoint", "absent.pth.tar"], "absent.pth.tar': no such file"),
         (["-m", "mbt2018"], "not a mbt2018"),

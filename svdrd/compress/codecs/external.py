@@ -15,9 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from compressai.models import CompressionModel
 from torch import Tensor, nn
 
+from svdrd.compress.compressai import CompressionModel
 from svdrd.compress.errors import BadInput
 from svdrd.compress.options import LIC_TCM_ADDRESS
 

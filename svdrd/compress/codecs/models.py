@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from compressai import zoo
-from compressai.models import CompressionModel
-from compressai.ops import compute_padding
-from compressai.registry import MODELS
-from compressai.zoo import image as zoo_image
-from compressai.zoo import image_vbr as zoo_image_vbr
 from torch import Tensor, nn
 
 from svdrd.compress.codecs import checkpoints, external
+from svdrd.compress.compressai import MODELS, CompressionModel, compute_padding, zoo, zoo_image, zoo_image_vbr
 from svdrd.compress.errors import BadInput
 from svdrd.compress.options import parse_model_args
 

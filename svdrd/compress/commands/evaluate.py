@@ -21,7 +21,7 @@ COLUMNS = ("bpp", "psnr-rgb", "ms-ssim-rgb", "encoding_time", "decoding_time")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/codecs.md has all")
+    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/guide/codecs.md has all")
     add("-d", "--dataset", required=True, help="folder of images, searched recursively")
     options.add_weights_arguments(parser, "one or more checkpoints of svdrd finetune or CompressAI")
     options.add_metric_argument(parser)

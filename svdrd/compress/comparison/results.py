@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compressai.models import CompressionModel
 
 from svdrd.compress.codecs.models import load_codec
 from svdrd.compress.comparison.arms import Arm, Source
 from svdrd.compress.comparison.curve import Curve
+from svdrd.compress.compressai import CompressionModel
 from svdrd.compress.errors import BadInput, Stopped
 from svdrd.compress.evaluation.coding import DecoderMismatch, document, evaluate, make_ready
 from svdrd.compress.evaluation.provenance import origin, settings_of, weights_of

@@ -16,18 +16,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import compressai
 import torch
 import torch.nn.functional as F
-from compressai.models import CompressionModel
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from tqdm import tqdm
 
 from svdrd.compress.codecs.models import load_codec, padding
+from svdrd.compress.compressai import CompressionModel, get_entropy_coder
 from svdrd.compress.errors import BadInput
 from svdrd.compress.images.folders import ImageFolder
-from svdrd.compress.images.metrics import MS_SSIM_SMALLEST_SIDE, ms_ssim_8bit, psnr, to_8bit
+from svdrd.compress.images.metrics import ms_ssim_8bit, psnr, to_8bit
+from svdrd.compress.options import MS_SSIM_SMALLEST_SIDE
 
 # Real decoding and `forward` quantise the same latents; where the decoder's entropy parameters differ from the
 # encoder's it reads other symbols and loses 10 dB and more.
@@ -202,7 +202,7 @@ def document(
     for _, per_image in points:
         for key, value in average(per_image).items():
             results.setdefault(key, []).append(value)
-    method = "entropy estimation" if settings["rate"] == "estimated" else compressai.get_entropy_coder()
+    method = "entropy estimation" if settings["rate"] == "estimated" else get_entropy_coder()
     return {
         "name": name,
         "description": f"Inference ({method})",

@@ -9,14 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import compressai
 import torch
-from compressai.models import CompressionModel
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, to_tensor
 from tqdm import tqdm
 
 from svdrd.compress.codecs.models import PADDING, input_sides
+from svdrd.compress.compressai import CompressionModel, get_entropy_coder
 from svdrd.compress.errors import BadInput, Stopped
 from svdrd.compress.evaluation import recomposition_figures as figures
 from svdrd.compress.evaluation.coding import DecoderMismatch, make_ready
@@ -117,7 +116,7 @@ class RecomposedFolder:
                 for image in rate["images"]:
                     numbers = (f"{image['results'][key]:.6f}" for key in RESULTS)
                     rows.writerow((self.model, label(rate), self.matrices, image["source"], *numbers))
-        method = "entropy estimation" if self.estimated else compressai.get_entropy_coder()
+        method = "entropy estimation" if self.estimated else get_entropy_coder()
         names: dict[str, str] = {
             "bpp": "bpp",
             "psnr_lq": "psnr-rgb",

@@ -1,6 +1,6 @@
 """Recomposition: a codec's images with the singular vectors of the originals, in pixel space and in latent space.
 
-The matrices are patches of each channel, or whole images. docs/recomposition.md says what the numbers mean.
+The matrices are patches of each channel, or whole images. docs/guide/recomposition.md says what the numbers mean.
 """
 
 import math
@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from compressai.models import CompressionModel
 from torch import Tensor
 
+from svdrd.compress.compressai import CompressionModel
 from svdrd.compress.errors import BadInput
 from svdrd.compress.evaluation.coding import code, estimate, padded
 from svdrd.compress.images.metrics import psnr, to_8bit

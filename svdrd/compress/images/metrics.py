@@ -6,8 +6,7 @@ import torch
 from pytorch_msssim import ms_ssim
 from torch import Tensor
 
-# Four halvings of an 11-pixel window: pytorch_msssim refuses anything smaller.
-MS_SSIM_SMALLEST_SIDE = 161
+from svdrd.compress.options import MS_SSIM_SMALLEST_SIDE
 
 
 def to_8bit(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from svdrd.compress.errors import BadInput
 from svdrd.compress.evaluation.provenance import digest_of, weights_of
 from svdrd.compress.files import sha256, write_json
 from svdrd.compress.images.folders import ImageFolder
-from svdrd.compress.train.config import check_arguments
+from svdrd.compress.train.config import TrainConfig
 from svdrd.compress.train.options import add_arguments, as_config, read_configuration
 from svdrd.compress.train.preparation import open_images
 
@@ -54,9 +54,9 @@ class Contents:
             self._files[key] = sha256(path)
         return self._files[key]
 
-    def training(self, arguments: argparse.Namespace) -> tuple[str, ...]:
+    def training(self, config: TrainConfig) -> tuple[str, ...]:
         """Fingerprints of the training and the validation images that ``svdrd finetune`` opens: names and sizes."""
-        options = (arguments.dataset, arguments.val_dataset, tuple(arguments.patch_size))
+        options = (config.dataset, config.val_dataset, config.patch_size)
         if options not in self._folders:
             self._folders[options] = tuple(images.fingerprint() for images in open_images(*options))
         return self._folders[options]
@@ -162,15 +162,14 @@ class FinetuneStage(Stage):
         self.start = start
         self.parser = finetune_parser()
         try:
-            self.arguments = self.parser.parse_args(["-o", str(self.folder), *options])
-            check_arguments(self.arguments)
+            self.config = TrainConfig.from_arguments(self.parser.parse_args(["-o", str(self.folder), *options]))
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from error
 
     def settings(self) -> dict[str, Any]:
-        training, validation = self.contents.training(self.arguments)
+        training, validation = self.contents.training(self.config)
         return {
-            **self._compared(self.arguments),
+            **self._compared(self.config.saved()),
             **dict(zip(CONTENTS, (self.contents.weights(self.start), training, validation), strict=True)),
         }
 
@@ -200,11 +199,11 @@ class FinetuneStage(Stage):
         state = checkpoints.load(self.checkpoint)
         if "arguments" not in state:
             raise BadInput(f"{self.name}: {self.checkpoint} is no run of svdrd finetune; remove {self.folder}")
-        before = argparse.Namespace(**{**vars(self.arguments), **state["arguments"]})
-        start = self.contents.weights(None if before.checkpoint is None else Path(before.checkpoint))
+        before = {**self.config.saved(), **state["arguments"]}
+        start = self.contents.weights(None if before["checkpoint"] is None else Path(before["checkpoint"]))
         return {
             **self._compared(before),
-            "weights of the start": f"{before.checkpoint}, which is gone" if start == NOT_YET else start,
+            "weights of the start": f"{before['checkpoint']}, which is gone" if start == NOT_YET else start,
             "training images": state["images"],
         }
 
@@ -212,11 +211,11 @@ class FinetuneStage(Stage):
         # The validation images of a run without a record are unknown. They decide which of its checkpoints is the best
         # one, and the study uses the last.
         settings = self.settings()
-        known = self._compared(self.parser.parse_args([]))
+        known = self._compared(vars(self.parser.parse_args([])))
         return {**known, "validation images": settings["validation images"]}
 
-    def _compared(self, arguments: argparse.Namespace) -> dict[str, Any]:
-        return {key: value for key, value in as_config(self.parser, arguments).items() if key not in NOT_COMPARED}
+    def _compared(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in as_config(self.parser, values).items() if key not in NOT_COMPARED}
 
 
 class EvaluateStage(Stage):

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from compressai.entropy_models import EntropyBottleneck, EntropyModel
 from torch import Tensor
+
+from svdrd.compress.compressai import EntropyBottleneck, EntropyModel
 
 
 class BatchNoise:

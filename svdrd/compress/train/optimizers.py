@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from compressai.models import CompressionModel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from svdrd.compress.compressai import CompressionModel
 from svdrd.compress.errors import BadInput
 
 TRANSFORMS = {"encoder": "g_a", "decoder": "g_s"}

@@ -18,7 +18,7 @@ else:
     import tomli as tomllib
 
 # What a call does once, and no property of the run.
-NOT_SAVED = ("resume", "config", "dry_run")
+OF_A_CALL = ("resume", "config", "dry_run")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,17 +154,11 @@ def parse(
     return arguments, resumed
 
 
-def saved(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a checkpoint keeps, under argparse's names."""
-    kept = {key: value for key, value in vars(arguments).items() if key not in NOT_SAVED}
-    return {key: list(value) if isinstance(value, (list, tuple)) else value for key, value in kept.items()}
-
-
-def as_config(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments as a file for ``--config`` has them."""
-    values = saved(arguments)
+def as_config(parser: argparse.ArgumentParser, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by argparse's names, as a file for ``--config`` has them."""
     names = {action.dest: name for name, action in reversed(list(_long_options(parser)))}
-    return {names[dest]: values[dest] for dest in values if dest in names and values[dest] not in (None, [])}
+    kept = [dest for dest in values if dest in names and dest not in OF_A_CALL]
+    return {names[dest]: values[dest] for dest in kept if values[dest] not in (None, [])}
 
 
 def options_of_file(parser: argparse.ArgumentParser, path: str) -> list[str]:

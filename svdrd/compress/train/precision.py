@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from compressai.entropy_models import EntropyModel
 from torch import Tensor, nn
+
+from svdrd.compress.compressai import EntropyModel
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # torch begins at 2^16, for losses of about 1; a distortion counted in 255^2 overflows float16 with that for the first

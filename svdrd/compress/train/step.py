@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from compressai.models import CompressionModel
 from torch import Tensor
 from torch.optim import Optimizer
 
+from svdrd.compress.compressai import CompressionModel
 from svdrd.compress.criterion import BasisRateDistortionLoss
 from svdrd.compress.images.batches import Batch
 from svdrd.compress.train.distributed import Processes
@@ -53,6 +53,7 @@ class Step:
         optimizers: of the weights and of the quantiles.
         processes: who else computes.
         precision: autocast and scale of the loss.
+        noise: what stands for quantisation.
         patch_size: (height, width) of the crops.
         clip_max_norm: largest norm of the gradient; 0: any.
         accumulate: parts in which a process computes its crops; the step is that of all of them together.
@@ -67,6 +68,7 @@ class Step:
         optimizers: tuple[Optimizer, Optimizer],
         processes: Processes,
         precision: Precision,
+        noise: BatchNoise,
         patch_size: Sequence[int],
         clip_max_norm: float = 0.0,
         accumulate: int = 1,
@@ -86,7 +88,7 @@ class Step:
         self.clip_max_norm = clip_max_norm
         self.accumulate = accumulate
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.noise = BatchNoise(processes.device)
+        self.noise = noise
 
     def take(self, batch: Batch, crops: int, wishes: Wishes, measure_terms: bool = False) -> Outcome:
         """One step of both optimizers; where loss or gradient is not finite nothing changes, on any process.

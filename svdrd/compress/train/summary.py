@@ -1,33 +1,28 @@
 """summary.json: how a run ended or where it is, for people and scripts that collect runs."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from svdrd.compress.train.options import saved
+from svdrd.compress.train.state import RunState
 from svdrd.compress.versions import device_name, versions
 
-if TYPE_CHECKING:
-    from svdrd.compress.train.loop import Training
 
-
-def summarize(training: Training) -> dict[str, Any]:
+def summarize(state: RunState, total_steps: int, images_per_second: float) -> dict[str, Any]:
     """Best and last validation, faults, speed, device, versions, arguments."""
     values = {
-        "finished": training.validated_step >= training.total_steps,
-        "step": training.step,
-        "total_steps": training.total_steps,
-        "best": min(training.history, key=lambda row: row["val_loss"], default=None),
-        "last": training.history[-1] if training.history else None,
-        "skipped_steps": training.faults.steps,
-        "skipped_by_term": training.faults.terms or {},
-        "damaged_images": sorted(training.damaged),
-        "images_per_second": round(training.images_per_second(), 3),
-        "processes": training.processes.size,
-        "device": device_name(training.processes.device),
+        "finished": state.validated_step >= total_steps,
+        "step": state.step,
+        "total_steps": total_steps,
+        "best": min(state.history, key=lambda row: row["val_loss"], default=None),
+        "last": state.history[-1] if state.history else None,
+        "skipped_steps": state.faults.steps,
+        "skipped_by_term": state.faults.terms or {},
+        "damaged_images": sorted(state.damaged),
+        "images_per_second": round(images_per_second, 3),
+        "processes": state.processes.size,
+        "device": device_name(state.processes.device),
         "versions": versions(),
-        "arguments": saved(training.arguments),
+        "arguments": state.config.saved(),
     }
     return {key: _json_value(value) for key, value in values.items()}
 

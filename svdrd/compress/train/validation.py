@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from compressai.models import CompressionModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from svdrd.compress.codecs.models import padding
+from svdrd.compress.compressai import CompressionModel
 from svdrd.compress.criterion import BasisRateDistortionLoss
 from svdrd.compress.images import metrics
 from svdrd.compress.images.folders import ImagesVanished
