@@ -23,7 +23,7 @@ help:
 	@echo "make test       the tests                                   PYTEST_ARGS='tests/test_build.py -k cuda'"
 	@echo "make lint       ruff and mypy; make format repairs what it can"
 	@echo "make demo       fine-tune the committed codec with and without the basis loss, and draw the result"
-	@echo "make bench      the CPU benchmarks, into docs/"
+	@echo "make bench      the CPU benchmarks, into docs/benchmarks.md and the README"
 	@echo "make sanitize   the C++ kernels under sanitizers            SANITIZERS=thread"
 	@echo "make aot        the Triton kernels compiled for GPUs that are not here: registers, spills, shared memory"
 	@echo "make ptx        the compiled GPU kernels executed without a GPU     PTX=short for a part of minutes"

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: runs the suite; the whole of it also draws the figure and writes the README's tables.
+"""``python -m benchmarks``: runs the suite. The whole of it also draws both figures and writes the tables.
 
 Options are those of pytest and of ``benchmarks/conftest.py``: ``-k basis_loss-both``, ``--ops svd,recompose``,
 ``--quick``.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import registry, report
+from benchmarks import history, registry, report
 
 QUIET = ("-q", "--no-header", "--benchmark-only", "--benchmark-disable-gc", "--benchmark-quiet")
 
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     code = int(pytest.main([str(Path(__file__).parent), "-p", "no:cacheprovider", *QUIET, *argv]))
     if code or argv:  # a part of the suite is no reason to replace the figure and tables of a whole run
         return code
-    return report.main([])
+    return report.main([]) or history.main([])
 
 
 if __name__ == "__main__":

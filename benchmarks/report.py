@@ -1,4 +1,7 @@
-"""The figure and the README's tables, from the CSV of one run alone: ``python -m benchmarks.report``."""
+"""From the CSV of one run: the figure, all tables of docs/benchmarks.md, and the README's rows.
+
+python -m benchmarks.report [--date 2026-11-24T19:53:14Z]
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ PANELS = {
     ("basis_loss", "both"): "basis_loss, forward + backward",
     ("recompose", "forward"): "recompose, forward",
 }
+# The README's rows: the loss over photographs.
+HEADLINES = (8, 16, 32, 64, 128, 256)
 
 Shape = tuple[int, int, int]
 
@@ -149,23 +154,49 @@ def memory_table(rows: Sequence[Row]) -> str:
     return _table(["operation", "provider", "one input, MiB", "peak beyond the two inputs, MiB"], lines)
 
 
+def _setting(row: Row) -> str:
+    """Where and with what the run was made."""
+    return f"{row.device}, {_threads(row)}, torch {row.torch}, svdrd {row.svdrd} at `{row.commit}`, {row.date[:10]}"
+
+
+def headlines(rows: Sequence[Row]) -> str:
+    """What the README has between its markers: the loss with its gradient over square blocks of photographs."""
+    lines = []
+    for n in HEADLINES:
+        for ours in rows:
+            if (ours.op, ours.mode, ours.dtype, ours.provider) != ("basis_loss", "both", "float32", OURS):
+                continue
+            if kind(ours) != "natural" or (ours.m, ours.n) != (n, n):
+                continue
+            baseline = find(rows, BASELINE, ours)
+            lines.append([
+                f"{n} x {n}", f"{ours.batch}", _per_matrix(ours), _per_matrix(baseline), _times(ratio(rows, ours)),
+                _error(ours), _error(baseline) if baseline else "",
+            ])  # fmt: skip
+    header = [
+        "matrices", "pairs", "svdrd, µs a pair", "torch.linalg.svd", "ratio", "error of svdrd", "of torch",
+    ]  # fmt: skip
+    return f"{_table(header, lines)}\n\n{_setting(rows[0])}."
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """Everything between the markers."""
+    """What docs/benchmarks.md has between its markers: all tables."""
     first = rows[0]
     ratios = [(value, row) for row in rows if row.provider == OURS and (value := ratio(rows, row)) is not None]
     lowest = ""
     if ratios:
         value, row = min(ratios, key=lambda pair: pair[0])
         lowest = (
-            f" The lowest of the {len(ratios)} ratios of the run is {value:.2f}x: {row.op} {row.mode}, "
+            f"\nThe lowest of the {len(ratios)} ratios of the run is {value:.2f}x: {row.op} {row.mode}, "
             f"{row.batch} of {row.m} x {row.n}, {row.dtype}, {row.input}."
         )
     sources = sorted({row.input for row in rows if kind(row) == "natural"})
     parts = [
-        f"{first.device}, {_threads(first)}, torch {first.torch}, svdrd {first.svdrd} at `{first.commit}`, "
-        f"{first.date[:10]}. Medians of rounds in which all providers take turns. An error is the 95 % quantile over "
-        "the matrices of the relative Frobenius error against float64; where that, or a NaN, says that the answer is "
-        f"wrong, it is not timed. Photographs: {', '.join(sources) or 'none'}, without the rank-deficient blocks."
+        f"{_setting(first)}.\n"
+        "Times are medians of rounds in which all providers take turns.\n"
+        "An error is the 95 % quantile over the matrices of the relative Frobenius error against float64.\n"
+        "A wrong answer, by this error or by a NaN, is not timed.\n"
+        f"Photographs: {', '.join(sources) or 'none'}, without the rank-deficient blocks."
         f"{lowest}",
         speed_table(rows),
         "Everybody's forward and backward, µs a matrix; empty where a provider does not take the case:",
@@ -238,16 +269,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, default=measure.RESULTS / "cpu.csv")
     parser.add_argument("--date", help="when the run began, as its rows say; default: the newest run")
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "figures" / "speed_cpu.png")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="takes all tables")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="takes the rows of the loss")
     arguments = parser.parse_args(argv)
     try:
         rows = run_of(measure.read(arguments.csv), arguments.date)
         draw(rows, arguments.figure)
-        write_between_markers(arguments.readme, markdown(rows))
+        write_between_markers(arguments.page, markdown(rows))
+        write_between_markers(arguments.readme, headlines(rows))
     except (Missing, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    print(f"{arguments.figure} and the tables of {arguments.readme} are those of the run of {rows[0].date}")
+    written = f"{arguments.figure} and the tables of {arguments.page} and {arguments.readme}"
+    print(f"{written} are those of the run of {rows[0].date}")
     return 0
 
 
