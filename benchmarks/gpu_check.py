@@ -35,7 +35,7 @@ from svdrd.backends import availability
 
 ROOT = Path(__file__).parents[1]
 # Of the tests, what is no business of a GPU.
-ELSEWHERE = ("compress", "test_benchmarks.py", "test_build.py", "test_demo.py", "test_gpu_check.py", "test_readme.py")
+ELSEWHERE = ("compress", "test_benchmarks.py", "test_build.py", "test_demo.py", "test_docs.py", "test_gpu_check.py")
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 # A part of the names of the kernels that are looked at, of each backend.
 KERNELS = {"cuda": "svdrd", "triton": "_kernel"}

@@ -17,7 +17,7 @@ import torch
 for package in ("matplotlib", "pytest_benchmark", "roma", "skimage"):
     pytest.importorskip(package, reason="pip install 'svdrd[dev]' brings what the benchmarks need")
 
-from benchmarks import inputs, measure, registry, report  # noqa: E402
+from benchmarks import history, inputs, measure, registry, report  # noqa: E402
 from benchmarks.registry import Case, Provider  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -176,12 +176,14 @@ def test_rows_survive_the_csv_and_runs_are_appended(tmp_path):
 
 
 def test_the_tables_are_those_of_the_newest_run(tmp_path):
-    csv, readme, figure = tmp_path / "cpu.csv", tmp_path / "README.md", tmp_path / "docs" / "speed.png"
+    csv, figure = tmp_path / "cpu.csv", tmp_path / "docs" / "speed.png"
+    page, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
     measure.append(csv, rows())
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    arguments = ["--csv", str(csv), "--readme", str(readme), "--figure", str(figure)]
+    for file in (page, readme):
+        file.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    arguments = ["--csv", str(csv), "--page", str(page), "--readme", str(readme), "--figure", str(figure)]
     assert report.main(arguments) == 0
-    text = readme.read_text()
+    text = page.read_text()
     assert text.startswith(f"before\n{report.BEGIN}\n")
     assert text.endswith(f"\n{report.END}\nafter\n")
     assert "old" not in text
@@ -191,19 +193,39 @@ def test_the_tables_are_those_of_the_newest_run(tmp_path):
     assert "The lowest of the 3 ratios of the run is 0.90x: basis_loss both, 100 of 16 x 16, float32" in text
     assert "| basis_loss, forward + backward, 100 of 8 x 8 | svdrd | 0.0 | 3.0 |" in text.splitlines()
     assert figure.read_bytes().startswith(b"\x89PNG")
+    lines = readme.read_text().splitlines()
+    assert "| 8 x 8 | 100 | 1 | 40 | 40.0x | 2e-07 | 5e-04 |" in lines
+    assert "| 16 x 16 | 100 | 2 | 1.8 | 0.9x | 2e-07 | 5e-04 |" in lines
+    assert len([line for line in lines if line.startswith("|")]) == 4
 
     assert report.main(arguments) == 0
-    assert readme.read_text() == text
+    assert page.read_text() == text
+    assert readme.read_text().splitlines() == lines
 
 
-def test_a_readme_without_markers_is_refused_and_kept(tmp_path, capsys):
-    csv, readme = tmp_path / "cpu.csv", tmp_path / "README.md"
+def test_a_page_without_markers_is_refused_and_kept(tmp_path, capsys):
+    csv, page, readme = tmp_path / "cpu.csv", tmp_path / "benchmarks.md", tmp_path / "README.md"
     measure.append(csv, rows())
-    readme.write_text("no markers\n")
-    arguments = ["--csv", str(csv), "--readme", str(readme), "--figure", str(tmp_path / "speed.png")]
+    for file in (page, readme):
+        file.write_text("no markers\n")
+    arguments = ["--csv", str(csv), "--page", str(page), "--readme", str(readme), "--figure", str(tmp_path / "a.png")]
     assert report.main(arguments) == 2
     assert report.BEGIN in capsys.readouterr().err
-    assert readme.read_text() == "no markers\n"
+    assert page.read_text() == readme.read_text() == "no markers\n"
+
+
+def test_the_history_has_a_point_for_each_run(tmp_path, capsys):
+    csv, figure = tmp_path / "cpu.csv", tmp_path / "history.png"
+    older = [replace(row, date="2026-01-01T00:00:00Z", device="another") for row in rows() if row.n == 8 and row.p50]
+    measure.append(csv, [*rows()[1:], *older])
+    runs = history.runs_of(measure.read(csv))
+    assert [run[0].date for run in runs] == ["2026-01-01T00:00:00Z", ROW.date]
+    assert [history.ratio_of(run, "basis_loss", "both", 8) for run in runs] == [pytest.approx(40.0)] * 2
+    assert [history.ratio_of(run, "basis_loss", "both", 16) for run in runs] == [None, pytest.approx(0.9)]
+    assert history.main(["--csv", str(csv), "--figure", str(figure)]) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert history.main(["--csv", str(tmp_path / "none.csv"), "--figure", str(figure)]) == 2
+    assert "none.csv" in capsys.readouterr().err
 
 
 def test_an_unknown_run_is_named(tmp_path, capsys):

@@ -415,7 +415,7 @@ def test_results_of_other_images_of_the_same_names(
     assert "b.json: of another crops than the results before it: the same 3 names with other" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide/comparison.md"])
+@pytest.mark.parametrize("page", ["docs/guide/comparison.md"])
 def test_the_command_of_the_documentation(page: str):
     """It is taken as it stands, but for files that are not here."""
     text = (Path(__file__).resolve().parents[2] / page).read_text()

@@ -1,0 +1,185 @@
+"""README and docs: their Python runs, their tables are those of the CSV, their links and paths lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import svdrd
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+LOSS = ROOT / "docs" / "guide" / "loss.md"
+
+if not LOSS.exists() or not (ROOT / "CONTRIBUTING.md").exists():
+    pytest.skip("the documentation is not beside these tests", allow_module_level=True)
+
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "docs/**/*.md", "demo/**/*.md", ".github/*.md")
+    for page in ROOT.glob(pattern)
+)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"`([^`\n]+)`")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# A path of this repository: it begins with one of its folders.
+FOLDERS = ("svdrd", "csrc", "docs", "tests", "benchmarks", "examples", "demo", ".github", ".ci")
+# Written as a path and meant as a pattern, or made by a command.
+MADE = re.compile(r"[*{}<>]|\.\.\.|[A-Z]{4,}|^demo/(run|.*\.png)|^svdrd/_")
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_readmes_example() -> None:
+    (use,) = blocks(README)
+    assert len([line for line in use.splitlines() if line]) == 6
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(use, names)
+    assert torch.isfinite(names["loss"])
+    assert torch.isfinite(names["x_hat"].grad).all()
+
+
+def test_where_autograd_of_an_svd_gives_nan() -> None:
+    _, loop, lapack = blocks(LOSS)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(loop, names)
+    assert all(torch.isfinite(parameter).all() for parameter in names["model"].parameters())
+
+    exec(lapack, names)
+    one_step = "\n".join(line for line in loop.splitlines() if not line.startswith("criterion"))
+    exec(one_step.replace("range(100)", "range(1)"), names)
+    assert all(parameter.isnan().all() for parameter in names["model"].parameters())
+
+
+def test_one_flat_block_is_enough_for_nan() -> None:
+    names: dict[str, Any] = {"torch": torch}
+    exec(blocks(LOSS)[2], names)
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 64, 64)
+    x_hat = (x + 0.01 * torch.randn_like(x)).requires_grad_()
+    names["criterion"](x_hat, x).backward()
+    assert torch.isfinite(x_hat.grad).all()
+    x_hat.data[0, 0, :8, :8] = 0.5
+    x_hat.grad = None
+    names["criterion"](x_hat, x).backward()
+    assert x_hat.grad.isnan().any()
+    x_hat.grad = None
+    svdrd.BasisLoss(block_size=8)(x_hat, x).backward()
+    assert torch.isfinite(x_hat.grad).all()
+
+
+def test_the_readme_is_two_screens() -> None:
+    assert len(README.read_text().splitlines()) <= 140
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_lines_break_at_120_characters(page: str) -> None:
+    """Tables cannot be broken, and neither can generated lines."""
+    text = re.sub(
+        r"<!-- \w+ table: begin -->.*?<!-- \w+ table: end -->", "", (ROOT / page).read_text(), flags=re.DOTALL
+    )
+    long = [line for line in text.splitlines() if len(line) > 120 and not line.lstrip().startswith("|")]
+    assert not long
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    missing = []
+    for target in LINK.findall(FENCE.sub("", path.read_text())):
+        file, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        to = (path.parent / file).resolve() if file else path
+        if not to.exists() or (anchor and anchor not in anchors(to)):
+            missing.append(target)
+    assert not missing
+
+
+def paths_named(text: str) -> set[str]:
+    """What looks like a path of this repository: in code spans, and in blocks of commands."""
+    fences = " ".join(FENCE.findall(text))
+    words = " ".join([*CODE.findall(FENCE.sub("", text)), fences]).split()
+    candidates = {word.strip("\"'(),:;`").partition("::")[0] for word in words}
+    return {
+        word
+        for word in candidates
+        if word.partition("/")[0] in FOLDERS and "/" in word and not MADE.search(word) and "=" not in word
+    }
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_paths_exist(page: str) -> None:
+    """CHANGELOG.md may name what was."""
+    missing = []
+    for name in paths_named((ROOT / page).read_text()):
+        if not (ROOT / name).exists():
+            missing.append(name)
+    assert not missing
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / target.partition("#")[0]).resolve() for target in LINK.findall(index.read_text())}
+    assert {page for page in (ROOT / "docs").rglob("*.md")} - {index} <= linked
+
+
+def test_the_citation_has_the_packages_version() -> None:
+    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_tables_and_facts_are_those_of_the_newest_run() -> None:
+    report = pytest.importorskip("benchmarks.report", reason="pip install 'svdrd[bench]' brings what it needs")
+    from benchmarks import measure
+
+    rows = report.run_of(measure.read(measure.RESULTS / "cpu.csv"), None)
+
+    def between(page: Path) -> str:
+        return page.read_text().split(report.BEGIN)[1].split(report.END)[0].strip()
+
+    assert between(ROOT / "docs" / "benchmarks.md") == report.markdown(rows)
+    assert between(README) == report.headlines(rows)
+
+    def row(provider: str, n: int, kind: str) -> measure.Row:
+        wanted = (provider, "basis_loss", "both", "float32", n, n, kind)
+        (found,) = (
+            row
+            for row in rows
+            if (row.provider, row.op, row.mode, row.dtype, row.m, row.n, report.kind(row)) == wanted and row.batch > 1
+        )
+        return found
+
+    text = " ".join(README.read_text().split())
+    small, whole = (report.ratio(rows, row(report.OURS, n, "natural")) for n in (8, 256))
+    assert f"it runs {small:.1f} times as fast" in text
+    assert f"and {whole:.1f} times as fast over whole 256 x 256 patches" in text
+    ours, theirs = (row(provider, 8, "patches") for provider in (report.OURS, report.BASELINE))
+    assert f"Over all {ours.batch} 8 x 8 blocks of {ours.batch // 3072} RGB patches" in text
+    assert f"wrong by {theirs.error:.0e}" in text
+    assert f"right to {ours.error:.0e}" in text
+    ours, theirs = (row(provider, 128, "natural") for provider in (report.OURS, report.BASELINE))
+    assert f"within {ours.error:.0e} of float64" in text
+    assert f"within {theirs.error:.0e}." in text
+
+
+def test_nothing_named_is_left_out_of_the_repository() -> None:
+    """A file that git ignores would be missing in a clone."""
+    named = {name for page in PAGES if page != "CHANGELOG.md" for name in paths_named((ROOT / page).read_text())}
+    ignored = subprocess.run(["git", "check-ignore", *sorted(named)], cwd=ROOT, capture_output=True, text=True)
+    assert not ignored.stdout
