@@ -30,7 +30,7 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 # A path of this repository: it begins with one of its folders.
 FOLDERS = ("svdrd", "csrc", "docs", "tests", "benchmarks", "examples", "demo", ".github", ".ci")
 # Written as a path and meant as a pattern, or made by a command.
-MADE = re.compile(r"[*{}<>]|\.\.\.|[A-Z]{4,}|^demo/(run|.*\.png)|^svdrd/_")
+MADE = re.compile(r"[*{}<>|]|\.\.\.|[A-Z]{4,}|^demo/(run|.*\.png)|^svdrd/_")
 
 
 def blocks(page: Path) -> list[str]:
@@ -126,11 +126,7 @@ def paths_named(text: str) -> set[str]:
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
 def test_paths_exist(page: str) -> None:
     """CHANGELOG.md may name what was."""
-    missing = []
-    for name in paths_named((ROOT / page).read_text()):
-        if not (ROOT / name).exists():
-            missing.append(name)
-    assert not missing
+    assert not [name for name in paths_named((ROOT / page).read_text()) if not (ROOT / name).exists()]
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -158,12 +154,11 @@ def test_the_tables_and_facts_are_those_of_the_newest_run() -> None:
 
     def row(provider: str, n: int, kind: str) -> measure.Row:
         wanted = (provider, "basis_loss", "both", "float32", n, n, kind)
-        (found,) = (
-            row
-            for row in rows
-            if (row.provider, row.op, row.mode, row.dtype, row.m, row.n, report.kind(row)) == wanted and row.batch > 1
-        )
-        return found
+        for row in rows:
+            key = (row.provider, row.op, row.mode, row.dtype, row.m, row.n, report.kind(row))
+            if key == wanted and row.batch > 1:
+                return row
+        raise LookupError(wanted)
 
     text = " ".join(README.read_text().split())
     small, whole = (report.ratio(rows, row(report.OURS, n, "natural")) for n in (8, 256))
@@ -183,3 +178,22 @@ def test_nothing_named_is_left_out_of_the_repository() -> None:
     named = {name for page in PAGES if page != "CHANGELOG.md" for name in paths_named((ROOT / page).read_text())}
     ignored = subprocess.run(["git", "check-ignore", *sorted(named)], cwd=ROOT, capture_output=True, text=True)
     assert not ignored.stdout
+
+
+def test_the_map_of_the_folders_is_whole() -> None:
+    """CONTRIBUTING's tree names what is there, and every folder of Python, C++ and documentation."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (tree,) = re.findall(r"^```\n(svdrd/\n.*?)^```", text, re.MULTILINE | re.DOTALL)
+    named: set[str] = set()
+    parents: list[str] = []
+    for line in tree.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth:] = [name]
+        named.add("".join(parents))
+    assert not [name for name in named if not (ROOT / name).exists()]
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    kinds = (".py", ".h", ".cu", ".cpp", ".md", ".csv", ".png", ".yaml")
+    folders = {f"{Path(file).parent.as_posix()}/" for file in tracked if file.endswith(kinds) and "/" in file}
+    folders = {folder for folder in folders if not folder.startswith(("docs/studies/", ".github/", "tests/compress/"))}
+    assert not folders - named
