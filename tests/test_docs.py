@@ -192,8 +192,10 @@ def test_the_map_of_the_folders_is_whole() -> None:
     named: set[str] = set()
     parents: list[str] = []
     for line in tree.splitlines():
-        name = line.split()[0]
         depth = (len(line) - len(line.lstrip())) // 2
+        if depth > 5:  # a description that goes on
+            continue
+        name = line.split()[0]
         parents[depth:] = [name]
         named.add("".join(parents))
     assert not [name for name in named if not (ROOT / name).exists()]
