@@ -1,4 +1,4 @@
-"""Who can compute: loading and choosing the backends, and the backends themselves, C++, CUDA, products and Triton.
+"""The backends, and which of them are here and chosen: C++, CUDA, Triton, and products in plain PyTorch.
 
-Each takes flat batches, as the operators do; which of them computes what is in ``svdrd.dispatch``.
+A launcher takes a flat batch ``(b, m, n)``, as the operators do. ``svdrd.dispatch`` decides which launcher computes.
 """

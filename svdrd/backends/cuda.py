@@ -1,8 +1,8 @@
 """Launchers of the CUDA kernels: contiguous tensors in, raw pointers to ``svdrd._cuda``, new tensors out.
 
-The kernels run on torch's current stream of the tensors' device, whatever the current device is, and take matrices
-whose smaller side is at most ``limits.JACOBI``. Nothing here waits for the device, so that a CUDA graph can capture all
-of it; the operation has to have run once before, as with torch's own kernels.
+They take matrices whose smaller side is at most ``limits.JACOBI``. The kernels run on torch's current stream of the
+tensors' device, whatever the current device is. Nothing here waits for the device, so a CUDA graph can capture all of
+it. Before that an operation has to have run once, as with torch's own kernels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The public functions, one file each.
 
-A package attribute can be the function or its module, not both. It is the function here, and each function carries
-itself as an attribute, so that after ``import svdrd.ops.basis_loss`` both ``svdrd.ops.basis_loss(...)`` and
-``svdrd.ops.basis_loss.basis_loss(...)`` work.
+They check their arguments, flatten the batch, and call the operators of ``svdrd.dispatch``.
+
+``svdrd.ops.basis_loss`` is the function, not the module of the same name. Each function has itself as an attribute. So
+after ``import svdrd.ops.basis_loss`` both ``svdrd.ops.basis_loss(...)`` and ``svdrd.ops.basis_loss.basis_loss(...)``
+work.
 """
 
 from svdrd.ops.basis_loss import basis_loss

@@ -17,10 +17,10 @@ def basis_loss(
     rcond: float | None = None,
     smooth: float = 0.0,
 ) -> Tensor:
-    r"""``mean |P(x_hat) - P(x)|`` over all entries of all matrices, P being :func:`svdrd.ops.polar_factor`.
+    r"""``mean |P(x_hat) - P(x)|`` over all entries of all matrices. P is :func:`svdrd.ops.polar_factor`.
 
-    Each channel of an ``(N, C, H, W)`` tensor is one ``H x W`` matrix; with ``block_size = b`` each of its
-    non-overlapping ``b x b`` blocks is one.
+    Each channel of an ``(N, C, H, W)`` tensor is one ``H x W`` matrix. With ``block_size = b`` each of its
+    non-overlapping ``b x b`` blocks is one matrix.
 
     Args:
         x_hat, x: ``(..., H, W)``, equal in shape and device, real; any strides, any batch dimensions. Either or both
@@ -28,8 +28,8 @@ def basis_loss(
             float32.
         block_size: divides H and W; None takes each ``H x W`` whole.
         reduction: ``"mean"`` over all entries, ``"sum"`` over all entries, or ``"none"``: the mean of each matrix.
-        rcond: in [0, 1): singular values up to ``rcond * s_1`` are dropped. None: ``4 eps``. Not read if smoothed.
-        smooth: ``e >= 0``, in the units of ``x``: the smoothed polar factor is compared.
+        rcond: in [0, 1): singular values up to ``rcond * s_1`` are dropped. None: ``4 eps``. Ignored if ``smooth > 0``.
+        smooth: ``e >= 0``, in the units of ``x``. With ``e > 0`` smoothed polar factors are compared.
 
     Returns:
         A scalar, in the wider dtype of the two inputs; with ``reduction="none"`` a tensor of the batch dimensions,

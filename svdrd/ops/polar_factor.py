@@ -13,14 +13,14 @@ from svdrd.ops import arguments
 def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> Tensor:
     r"""The canonical polar factor ``P(A) = sum over s_i > rcond * s_1 of u_i v_i^T``, or its smoothed form.
 
-    With the thin SVD ``A = sum_i s_i u_i v_i^T``. At full rank this is ``U V^T``, the nearest matrix with orthonormal
-    columns (or rows); a rank-deficient matrix gives the partial isometry between its row and its column space, which is
-    unique where ``U V^T`` is not. ``P(Q A Z) = Q P(A) Z`` for orthogonal Q and Z, ``P(A^T) = P(A)^T``,
+    The thin SVD is ``A = sum_i s_i u_i v_i^T``. At full rank P is ``U V^T``, the nearest matrix with orthonormal
+    columns (or rows). A rank-deficient matrix gives the partial isometry between its row and its column space. That is
+    unique, where ``U V^T`` is not. ``P(Q A Z) = Q P(A) Z`` for orthogonal Q and Z, ``P(A^T) = P(A)^T``,
     ``P(c A) = P(A)`` for c > 0, ``P(0) = 0``.
 
-    With ``smooth = e > 0`` it is ``P_e(A) = A (A^T A + e^2 I)^(-1/2)``: ``u_i v_i^T`` weighted by
-    ``s_i / sqrt(s_i^2 + e^2)``, infinitely differentiable, its derivative bounded by ``1/e``; no rank is decided then
-    and ``rcond`` is not read.
+    With ``smooth = e > 0`` it is ``P_e(A) = A (A^T A + e^2 I)^(-1/2)``: ``u_i v_i^T`` is weighted by
+    ``s_i / sqrt(s_i^2 + e^2)``. It is infinitely differentiable, and its derivative is bounded by ``1/e``. There is no
+    rank decision then, and ``rcond`` is ignored.
 
     Args:
         a: ``(..., m, n)``, real; any strides, any batch dimensions, also empty ones. float16 and bfloat16 are computed

@@ -30,11 +30,11 @@ def svd(a: Tensor) -> SVD:
         descending and nonnegative; ``U`` and ``V`` have orthonormal columns also where singular values vanish. A matrix
         that holds NaN or Inf gives NaN for itself alone.
 
-    The derivative is exact at distinct singular values. At repeated ones single vectors have no derivative; what is
-    returned is finite, and exact for functions in which such vectors take part with one and the same weight (``U V^T``,
-    projections onto the span of leading vectors, sums over singular values): see ``docs/design/gradients.md`` and
-    :func:`svdrd.reference.derivatives.svd_vjp`. For ``U V^T`` itself use :func:`svdrd.ops.polar_factor`, whose
-    derivative is exact everywhere.
+    The derivative is exact at distinct singular values. At repeated ones single vectors have no derivative. The result
+    is finite there. It is exact for functions that give such vectors one and the same weight: ``U V^T``, projections
+    onto the span of leading vectors, sums over singular values. ``docs/design/gradients.md`` and
+    :func:`svdrd.reference.derivatives.svd_vjp` have the details. For ``U V^T`` itself use
+    :func:`svdrd.ops.polar_factor`, whose derivative is exact everywhere.
 
     Raises:
         TypeError: ``a`` is no tensor or not of a real floating dtype.

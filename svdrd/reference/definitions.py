@@ -1,9 +1,8 @@
-"""The specification: every operation in plain PyTorch, for any device. It is the ``torch`` backend and the tests'
-oracle.
+"""The specification: every operation in plain PyTorch, for any device. The tests compare all backends with it.
 
-All functions take one batch dimension, ``(b, m, n)``, and float32 or float64. float32 is computed in float64 and
-rounded once at the end, because a float32 LAPACK SVD leaves noise of up to 25 eps s_1 in a singular value that is
-exactly zero, and ranks decided from that are wrong.
+It is also the backend ``torch``. All functions take one batch dimension, ``(b, m, n)``, in float32 or float64.
+float32 is computed in float64 and rounded once at the end. LAPACK's float32 SVD leaves noise of up to 25 eps s_1 in a
+singular value that is exactly zero, and ranks that are decided from it are wrong.
 """
 
 from __future__ import annotations

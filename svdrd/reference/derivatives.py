@@ -1,7 +1,7 @@
-"""The derivatives of svdrd's operations as plain functions; ``docs/design/gradients.md`` derives each of them.
+"""The derivatives of all operations as plain functions. ``docs/design/gradients.md`` derives each of them.
 
-Everything here is plain PyTorch over ``(..., m, n)`` batches and knows nothing of autograd, which ``svdrd.dispatch``
-does. Thin factors are meant throughout, ``a = u diag(s) vh`` with ``k = min(m, n)``.
+All of it is plain PyTorch over ``(..., m, n)`` batches, without autograd; ``svdrd.dispatch`` registers it with
+autograd. Factors are thin: ``a = u diag(s) vh`` with ``k = min(m, n)``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The operators by matrix products alone, in plain PyTorch: for larger matrices on GPUs, where an SVD is slow.
 
-:mod:`iteration` asks its products of an interface, which ``svdrd.backends.triton.products`` answers, too.
+:mod:`iteration` is the algorithm. It asks for its products through an interface in :mod:`arithmetic`. PyTorch's
+products implement it there, Triton's in ``svdrd.backends.triton.products``.
 """
 
 from __future__ import annotations

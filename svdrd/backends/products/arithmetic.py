@@ -1,8 +1,8 @@
-"""What the iteration asks of a machine, and PyTorch's answer; ``svdrd.backends.triton.products`` has Triton's.
+"""The products that the iteration needs: the interface, and its implementation by PyTorch.
 
-The algorithm works on *tall* matrices, ``(b, rows, n)`` with ``rows >= n``: the transposes of wide ones, and with room
-for rows that were appended. How an implementation lays them out, or pads them, is its own affair: the algorithm only
-hands tensors from one method to the next.
+``svdrd.backends.triton.products`` implements it with Triton. The algorithm works on *tall* matrices, ``(b, rows, n)``
+with ``rows >= n``: wide ones are transposed, and there is room for rows that are appended. An implementation may lay
+out and pad its tensors as it likes: the algorithm only hands them from one method to the next.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The SVD of float32 matrices by an eigendecomposition of the Gram matrix in float64, on any device.
 
-PyTorch loops over an SVD of more than 32 columns on CUDA devices; an ``eigh`` and a QR factorisation cost a fraction of
-it, and the Gram matrix in float64 resolves singular values down to some ``1e-8 s_1``, below float32's own rounding.
+On CUDA devices PyTorch loops over the SVDs of matrices with more than 32 columns. An ``eigh`` and a QR factorisation
+cost a fraction of an SVD. The Gram matrix in float64 resolves singular values down to about ``1e-8 s_1``, below the
+rounding of float32.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The polar factor and the basis loss by matrix products alone: no SVD, no host synchronisation, no branch on data.
 
-``P(A) = U f(S) V^T`` with a step ``f``, which a composition of odd polynomials realises: minimax quintics bring every
-singular value above ``rcond s_1`` near 1, then ``x -> (5 x^3 - 3 x^5) / 2``, for which 0 and 1 are both
-super-attracting, brings those to 1 and the others to 0. Which kernels PyTorch uses is the only thing that depends on
-the batch. ``docs/design/gpu_products.md`` has the error analysis, ``docs/design/gradients.md`` the derivative.
+``P(A) = U f(S) V^T`` with a step ``f``, made of odd polynomials. Minimax quintics bring every singular value above
+``rcond s_1`` near 1. Then ``x -> (5 x^3 - 3 x^5) / 2`` brings those to 1 and the others to 0; both are
+super-attracting. Only one thing depends on the batch: which kernels PyTorch uses for its products.
+``docs/design/gpu_products.md`` has the error analysis, ``docs/design/gradients.md`` the derivative.
 
 Functions take ``(b, m, n)`` in float32 or float64, on any device, as those of ``svdrd.reference.definitions`` do.
 """

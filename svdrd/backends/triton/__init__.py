@@ -1,5 +1,5 @@
 """Triton kernels and their launchers, which have the signatures of the operators in ``svdrd.dispatch``.
 
-Importing this package imports nothing; its modules import Triton, and ``svdrd.dispatch.routes`` imports them when they
-are first needed. Which cases a launcher takes is there, too.
+Importing this package does not import Triton. Its modules do, and ``svdrd.dispatch.routes`` imports them when they are
+first needed. The table there says which cases a launcher takes.
 """

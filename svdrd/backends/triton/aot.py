@@ -1,7 +1,7 @@
-"""``make aot``: compiles every kernel configuration that a launcher can choose for GPUs that are not here.
+"""``make aot``: compiles every kernel configuration that a launcher can choose, for GPUs that are not here.
 
-Prints registers, spilled bytes and shared memory of each, and fails where one spills or exceeds the device's limit.
-A module with kernels belongs in ``MODULES`` and lists its configurations in a function ``configurations()``.
+It prints registers, spilled bytes and shared memory of each, and fails where one spills or exceeds the device's limit.
+A new module with kernels goes into ``MODULES`` and lists its configurations in a function ``configurations()``.
 
     python -m svdrd.backends.triton.aot [--target sm_90] [--only WORD]
 """

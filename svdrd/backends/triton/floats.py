@@ -1,4 +1,4 @@
-"""Powers of two and the finite range, inside kernels."""
+"""Arithmetic of powers of two and of the dtype's finite range, for use in kernels."""
 
 from __future__ import annotations
 

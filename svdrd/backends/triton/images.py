@@ -1,4 +1,4 @@
-"""Where a block lies in a batch of images, inside kernels."""
+"""The address of a block in a batch of images, for use in kernels."""
 
 from __future__ import annotations
 

@@ -1,15 +1,18 @@
 """One-sided Jacobi on a tile of small matrices, and what follows: SVD, polar factor with derivative, basis loss.
 
-A tile holds P pairs of columns, of ``P / (N / 2)`` matrices with up to N columns (of their transposes, if they are
-wide), padded with zeros: pair p is columns ``2 q`` and ``2 q + 1`` of its matrix, with ``q = p % (N / 2)``. It is two
-tensors ``(P, M)``, the top columns and the bottom columns, one column a row. A pair is rotated where it is: its product
-and its angle are computed once, and only one of its columns has to move before the next rotation. As N is a power of
-two, ``p ^ k`` is a pair of the same matrix. A pair lies in the registers of a thread, or of two threads beside each
-other; columns move by shuffles. Tiles are loaded and stored as ``(M, P)``, so that the threads of a warp lie along P.
+A tile holds P pairs of columns, of ``P / (N / 2)`` matrices with up to N columns, padded with zeros. (Wide matrices are
+transposed.) Pair p is columns ``2 q`` and ``2 q + 1`` of its matrix, with ``q = p % (N / 2)``. A tile is two tensors
+``(P, M)``, the top columns and the bottom columns, one column a row.
 
-``_moved`` is the only exchange between pairs; sums over a matrix are butterflies of it: every pair gets the same bits.
+A pair is rotated where it is, so its product and its angle are computed once. Only one of its columns moves before the
+next rotation. N is a power of two, so ``p ^ k`` is a pair of the same matrix. A pair lies in the registers of a thread,
+or of two threads beside each other, and columns move by shuffles. Tiles are loaded and stored as ``(M, P)``, so that
+the threads of a warp lie along P.
 
-Many registers hold what the compiler could compute again. Where it should, ``disable_licm`` says so, or ``_anew``.
+``_moved`` is the only exchange between pairs. Sums over a matrix are butterflies of it: every pair gets the same bits.
+
+Registers are scarce, and the compiler keeps values in them that it could compute again. ``disable_licm`` and ``_anew``
+make it compute them again.
 
 Source: J. Demmel and K. Veselic, "Jacobi's method is more accurate than QR", SIAM J. Matrix Anal. Appl. 13, 1992.
 """

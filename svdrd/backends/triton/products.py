@@ -1,6 +1,6 @@
 """Launchers of the tiled products: polar factor and loss of float32 matrices of any size.
 
-:class:`TritonProducts` is what ``svdrd.backends.products.iteration`` runs over here; the algorithm is all there.
+The algorithm is in ``svdrd.backends.products.iteration``; :class:`TritonProducts` gives it its products.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Tiled batched products with what stands before and after them: ``Products`` of ``svdrd.backends.products``.
+"""The kernels behind ``svdrd.backends.triton.products``: tiled batched products, and reading, padding and writing.
 
 Matrices are tall, contiguous, and padded with zeros to whole tiles, so that products need no masks. One program makes
-one tile, and of a symmetric result only tiles on and above the diagonal, whose mirror images it writes as well: those
-are symmetric to the bit. Every sum is in an order that depends on the shape alone, and no program looks beyond its
-item. The batch lies along the first axis of the grid, as the other two end at 65535.
+one tile. Of a symmetric result only the tiles on and above the diagonal are made, and their mirror images are written
+as well: such a result is symmetric to the bit. Every sum is in an order that depends on the shape alone, and no program
+looks beyond its matrix. The batch lies along the first axis of the grid, because the other two end at 65535.
 
-Products of float32 are three of TF32: each operand is split into two, and the product of the two small parts is
-dropped, which leaves about 2^-21 of each term. Products of float64 are float64's own, on tensor cores where
+A product of float32 is three products of TF32: each operand is split into two parts, and the product of the two small
+parts is dropped. That leaves about 2^-21 of each term. A product of float64 is float64's own, on tensor cores where
 there are such (compute capability 8.0, 9.0, 10.0).
 """
 
