@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 from svdrd.compress.images.batches import Batch
+from svdrd.compress.train.command_line import add_arguments
 from svdrd.compress.train.config import TrainConfig
 from svdrd.compress.train.distributed import Processes
 from svdrd.compress.train.loop import Training
-from svdrd.compress.train.options import add_arguments
 from svdrd.compress.train.preparation import prepare as prepare_training
 from svdrd.compress.train.step import Wishes
 from svdrd.ops import basis_loss

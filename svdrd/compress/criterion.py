@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from svdrd.compress.compressai import register_criterion
 from svdrd.compress.errors import BadInput
 from svdrd.compress.options import METRICS
-from svdrd.ops import basis_loss
+from svdrd.losses import BasisLoss
 
 RETURN_TYPES = ("all", "loss", "bpp_loss", "mse_loss", "ms_ssim_loss", "basis_loss")
 
@@ -81,10 +81,7 @@ class BasisRateDistortionLoss(nn.Module):
         self.lmbda = lmbda
         self.mu = mu
         self.metric = metric
-        self.block_size = block_size
-        self.smooth = smooth
-        self.rcond = rcond
-        self.reduction = reduction
+        self.basis = BasisLoss(block_size, reduction, rcond, smooth)
         self.basis_scale = basis_scale
         self.return_type = return_type
         self.monitor_basis = monitor_basis
@@ -137,11 +134,6 @@ class BasisRateDistortionLoss(nn.Module):
         if self.mu > 0:
             terms["basis"] = self.lmbda * self.mu * self.basis_scale * losses["basis_loss"]
         return terms
-
-    def basis(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        return basis_loss(
-            x_hat, x, block_size=self.block_size, reduction=self.reduction, rcond=self.rcond, smooth=self.smooth
-        )
 
 
 def at_least_float32(x: Tensor) -> Tensor:

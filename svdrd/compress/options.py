@@ -25,11 +25,16 @@ def add_metric_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_weights_arguments(parser: argparse.ArgumentParser, checkpoints: str) -> None:
-    """``--checkpoint`` or ``--quality``, one or more; ``checkpoints`` is the help of the first."""
+def add_coding_arguments(parser: argparse.ArgumentParser, checkpoints: str) -> None:
+    """A codec, its weights at one or more rates, and a folder of images; ``checkpoints`` is a help text."""
+    add = parser.add_argument
+    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/guide/codecs.md has all")
+    add("-d", "--dataset", required=True, help="folder of images, searched recursively")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", nargs="+", help=checkpoints)
     source.add_argument("-q", "--quality", nargs="+", type=int, help="one or more qualities of CompressAI's zoo")
+    add_metric_argument(parser)
+    add_codec_arguments(parser)
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 import argparse
 import json
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 pytest.importorskip("compressai")
 
-from svdrd.compress import BadInput, criterion, load_codec
+from svdrd.compress import BadInput, criterion, lambda_for, load_codec
 from svdrd.compress.codecs import checkpoints
 from svdrd.compress.commands import call
+from svdrd.compress.devices import default_device
 from svdrd.compress.images.batches import TrainingBatches
 from svdrd.compress.train import memory
-from svdrd.compress.train.options import add_arguments, as_config, parse
+from svdrd.compress.train.command_line import add_arguments, as_config, parse
+from svdrd.compress.train.config import TrainConfig
 from svdrd.compress.train.preparation import open_images
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing
 
@@ -34,6 +37,19 @@ def parsed(*argv: object) -> Any:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return parse(parser, list(map(str, argv)))[0]
+
+
+def test_the_configuration_is_settled_once():
+    config = TrainConfig.from_arguments(
+        parsed("-d", "photographs", "-q", 3, "--patch-size", 64, 128, "--resume", "auto")
+    )
+    assert (config.lmbda, config.device) == (lambda_for(config.model, 3), default_device())
+    assert config.patch_size == (64, 128)
+    with pytest.raises(FrozenInstanceError):
+        config.mu = 0.0
+    saved = config.saved()
+    assert json.loads(json.dumps(saved)) == saved
+    assert {*saved, "resume", "config", "dry_run"} == set(vars(parsed()))
 
 
 def written(path: Path, text: str) -> Path:

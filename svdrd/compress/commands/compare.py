@@ -77,7 +77,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     check_anchors(arms, args.anchor)
     folders = data_folders(args.dataset)
 
-    from svdrd.compress.comparison import collection, crops, results, tables, visual, writing
+    from svdrd.compress.comparison import collection, crops, results, side_by_side, tables, writing
     from svdrd.compress.comparison.differences import compare
     from svdrd.compress.devices import check_device
     from svdrd.compress.evaluation.coding import open_images
@@ -86,7 +86,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     to_draw = None
     if args.visual is not None:
         wishes = [crops.parse_wish(text) for text in args.visual]
-        to_draw = visual.Visual(wishes, args.point, args.crop_size, args.crops)
+        to_draw = side_by_side.Wanted(wishes, args.point, args.crop_size, args.crops)
     read = [(arm, source, point) for arm in arms for source, point in collection.results_of(arm)]
     to_code = [(arm, source) for arm in arms for source in arm.sources if source.results is None]
     if to_code and not folders:
@@ -94,7 +94,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     kept = results.Evaluations(args.output / "evaluations", args.estimate, args.device, args.metric, codec_options)
     data_sets = [kept.data_set(name, open_images(folder)) for name, folder in folders.items()]
     if to_draw is not None:
-        visual.check_visual(to_draw, arms, data_sets)
+        side_by_side.check(to_draw, arms, data_sets)
 
     found: Found = {}
     for dataset, (arm, source, point) in zip(collection.data_sets_of(read, data_sets), read, strict=True):
@@ -117,7 +117,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     print(f"\n{tables.conventions(comparison)[0]}\n\n{tables.summary(comparison)}\n")
     print("\n".join(f"wrote {path}" for path in written), flush=True)
     if to_draw is not None:
-        drawn = visual.draw_visual(to_draw, kept, arms, data_sets, comparison, args.output)
+        drawn = side_by_side.draw(to_draw, kept, arms, data_sets, comparison, args.output)
         for crop in (crop for figure in drawn for crop in figure.crops):
             print(f"{crop.image}: {crop.width}x{crop.height} at {crop.left},{crop.top}: {crop.reason}")
         print("\n".join(f"wrote {figure.path}" for figure in drawn))

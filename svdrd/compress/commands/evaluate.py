@@ -21,11 +21,7 @@ COLUMNS = ("bpp", "psnr-rgb", "ms-ssim-rgb", "encoding_time", "decoding_time")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/guide/codecs.md has all")
-    add("-d", "--dataset", required=True, help="folder of images, searched recursively")
-    options.add_weights_arguments(parser, "one or more checkpoints of svdrd finetune or CompressAI")
-    options.add_metric_argument(parser)
-    options.add_codec_arguments(parser)
+    options.add_coding_arguments(parser, "one or more checkpoints of svdrd finetune or CompressAI")
     add("--estimate", action="store_true", help="estimate the rate instead of coding, for slow autoregressive models")
     add("-o", "--output", type=Path, help="JSON file, in the form of CompressAI's eval_model")
     add("--decoded", type=Path, help="folder for the decoded images (PNG)")

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from svdrd.compress.files import existing_folder
+from svdrd.compress.train.command_line import add_arguments, as_config, parse
 from svdrd.compress.train.config import TrainConfig
-from svdrd.compress.train.options import add_arguments, as_config, parse
 
 if TYPE_CHECKING:
     from svdrd.compress.train.loop import Training

@@ -21,11 +21,7 @@ from svdrd.compress.files import check_writable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-m", "--model", required=True, help="a codec, such as bmshj2018-hyperprior; docs/guide/codecs.md has all")
-    add("-d", "--dataset", required=True, help="folder of images, searched recursively")
-    options.add_weights_arguments(parser, "one checkpoint for each rate")
-    options.add_metric_argument(parser)
-    options.add_codec_arguments(parser)
+    options.add_coding_arguments(parser, "one checkpoint for each rate")
     matrices = parser.add_mutually_exclusive_group()
     matrices.add_argument(
         "--patch-size",

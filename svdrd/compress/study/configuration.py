@@ -11,7 +11,7 @@ from svdrd.compress.codecs import checkpoints, models
 from svdrd.compress.errors import BadInput
 from svdrd.compress.options import METRICS
 from svdrd.compress.study.stages import CompareStage, Contents, EvaluateStage, FinetuneStage, Stage, finetune_parser
-from svdrd.compress.train.options import read_configuration, words_of
+from svdrd.compress.train.command_line import read_configuration, words_of
 
 BASE = "base"
 KEYS = ("output", "model", "metric", "lambdas", "qualities", "seeds", "base", "finetune", "arms", "evaluate", "report")

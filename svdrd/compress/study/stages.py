@@ -12,8 +12,8 @@ from svdrd.compress.errors import BadInput
 from svdrd.compress.evaluation.provenance import digest_of, weights_of
 from svdrd.compress.files import sha256, write_json
 from svdrd.compress.images.folders import ImageFolder
+from svdrd.compress.train.command_line import add_arguments, as_config, read_configuration
 from svdrd.compress.train.config import TrainConfig
-from svdrd.compress.train.options import add_arguments, as_config, read_configuration
 from svdrd.compress.train.preparation import open_images
 
 DONE, TO_DO = "done", "to do"

@@ -1,4 +1,4 @@
-"""The arguments of ``svdrd finetune``: from the command line, a file, the run that is resumed."""
+"""The command line of ``svdrd finetune``: its options, a file of them, the run that is resumed."""
 
 import argparse
 import difflib

@@ -14,7 +14,7 @@ from svdrd.compress.evaluation.coding import check_names
 
 
 @dataclass(frozen=True)
-class Visual:
+class Wanted:
     """What to draw: the crops of ``wishes``, or without any the ``count`` crops of ``size`` where the arms differ most.
 
     ``point`` is the rate of each arm, 1 the lowest.
@@ -34,7 +34,7 @@ class Drawn:
     crops: Sequence[crops.Crop]
 
 
-def check_visual(visual: Visual, arms: Sequence[Arm], data_sets: Sequence[DataSet]) -> None:
+def check(wanted: Wanted, arms: Sequence[Arm], data_sets: Sequence[DataSet]) -> None:
     """Refuses, before hours of coding, crops that could not be drawn after them."""
     for arm in arms:
         for source in arm.sources:
@@ -43,19 +43,19 @@ def check_visual(visual: Visual, arms: Sequence[Arm], data_sets: Sequence[DataSe
                     f"--visual: {source.results} of {arm.name} holds numbers and no images; give the checkpoints of "
                     "that arm in its place"
                 )
-        if visual.point > len(arm.sources):
-            raise BadInput(f"--point {visual.point}: {arm.name} has {len(arm.sources)}")
+        if wanted.point > len(arm.sources):
+            raise BadInput(f"--point {wanted.point}: {arm.name} has {len(arm.sources)}")
     for data_set in data_sets:
         check_names(data_set.images, "--visual")
-    for wish in visual.wishes:
+    for wish in wanted.wishes:
         names = [[data_set.images.name(index) for index in range(len(data_set.images))] for data_set in data_sets]
         if all(crops.find_image(wish.image, images) is None for images in names):
             where = " or ".join(data_set.name for data_set in data_sets)
             raise BadInput(f"--visual {wish.image}: no such image in {where}; for example {Path(names[0][0]).stem}")
 
 
-def draw_visual(
-    visual: Visual,
+def draw(
+    wanted: Wanted,
     kept: Evaluations,
     arms: Sequence[Arm],
     data_sets: Sequence[DataSet],
@@ -64,7 +64,7 @@ def draw_visual(
 ) -> list[Drawn]:
     """A figure in ``output`` for each data set and codec."""
     drawn = []
-    point = visual.point
+    point = wanted.point
     by_name = {(arm.model, arm.name): arm for arm in arms}
     for group in groups(comparison.curves):
         data_set = next(data_set for data_set in data_sets if data_set.name == group[0].dataset)
@@ -83,10 +83,10 @@ def draw_visual(
                 image: f"{bpp:.4f} {rate}, {psnr:.2f} dB"
                 for image, bpp, psnr in zip(images, curve.bpp[point - 1], curve.psnr[point - 1], strict=True)
             }
-        chosen = crops.choose(visual.wishes, originals, decoded, visual.size, visual.count)
+        chosen = crops.choose(wanted.wishes, originals, decoded, wanted.size, wanted.count)
         if not chosen:
             continue
-        how = "crops chosen by name" if visual.wishes else "crops where the squared errors of two arms differ most"
+        how = "crops chosen by name" if wanted.wishes else "crops where the squared errors of two arms differ most"
         lmbda = group[0].lmbda[point - 1]
         at = f"rate {point} of {len(group[0].points)}" if lmbda is None else f"lambda {lmbda:g}"
         path = output / f"{file_name('visual', group[0].codec, data_set.name)}.png"
