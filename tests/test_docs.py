@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,13 @@ def paths_named(text: str) -> set[str]:
 def test_paths_exist(page: str) -> None:
     """CHANGELOG.md may name what was."""
     assert not [name for name in paths_named((ROOT / page).read_text()) if not (ROOT / name).exists()]
+
+
+def test_the_reference_is_what_the_docstrings_say() -> None:
+    pytest.importorskip("compressai", reason="pip install 'svdrd[compress]' brings what the reference describes")
+    command = [sys.executable, str(ROOT / "docs" / "make_api.py"), "--check"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, f"{process.stderr}write it again: python docs/make_api.py"
 
 
 def test_every_page_is_in_the_index() -> None:
