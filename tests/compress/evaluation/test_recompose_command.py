@@ -22,10 +22,10 @@ from svdrd.compress.evaluation.recomposition import Spectrum, captured_latents, 
 from tests.compress.conftest import synthetic_photograph
 
 MODEL = "bmshj2018-hyperprior"
-STAND_IN = Path(__file__).parent / "stand_in"
+STAND_IN = Path(__file__).parents[1] / "codecs" / "stand_in"
 
 
-BASE = Path(__file__).parents[2] / "demo" / "base" / "checkpoint.pth.tar"
+BASE = Path(__file__).parents[3] / "demo" / "base" / "checkpoint.pth.tar"
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ pytest.importorskip("compressai")
 
 from svdrd.compress.codecs import checkpoints
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing, equal
-from tests.compress.several import CONTEXT, _main, errors, finetune_with
+from tests.compress.train.several import CONTEXT, _main, errors, finetune_with
 
 # Kills of each run below; by hand: SVDRD_KILL_ROUNDS=20.
 ROUNDS = int(os.environ.get("SVDRD_KILL_ROUNDS", "3"))

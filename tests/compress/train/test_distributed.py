@@ -23,8 +23,8 @@ from svdrd.compress.images.batches import EqualSizeBatches, TrainingBatches
 from svdrd.compress.train.distributed import Processes, fingerprint
 from svdrd.compress.train.noise import BatchNoise
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing, equal, weights
-from tests.compress.faulty import MAGENTA, make_faulty
-from tests.compress.several import errors, finetune_with, free_port, raise_signal_at
+from tests.compress.train.faulty import MAGENTA, make_faulty
+from tests.compress.train.several import errors, finetune_with, free_port, raise_signal_at
 
 TEN_MINUTES = 600
 
@@ -260,7 +260,7 @@ def test_torchrun(photographs: Path, tmp_path: Path):
     ]
     command = [*torchrun, "-m", "svdrd", "finetune", *argv, "--epochs", "3"]
     environment = {**os.environ, "SVDRD_TEST_KILL": "4"}
-    module = ["-m", "tests.compress.killed_finetune"]
+    module = ["-m", "tests.compress.train.killed_finetune"]
     killed = subprocess.run(
         [*torchrun, *module, *argv, "--epochs", "3"],
         env=environment,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tests.compress.several_preload"])
+CONTEXT.set_forkserver_preload(["tests.compress.train.several_preload"])
 
 Hook = Callable[[int], None]
 

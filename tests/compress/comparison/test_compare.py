@@ -28,7 +28,7 @@ from svdrd.compress.errors import Stopped
 from tests.compress.conftest import synthetic_photograph
 
 MODEL = "bmshj2018-hyperprior"
-BASE = Path(__file__).resolve().parents[2] / "demo" / "base" / "checkpoint.pth.tar"
+BASE = Path(__file__).resolve().parents[3] / "demo" / "base" / "checkpoint.pth.tar"
 # The quantisation step relative to the codec's own, and the lambda that its file claims.
 STEPS = {0.0035: 2.0, 0.0067: 1.4, 0.013: 1.0, 0.025: 0.7}
 IMAGES = {"a.png": (161, 176), "b.png": (170, 165), "below/c.png": (176, 176)}
@@ -418,7 +418,7 @@ def test_results_of_other_images_of_the_same_names(
 @pytest.mark.parametrize("page", ["docs/guide/comparison.md"])
 def test_the_command_of_the_documentation(page: str):
     """It is taken as it stands, but for files that are not here."""
-    text = (Path(__file__).resolve().parents[2] / page).read_text()
+    text = (Path(__file__).resolve().parents[3] / page).read_text()
     (command,) = re.findall(r"^svdrd compare (.*?[^\\])$", text, re.MULTILINE | re.DOTALL)
     parser = argparse.ArgumentParser()
     compare.add_arguments(parser)

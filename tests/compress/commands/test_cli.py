@@ -18,7 +18,7 @@ from tests.compress.conftest import TINY_CODEC, TINY_RUN, synthetic_photograph
 
 # A process in another folder finds this tree, and argparse has the same room everywhere.
 ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]),
     "COLUMNS": "120",
 }
 

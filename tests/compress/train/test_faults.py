@@ -26,7 +26,7 @@ from tests.compress.conftest import (
     synthetic_photograph,
     weights,
 )
-from tests.compress.faulty import MAGENTA, make_faulty
+from tests.compress.train.faulty import MAGENTA, make_faulty
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from svdrd.compress.images import batches
 from svdrd.compress.study import run as study_run
 from svdrd.compress.train import loop
 from tests.compress.conftest import differing, synthetic_photograph, weights
-from tests.compress.several import CONTEXT
+from tests.compress.train.several import CONTEXT
 
 IN_A_PROCESS_OF_ITS_OWN = study_run.OwnProcess
 LAMBDAS = (0.001, 0.004, 0.016, 0.064)
@@ -472,7 +472,7 @@ def test_the_zoo_is_a_base(place: Path, capsys: pytest.CaptureFixture[str]):
 def beside_the_documentation(place: Path) -> Path:
     """A working directory that looks like the repository's root, with photographs."""
     for name in ("docs", "demo"):
-        (place / name).symlink_to(Path(__file__).resolve().parents[2] / name)
+        (place / name).symlink_to(Path(__file__).resolve().parents[3] / name)
     Path("photographs").unlink()
     for name in ("cid22", "val4", "kodak", "train"):
         (place / "photographs" / name).mkdir(parents=True)

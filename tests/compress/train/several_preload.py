@@ -1,3 +1,3 @@
 """What the fork server imports. Importing starts no thread that a forked process would miss."""
 
-import tests.compress.faulty  # noqa: F401
+import tests.compress.train.faulty  # noqa: F401
