@@ -10,7 +10,8 @@ from typing import Any
 from svdrd.compress.codecs import checkpoints, models
 from svdrd.compress.errors import BadInput
 from svdrd.compress.options import METRICS
-from svdrd.compress.study.stages import CompareStage, Contents, EvaluateStage, FinetuneStage, Stage, finetune_parser
+from svdrd.compress.study.contents import Contents
+from svdrd.compress.study.stages import CompareStage, EvaluateStage, FinetuneStage, Stage, finetune_parser
 from svdrd.compress.train.command_line import read_configuration, words_of
 
 BASE = "base"

@@ -9,7 +9,8 @@ from typing import Any
 
 from svdrd.compress.comparison.tables import QUALITY_NAMES, markdown_table
 from svdrd.compress.study.configuration import BASE, Study
-from svdrd.compress.study.stages import COMPARISON, Contents, FinetuneStage, Stage
+from svdrd.compress.study.contents import Contents
+from svdrd.compress.study.stages import COMPARISON, FinetuneStage, Stage
 
 REPORT = "report.md"
 
