@@ -17,12 +17,11 @@ import torch
 pytest.importorskip("compressai")
 
 from compressai.losses import RateDistortionLoss
-from compressai.optimizers import net_aux_optimizer
 from compressai.utils.eval_model.__main__ import load_checkpoint as eval_model_load
 from compressai.zoo import image_models
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from svdrd.compress import BadInput, load_codec
+from svdrd.compress import BadInput, BasisRateDistortionLoss, load_codec
 from svdrd.compress.codecs import checkpoints
 from svdrd.compress.commands import call
 from svdrd.compress.images.batches import TrainingBatches
@@ -37,6 +36,7 @@ from tests.compress.conftest import (
     synthetic_photograph,
     weights,
 )
+from tests.examples import example
 
 
 def test_a_run_leaves_checkpoints_metrics_and_logs(
@@ -74,26 +74,28 @@ def test_training_lowers_the_loss(train: Callable[..., dict[str, Any]]):
     assert history[-1]["val_psnr"] > history[0]["val_psnr"] + 3
 
 
-def test_control_arm_is_compressais_training(train: Callable[..., dict[str, Any]], photographs: Path):
-    """The same images, CompressAI's loss, optimizers and order of steps: the same weights, bit for bit."""
-    state = train("run", "--epochs", 2, "--mu", 0)
+@pytest.mark.parametrize(
+    ("mu", "criterion"),
+    [
+        pytest.param(0, RateDistortionLoss(lmbda=0.01), id="CompressAI's loss"),
+        pytest.param(10, BasisRateDistortionLoss(lmbda=0.01, mu=10), id="basis loss"),
+    ],
+)
+def test_training_is_that_of_compressais_script(
+    train: Callable[..., dict[str, Any]], photographs: Path, mu: int, criterion: torch.nn.Module
+):
+    """examples/finetune.py, which is CompressAI's script, over the same batches: the same weights, bit for bit."""
+    state = train("run", "--epochs", 2, "--mu", mu)
 
     images, _ = open_images(str(photographs), None, [64, 64])
     batches = TrainingBatches(len(images), 1, 2, 0)
     torch.manual_seed(0)
     model = load_codec("bmshj2018-hyperprior", init="random", N=8, M=12)
-    optimizers = net_aux_optimizer(model, {"net": {"type": "Adam", "lr": 1e-3}, "aux": {"type": "Adam", "lr": 1e-3}})
-    criterion = RateDistortionLoss(lmbda=0.01)
+    script = example("finetune")
+    adams = script.configure_optimizers(model, 1e-3, 1e-3)
     for batches.epoch in range(2):
-        for batch in batches:
-            x = torch.stack([images[key] for key in batch])
-            for optimizer in optimizers.values():
-                optimizer.zero_grad()
-            criterion(model(x), x)["loss"].backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizers["net"].step()
-            model.aux_loss().backward()
-            optimizers["aux"].step()
+        epoch = (torch.stack([images[key] for key in batch]) for batch in batches)
+        script.train_one_epoch(model, criterion, epoch, *adams, 1.0)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, weights(state)[name]), name
 
