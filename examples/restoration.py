@@ -109,7 +109,7 @@ def psnr(x: Tensor, original: Tensor) -> float:
     return -10 * F.mse_loss(x, original).log10().item()
 
 
-def draw(columns: dict[str, Sequence[Tensor]], originals: Sequence[Tensor], path: Path, side: int = 140) -> None:
+def draw(columns: dict[str, list[Tensor]], originals: Sequence[Tensor], path: Path, side: int = 140) -> None:
     """The centre of every photograph, so that nobody chose what is shown."""
     size = (3 * len(columns), 3.35 * len(originals))
     figure, grid = plt.subplots(len(originals), len(columns), figsize=size, layout="constrained")
