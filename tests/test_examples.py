@@ -174,7 +174,7 @@ def test_trainer_takes_the_configuration():
     assert command[0] == "python"
     configuration = OmegaConf.create(run([sys.executable, *command[1:], "--cfg=job"], ROOT))
     assert configuration.paths.model_checkpoint == "base.pth.tar"
-    assert configuration.dataset.train.config.root == "${paths.datasets}/DIV2K"
+    assert configuration.dataset.train.config.root == "/data/datasets/DIV2K"
     assert configuration.optimizer.net.lr == 1e-5
     assert type(create_criterion(configuration.criterion)) is BasisRateDistortionLoss
     assert "basis_loss" in create_runner(configuration.runner)._meter_keys["train"]
