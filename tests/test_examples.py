@@ -155,10 +155,20 @@ def test_trainer_finds_its_criterion_in_compressais_registry(trainer: dict[str, 
         assert set(meters) - (MEASURED_BY_THE_RUNNER if loader == "infer" else set()) <= losses.keys()
 
 
-def test_trainer_needs_the_import(trainer: dict[str, Any]):
+def trainer_command() -> list[str]:
+    """The one in the comment at the head of the file: python -c PROGRAM --config-dir=..."""
+    lines = re.findall(r"^#   (.*)$", TRAINER.read_text(), re.M)
+    command = shlex.split(" ".join(line.removesuffix("\\") for line in lines))
+    assert command[:2] == ["python", "-c"]
+    return [sys.executable, *command[1:]]
+
+
+def test_trainer_needs_the_import_of_its_command(trainer: dict[str, Any]):
     pytest.importorskip("compressai")
-    program = f"from compressai.registry import CRITERIONS; print({trainer['criterion']['type']!r} in CRITERIONS)"
-    assert run([sys.executable, "-c", f"import compressai.losses; {program}"], ROOT).split() == ["False"]
+    first_import, _, _ = trainer_command()[2].split("; ")
+    look = f"from compressai.registry import CRITERIONS; print({trainer['criterion']['type']!r} in CRITERIONS)"
+    assert run([sys.executable, "-c", f"import compressai.losses; {look}"], ROOT).split() == ["False"]
+    assert run([sys.executable, "-c", f"{first_import}; {look}"], ROOT).split() == ["True"]
 
 
 def test_trainer_takes_the_configuration():
@@ -169,10 +179,7 @@ def test_trainer_takes_the_configuration():
 
     from svdrd.compress import BasisRateDistortionLoss
 
-    lines = re.findall(r"^#   (.*)$", TRAINER.read_text(), re.M)
-    command = shlex.split(" ".join(line.removesuffix("\\") for line in lines))
-    assert command[0] == "python"
-    configuration = OmegaConf.create(run([sys.executable, *command[1:], "--cfg=job"], ROOT))
+    configuration = OmegaConf.create(run([*trainer_command(), "--cfg=job"], ROOT))
     assert configuration.paths.model_checkpoint == "base.pth.tar"
     assert configuration.dataset.train.config.root == "/data/datasets/DIV2K"
     assert configuration.optimizer.net.lr == 1e-5
