@@ -8,10 +8,10 @@ network is trained twice, from the same weights, on the same crops and the same 
 
     loss = 255^2 * MSE + mu * basis_loss(restored, original)
 
-It prints the PSNR of two photographs that the training has not seen, for every run, and draws a crop of both. With the
-default settings the loss changes the PSNR by less than 0.1 dB, up or down, and so does another seed: a minute of
-training shows how the loss is used, not what it is worth. The photographs are those in scikit-image's package. Needs
-svdrd, scikit-image and matplotlib.
+It prints the PSNR of two photographs that the training has not seen, for every run, and draws a crop of both. On the
+machine where it was written, over the seeds 0 to 6, the loss changed the PSNR by +0.04 dB on average, from -0.10 to
++0.16: no more than another seed does. A minute of training shows how the loss is used, not what it is worth. The
+photographs are those in scikit-image's package. Needs svdrd, scikit-image and matplotlib.
 """
 
 import argparse
@@ -159,6 +159,7 @@ def main() -> None:
         )
     ]
     print(f"with - without: mean {sum(gains) / len(gains):+.2f}, from {min(gains):+.2f} to {max(gains):+.2f}")
+    print(f"(of {len(gains)} differences; few seeds say little, --seeds 0 1 2 3 4 5 6 says more)")
 
     first = args.seeds[0]
     columns = {
