@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SANITIZERS ?= address,undefined
 PYTEST_ARGS ?=
-# The tests of one file stay in one process; 0 runs all in this one, for a debugger.
+# 0 runs all tests in one process, for a debugger.
 TEST_PROCESSES ?= 2
 # Of ptx: short leaves out what is for the night; and which tests.
 PTX ?=
@@ -14,6 +14,8 @@ DEMO_ARGS ?=
 # Of gpu-check: which pieces, and options such as --resume.
 PIECES ?=
 GPU_CHECK_ARGS ?=
+# Of cuda-resources: --log FILE --module FILE judges what was compiled before.
+CUDA_RESOURCES_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install test lint format demo bench sanitize aot ptx emulation counted cuda-resources gpu-check clean FORCE
@@ -29,11 +31,12 @@ help:
 	@echo "make ptx        the compiled GPU kernels executed without a GPU     PTX=short for a part of minutes"
 	@echo "make emulation  the CUDA kernels' algorithms on the CPU, for the tests of the cuda backend (make test does it too)"
 	@echo "make counted    what bounds the GPU kernels' times, counted in an emulator, into docs/design/counted.md"
-	@echo "make cuda-resources   the CUDA kernels compiled afresh: registers, spills, shared memory"
+	@echo "make cuda-resources   the CUDA kernels compiled: registers, spills, shared memory"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks, a training step, the bars   PIECES='bench report'"
 	@echo "make clean      remove what the targets above left, except .venv"
 	@echo
-	@echo "PYTHON=python3.12 chooses what .venv is made with; SVDRD_BUILD=auto|none|cpu what is compiled;"
+	@echo "PYTHON=python3.12 chooses what .venv is made with; SVDRD_BUILD=auto|none|cpu|cuda what is compiled"
+	@echo "(auto: what this machine can run; cuda: the kernels for every generation of GPUs, too);"
 	@echo "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu gets the smaller PyTorch without CUDA."
 
 # CompressAI has wheels for Python 3.10 to 3.12. A candidate is run, not only looked for: pyenv's python3.x exist and fail.
@@ -52,6 +55,7 @@ $(BIN)/pip:
 # The requirements alone: the native module is built by the next rule, without pip's isolation, so that a change in csrc/
 # compiles only what depends on it and works offline.
 $(VENV)/.requirements: pyproject.toml | $(BIN)/pip
+	@echo "installing PyTorch and everything for development: downloads, then about a minute of unpacking"
 	SVDRD_BUILD=none $(BIN)/pip install -e ".[dev]"
 	@touch $@
 
@@ -60,13 +64,14 @@ $(VENV)/.build-mode: FORCE | $(BIN)/pip
 	@echo '$(SVDRD_BUILD)' | cmp -s - $@ || echo '$(SVDRD_BUILD)' > $@
 
 $(VENV)/.installed: $(VENV)/.requirements $(VENV)/.build-mode setup.py $(shell find csrc -type f)
-	$(BIN)/pip install --no-build-isolation --no-deps -e .
+	@echo "compiling csrc: [file/files] as each is done"
+	$(BIN)/pip install -v --no-build-isolation --no-deps -e .
 	@touch $@
 
 install: $(VENV)/.installed
 
 test: install emulation
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .
@@ -107,19 +112,19 @@ ptx: install emulation
 
 # Without a compiler the tests of the cuda backend are skipped with the reason, as those of cpp are.
 emulation: install
-	@mkdir -p build
+	@echo "compiling the CUDA kernels' algorithms for the CPU, for tests"
 	$(BIN)/cmake -S csrc -B build/emulation -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DSVDRD_PYTHON_MODULE=OFF \
 	  -DSVDRD_EMULATION=ON -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
-	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) > build/emulation.log \
-	  && $(BIN)/cmake --build build/emulation --target _cuda_emulated >> build/emulation.log \
-	  || echo "the emulated CUDA kernels were not built: build/emulation.log"
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
+	  && $(BIN)/cmake --build build/emulation --target _cuda_emulated \
+	  || echo "the emulated CUDA kernels were not built, for the reason above"
 
 # Compiled kernels, so Triton's interpreter has to be off.
 counted: install
 	TRITON_INTERPRET=0 $(BIN)/python -m tests.ptx.counts --write
 
 cuda-resources: install
-	$(BIN)/python csrc/checks/cuda_resources.py
+	$(BIN)/python csrc/checks/cuda_resources.py $(CUDA_RESOURCES_ARGS)
 
 # Asks for the GPU before it compiles for minutes.
 gpu-check: $(VENV)/.requirements

@@ -4,19 +4,22 @@
 missing.
 ``SVDRD_BUILD`` in the environment chooses:
 
-- ``auto`` (default): compile what this machine can; where it cannot, say why and install the pure-Python package.
+- ``auto`` (default): compile what this machine can run. The CUDA kernels only where there is a GPU, for that GPU. Where
+  something cannot be compiled, say why and install the rest.
 - ``none``: compile nothing.
 - ``cpu``: compile the C++ kernels, or stop with the reason.
-- ``cuda``: compile the C++ and the CUDA kernels, or stop with the reason.
+- ``cuda``: compile the C++ and the CUDA kernels, or stop with the reason. The CUDA kernels are then for every
+  generation of GPUs that the compiler knows, the newest also as PTX, which the driver compiles for later ones.
 
-``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for, as for torch's own extensions: ``"8.0;9.0+PTX"``. The default is
-every generation that the compiler knows, the newest also as PTX, which the driver compiles for later ones.
+``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for, as for torch's own extensions: ``"8.0;9.0+PTX"``.
+Where it is set, ``auto`` and ``cuda`` compile for these GPUs, whether one is here or not.
 
 What was built, and why the rest was not, is written to ``svdrd/_build_info.json``, which ``python -m svdrd`` shows.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -48,19 +51,30 @@ def build_mode() -> str:
     return mode
 
 
-def run(command: list[str]) -> str:
-    """The output of a command; BuildError with the decisive line of it when the command fails."""
+def run(command: list[str], *, show: bool = False) -> str:
+    """The output of a command; BuildError with the decisive line of it when the command fails.
+
+    ``show``: print each line as it comes, so that minutes of compiling are not silent (``pip install -v`` shows them).
+    """
     english = {**os.environ, "LC_ALL": "C"}
+    lines = []
     try:
-        result = subprocess.run(
+        with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=english
-        )
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                if show:
+                    print(line, end="", flush=True)
     except OSError as error:
         raise BuildError(f"{command[0]} does not run: {error.strerror}") from error
-    if result.returncode != 0:
-        print(result.stdout, file=sys.stderr)
-        raise BuildError(f"{Path(command[0]).name} failed: {decisive_line(result.stdout)}")
-    return result.stdout
+    output = "".join(lines)
+    if process.returncode != 0:
+        if not show:
+            print(output, file=sys.stderr)
+        raise BuildError(f"{Path(command[0]).name} failed: {decisive_line(output)}")
+    return output
 
 
 def decisive_line(output: str) -> str:
@@ -103,10 +117,46 @@ def cuda_compiler() -> tuple[str, str, Path]:
     return str(inside if inside.is_file() else nvcc), release.group(1), folder.resolve()
 
 
+def gpus_here() -> list[int]:
+    """The compute capabilities of this machine's GPUs, 90 for 9.0; of the driver, so that torch is not needed."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return []
+    count, capabilities = ctypes.c_int(), set()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    for device in range(count.value):  # of a device, the handle is its number
+        numbers = []
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+            number = ctypes.c_int()
+            if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device) != 0:
+                return []
+            numbers.append(number.value)
+        capabilities.add(10 * numbers[0] + numbers[1])
+    return sorted(capabilities)
+
+
+def architectures_for(gpus: list[int], known: set[str], nvcc: str) -> str:
+    """The GPUs of this machine as CMake writes them; for one that is newer than nvcc, the newest PTX that it runs."""
+    chosen = set()
+    for gpu in gpus:
+        if str(gpu) in known:
+            chosen.add(f"{gpu}-real")
+            continue
+        older = [int(name) for name in known if name.isdigit() and int(name) < gpu]
+        if not older:
+            raise BuildError(f"{nvcc} does not compile for this machine's GPU, of compute capability {gpu / 10}")
+        chosen.add(f"{max(older)}-virtual")
+    return ";".join(sorted(chosen))
+
+
 def cuda_architectures(nvcc: str) -> str:
     """The GPUs to compile for as CMake writes them, ``80-real;90``: without ``-real`` there is PTX too."""
     known = set(re.findall(r"compute_(\d+[af]?)", run([nvcc, "--list-gpu-arch"])))
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
+    if not wanted and MODE == "auto":
+        return architectures_for(gpus_here(), known, nvcc)
     if not wanted:
         # Code for the first GPU of a generation runs on the others of it.
         default = [name for name in ("60", "70", "75", "80", "90", "100", "120") if name in known]
@@ -152,10 +202,15 @@ def compiler_command() -> str:
     raise BuildError("there is no C++ compiler: CXX is not set, and none of c++, g++, clang++, cl is on the PATH")
 
 
+def stamped(file: Path) -> str | None:
+    """What an earlier build wrote there."""
+    return file.read_text() if file.exists() else None
+
+
 def compile_module(version: str, target: Path, name: str, settings: dict[str, str], made_with: list[str]) -> Path:
     """Builds the CMake target ``name`` and puts the module at ``target``; returns the folder of the build.
 
-    ``made_with``: what CMake would hold on to, so that the folder is thrown away when it changes.
+    ``made_with``: the compilers; the folder is thrown away when one changes.
     """
     cmake, ninja = tool("cmake", "CMAKE_BIN_DIR"), tool("ninja", "BIN_DIR")
     if importlib.util.find_spec("pybind11") is None:
@@ -164,13 +219,22 @@ def compile_module(version: str, target: Path, name: str, settings: dict[str, st
 
     # One folder per module and Python, kept between builds, so that only what changed is compiled again.
     folder = ROOT / "build" / f"{name.strip('_')}{EXTENSION_SUFFIX.removesuffix('.so').removesuffix('.pyd')}"
-    stamp = folder / "built_with.txt"
     flags = [os.environ.get(variable, "") for variable in ("CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE", "CUDAFLAGS")]
-    built_with = "\n".join([sys.executable, *made_with, *flags])
-    if folder.exists() and (not stamp.exists() or stamp.read_text() != built_with):
+    compilers = "\n".join([*made_with, *flags])
+    if folder.exists() and stamped(folder / "built_with.txt") != compilers:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(built_with)
+    (folder / "built_with.txt").write_text(compilers)
+    # Of another environment CMake holds the paths, ninja only the commands: without CMake's memory the objects that are
+    # made by the same command are kept. pip's isolated build has a new environment each time.
+    environment = "\n".join([sys.executable, cmake, ninja, pybind11.get_cmake_dir()])
+    if stamped(folder / "environment.txt") != environment:
+        for memory in (folder / "CMakeCache.txt", *folder.glob("CMakeFiles/[0-9]*")):
+            if memory.is_dir():
+                shutil.rmtree(memory)
+            else:
+                memory.unlink(missing_ok=True)
+    (folder / "environment.txt").write_text(environment)
 
     settings = {
         "CMAKE_MAKE_PROGRAM": ninja,
@@ -180,8 +244,9 @@ def compile_module(version: str, target: Path, name: str, settings: dict[str, st
         **settings,
     }
     definitions = [f"-D{key}={value}" for key, value in settings.items()]
+    print(f"svdrd: compiling {name} in {folder}", flush=True)
     run([cmake, "-S", str(ROOT / "csrc"), "-B", str(folder), "-G", "Ninja", *definitions])
-    print(run([cmake, "--build", str(folder), "--target", name, "--parallel", str(os.cpu_count() or 1)]))
+    run([cmake, "--build", str(folder), "--target", name, "--parallel", str(os.cpu_count() or 1)], show=True)
     # Replaced, not overwritten: a process that has the earlier module open would crash.
     new = target.with_suffix(".new")
     shutil.copy2(folder / target.name, new)
@@ -198,10 +263,13 @@ def compile_native(version: str, target: Path) -> str:
 
 def compile_cuda(version: str, target: Path) -> str:
     """Builds ``_cuda`` into ``target``; returns what with and for which GPUs."""
+    if MODE == "auto" and not os.environ.get("TORCH_CUDA_ARCH_LIST") and not gpus_here():
+        raise BuildError("there is no NVIDIA GPU here; SVDRD_BUILD=cuda compiles them for every generation of GPUs")
     nvcc, release, folder = cuda_compiler()
     found = f"nvcc {release} in {folder}"
     try:
         architectures = cuda_architectures(nvcc)
+        print(f"svdrd: the CUDA kernels for {architectures.replace(';', ' ')}, with {found}", flush=True)
         compiler = compiler_command()
         settings = {
             "SVDRD_PYTHON_MODULE": "OFF",

@@ -38,33 +38,9 @@ torch.set_num_threads(2)
 torch.compiler.config.force_disable_caches = True
 
 # The interpreter takes milliseconds for what a GPU does in microseconds. There, matrices beyond this size and the tests
-# below are left to tests/test_jacobi.py, which looks at each larger size once, and to tests/test_products.py, which
-# takes photographs; on a GPU everything runs.
+# marked slow_interpreted are left to tests/test_jacobi.py, which looks at each larger size once, and to
+# tests/test_products.py, which takes photographs; on a GPU everything runs.
 INTERPRETED_LARGEST = 8
-SLOW_INTERPRETED = {
-    "test_a_non_finite_item_is_nan_alone",
-    "test_agrees_with_the_definition",
-    "test_blocks",
-    "test_float32_derivative_against_float64",
-    "test_same_bits_whatever_else_is_in_the_batch",
-    "test_smoothed",
-    "test_gradcheck",
-    "test_gradients_are_finite_on_flat_saturated_and_duplicated_blocks",
-    "test_gradcheck_at_full_rank",
-    "test_gradcheck_at_zero_and_deficient_matrices_when_smoothed",
-    "test_gradcheck_of_a_product_of_low_rank",
-    "test_jacobian_has_the_stated_spectrum",
-    "test_derivative_at_distinct_values",
-    "test_derivative_at_repeated_values",
-    "test_only_the_factors_that_are_used_need_a_gradient",
-    "test_derivative_is_finite_on_the_zoo",
-    "test_derivative_is_finite_on_the_zoo_at_every_scale",
-    "test_derivative_keeps_small_genuine_values",
-    "test_errors_beside_lapack_and_the_bars",
-    "test_optimisation_converges",
-    "test_training_loop_of_a_user",
-    "test_concurrent_callers",
-}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,9 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
         sizes = [value for value in parameters.values() if type(value) is int]
         if parameters.get("backend") == "triton" and (
-            max(sizes, default=0) > INTERPRETED_LARGEST
-            or item.originalname in SLOW_INTERPRETED
-            or item.module.__name__ == "tests.test_fuzz"
+            max(sizes, default=0) > INTERPRETED_LARGEST or item.get_closest_marker("slow_interpreted")
         ):
             item.add_marker(pytest.mark.skip(reason="too slow in Triton's interpreter; it runs on a GPU"))
 

@@ -15,6 +15,8 @@ from svdrd.backends import availability, selection
 from svdrd.dispatch import registration, routes
 from svdrd.ops import polar_factor
 
+pytestmark = pytest.mark.automatic
+
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(

@@ -31,6 +31,7 @@ def by_definition(x_hat: Tensor, x: Tensor, block: int) -> Tensor:
 
 @pytest.mark.parametrize("block", [1, 2, 4, 8, 24])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.slow_interpreted
 def test_blocks(backend: str, block: int, dtype: torch.dtype) -> None:
     x_hat, x = pair(2, 3, 24, 48, dtype=dtype)
     expected = by_definition(x_hat.double(), x.double(), block)
@@ -54,6 +55,7 @@ def test_whole_matrices(backend: str) -> None:
 @pytest.mark.parametrize("smooth", [0.0, 0.2])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("block", [None, 3])
+@pytest.mark.slow_interpreted
 def test_gradcheck(backend: str, block: int | None, reduction: str, smooth: float) -> None:
     x_hat, x = (side.requires_grad_() for side in pair(2, 6, 3, seed=1))
 
@@ -107,6 +109,7 @@ def test_equal_sides_give_exactly_zero(backend: str, m: int, n: int, dtype: torc
 
 
 @pytest.mark.parametrize("block", [4, 8, 16, 32, 64])
+@pytest.mark.slow_interpreted
 def test_gradients_are_finite_on_flat_saturated_and_duplicated_blocks(backend: str, block: int) -> None:
     x = torch.stack([ZOO[name](block, block) for name in ZOO]).float()
     for other in (x.flip(0), torch.zeros_like(x), torch.ones_like(x)):
@@ -119,6 +122,7 @@ def test_gradients_are_finite_on_flat_saturated_and_duplicated_blocks(backend: s
             assert torch.isfinite(target.grad).all()
 
 
+@pytest.mark.slow_interpreted
 def test_optimisation_converges(backend: str) -> None:
     """Gradient descent on the loss alone brings the bases together."""
     x_hat, x = pair(4, 8, 8, seed=3)
@@ -133,6 +137,7 @@ def test_optimisation_converges(backend: str) -> None:
     assert loss.item() < first / 3
 
 
+@pytest.mark.slow_interpreted
 def test_training_loop_of_a_user(backend: str) -> None:
     """Flat, saturated and duplicated blocks, where torch.linalg.svd gives NaN at the first step."""
     x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

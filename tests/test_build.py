@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,35 @@ def toolkit(tmp_path: Path) -> Path:
         script.write_text(f"#!/bin/sh\n{lines}\n")
         script.chmod(0o755)
     return toolkit
+
+
+DRIVER = """
+static int gpus[] = {%s};
+int cuInit(unsigned flags) { return flags; }
+int cuDeviceGetCount(int *count) { *count = sizeof gpus / sizeof *gpus - 1; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+  *value = attribute == 75 ? gpus[device] / 10 : gpus[device] %% 10;
+  return attribute != 75 && attribute != 76;
+}
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> Callable[..., str]:
+    """Makes a folder with a libcuda.so.1 that knows GPUs of these compute capabilities."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if sys.platform != "linux" or compiler is None:
+        pytest.skip("no C compiler to make a driver library with")
+
+    def make(*gpus: str) -> str:
+        folder = tmp_path / "driver"
+        folder.mkdir()
+        (folder / "driver.c").write_text(DRIVER % ", ".join([*gpus, "0"]))
+        command = [compiler, "-shared", "-fPIC", "driver.c", "-o", "libcuda.so.1"]
+        subprocess.run(command, cwd=folder, check=True)
+        return str(folder)
+
+    return make
 
 
 def pip_wheel(source: Path, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -141,7 +171,8 @@ with svdrd.use_backend("torch"):
 @needs_compiler
 def test_with_a_compiler_the_native_module_is_built_and_computes(source: Path, tmp_path: Path, toolkit: Path) -> None:
     # An nvcc that compiles nothing is no reason for auto to stop.
-    wheel, info, printed = build(source, tmp_path / "wheel", SVDRD_BUILD="auto", CUDA_HOME=str(toolkit), **UNOPTIMISED)
+    asked = {"SVDRD_BUILD": "auto", "CUDA_HOME": str(toolkit), "TORCH_CUDA_ARCH_LIST": "9.0"}
+    wheel, info, printed = build(source, tmp_path / "wheel", **asked, **UNOPTIMISED)
     assert info["native"] is True
     assert info["reason"] == ""
     assert str(info["compiler"]).startswith(("GNU ", "Clang ", "AppleClang "))
@@ -243,9 +274,69 @@ def test_none_gives_a_wheel_for_any_platform(source: Path, tmp_path: Path) -> No
     assert "NOT BUILT" not in printed
 
 
+NO_GPU = "there is no NVIDIA GPU here; SVDRD_BUILD=cuda compiles them for every generation of GPUs"
+
+
+def test_auto_leaves_the_cuda_kernels_out_where_there_is_no_gpu(
+    source: Path, tmp_path: Path, toolkit: Path, driver: Callable[..., str]
+) -> None:
+    """In a line, that says how to have them."""
+    for folder in (driver(), str(tmp_path)):  # a driver without a GPU, no driver
+        found = {"CUDA_HOME": str(toolkit), "LD_LIBRARY_PATH": folder, "CXX": "/nowhere/g++"}
+        (tmp_path / "wheel").mkdir(exist_ok=True)
+        _, info, printed = build(source, tmp_path / "wheel", **found)
+        assert (info["cuda"], info["cuda_reason"]) == (False, NO_GPU)
+        assert f"svdrd: without CUDA kernels: {NO_GPU}" in printed
+
+
+@pytest.mark.parametrize(
+    ("gpus", "listed", "architectures"),
+    [
+        (["90"], "", "90-real"),
+        (["90", "80", "90"], "", "80-real 90-real"),
+        (["103"], "", "90-virtual"),  # newer than nvcc: its driver compiles the PTX
+        (["90"], "8.0+PTX", "80"),
+        ([], "8.0", "80-real"),
+    ],
+)
+def test_auto_compiles_for_the_gpus_that_are_here_or_listed(
+    source: Path, tmp_path: Path, toolkit: Path, driver: Callable[..., str],
+    gpus: list[str], listed: str, architectures: str,
+) -> None:  # fmt: skip
+    found = {"CUDA_HOME": str(toolkit), "LD_LIBRARY_PATH": driver(*gpus), "TORCH_CUDA_ARCH_LIST": listed}
+    _, info, printed = build(source, tmp_path / "wheel", **found, CXX="/nowhere/g++")
+    assert f"svdrd: the CUDA kernels for {architectures}, with nvcc 99.1 in {toolkit}" in printed
+    assert str(info["cuda_reason"]).startswith(f"found nvcc 99.1 in {toolkit}, but CXX is ")
+
+
+def test_auto_names_a_gpu_that_nvcc_does_not_compile_for(
+    source: Path, tmp_path: Path, toolkit: Path, driver: Callable[..., str]
+) -> None:
+    found = {"CUDA_HOME": str(toolkit), "LD_LIBRARY_PATH": driver("61")}
+    _, info, _ = build(source, tmp_path / "wheel", **found, CXX="/nowhere/g++")
+    assert "does not compile for this machine's GPU, of compute capability 6.1" in str(info["cuda_reason"])
+
+
+@needs_compiler
+def test_another_environment_compiles_no_kernel_again(source: Path, tmp_path: Path) -> None:
+    """pip's isolated build is a new one each time; what knows nothing of Python is kept, the module is made anew."""
+    build(source, tmp_path / "first", SVDRD_BUILD="cpu", **UNOPTIMISED)
+    (folder,) = (source / "build").glob("native.*")
+    (folder / "environment.txt").write_text("another")
+    _, _, printed = build(source, tmp_path / "second", SVDRD_BUILD="cpu", **UNOPTIMISED)
+    assert "kernels.cpp.o" not in printed
+    assert (folder / "environment.txt").read_text() != "another"
+    # What another compiler has made is thrown away, here before that compiler fails.
+    compiler = tmp_path / "another"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    assert pip_wheel(source, tmp_path / "third", SVDRD_BUILD="cpu", CXX=str(compiler), **UNOPTIMISED).returncode != 0
+    assert not list(folder.rglob("kernels.cpp.o"))
+
+
 def test_nvcc_is_traced_through_a_shim_to_its_toolkit(source: Path, tmp_path: Path, toolkit: Path) -> None:
     path = os.pathsep.join([str(toolkit.parent / "shim"), os.environ["PATH"]])
-    _, info, _ = build(source, tmp_path / "wheel", PATH=path, CXX="/nowhere/g++")
+    _, info, _ = build(source, tmp_path / "wheel", PATH=path, CXX="/nowhere/g++", TORCH_CUDA_ARCH_LIST="9.0")
     assert info["cuda"] is False
     assert (
         info["cuda_reason"]
@@ -254,13 +345,14 @@ def test_nvcc_is_traced_through_a_shim_to_its_toolkit(source: Path, tmp_path: Pa
 
 
 def test_cuda_home_comes_before_the_path(source: Path, tmp_path: Path, toolkit: Path) -> None:
-    _, info, _ = build(source, tmp_path / "wheel", CUDA_HOME=str(toolkit), CXX="/nowhere/g++")
+    asked = {"CUDA_HOME": str(toolkit), "TORCH_CUDA_ARCH_LIST": "9.0"}
+    _, info, _ = build(source, tmp_path / "wheel", **asked, CXX="/nowhere/g++")
     assert f"nvcc 99.1 in {toolkit}" in str(info["cuda_reason"])
 
 
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc on this machine")
 def test_this_machines_nvcc_is_found(source: Path, tmp_path: Path) -> None:
-    _, info, _ = build(source, tmp_path / "wheel", CXX="/nowhere/g++")
+    _, info, _ = build(source, tmp_path / "wheel", CXX="/nowhere/g++", TORCH_CUDA_ARCH_LIST="9.0")
     printed = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     release = printed.partition("release ")[2].partition(",")[0]
     found, _, folder = str(info["cuda_reason"]).partition(",")[0].partition(" in ")

@@ -29,6 +29,7 @@ def matrices(*batch: int) -> Tensor:
     return torch.randn(*batch, 6, 4, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.automatic
 def test_both_ways_to_import() -> None:
     assert svdrd.ops.basis_loss is basis_loss
     assert svdrd.ops.basis_loss.basis_loss is basis_loss
@@ -39,6 +40,7 @@ def test_both_ways_to_import() -> None:
     assert again is basis_loss
 
 
+@pytest.mark.automatic
 def test_shapes(backend: str) -> None:
     u, s, vh = svd(matrices(2, 5))
     assert (u.shape, s.shape, vh.shape) == ((2, 5, 6, 4), (2, 5, 4), (2, 5, 4, 4))
@@ -51,6 +53,7 @@ def test_shapes(backend: str) -> None:
 
 
 @EVERY
+@pytest.mark.automatic
 def test_empty(backend: str, name: str) -> None:
     operation = OPERATIONS[name]
     assert operation(torch.zeros(0, 6, 4)).shape[0] == 0
@@ -107,6 +110,7 @@ def test_strides(backend: str, name: str) -> None:
 @EVERY
 @pytest.mark.parametrize("size", [4, 8, 24, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.slow_interpreted
 def test_same_bits_whatever_else_is_in_the_batch(backend: str, name: str, size: int, dtype: torch.dtype) -> None:
     operation = OPERATIONS[name]
     a = torch.stack([ZOO[animal](size, size) for animal in ZOO]).to(dtype)
@@ -145,6 +149,7 @@ def test_same_bits_in_a_batch_of_any_size(backend: str, name: str, shape: tuple[
 
 @EVERY
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.slow_interpreted
 def test_a_non_finite_item_is_nan_alone(backend: str, name: str, value: float) -> None:
     operation = OPERATIONS[name]
     for size in (4, 12, 72):
@@ -177,6 +182,7 @@ def test_a_nan_target_is_no_finite_lie(backend: str) -> None:
 
 
 @EVERY
+@pytest.mark.slow_interpreted
 def test_concurrent_callers(backend: str, name: str) -> None:
     inputs = [torch.randn(40, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(8)]
     expected = [OPERATIONS[name](a) for a in inputs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from svdrd.ops import basis_loss, polar_factor, svd
 from tests.test_svd import ratios
+
+pytestmark = pytest.mark.slow_interpreted
 
 FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

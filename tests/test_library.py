@@ -44,6 +44,7 @@ ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.automatic
 def test_opcheck(backend: str, name: str) -> None:
     torch.manual_seed(0)
     torch.library.opcheck(getattr(ops, name), ARGUMENTS[name]())

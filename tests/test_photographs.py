@@ -36,6 +36,7 @@ def by_autograd(function: object, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]
 
 
 @pytest.mark.parametrize("dither", [0.0, 0.5 / 255], ids=["original", "dithered"])
+@pytest.mark.slow_interpreted
 def test_errors_beside_lapack_and_the_bars(backend: str, kodak: list[Path], dither: float) -> None:
     generator = torch.Generator().manual_seed(0)
     a = crops(kodak)

@@ -44,6 +44,7 @@ def test_zoo(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
 
 @DTYPES
 @pytest.mark.parametrize(("m", "n"), SIZES + LARGE_SIZES)
+@pytest.mark.slow_interpreted
 def test_agrees_with_the_definition(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
     """Error of a polar factor: ``eps s_1 / (s_k + s_(k-1))``, s_k the smallest kept value (Higham 2008, theorem
     8.10)."""
@@ -62,6 +63,7 @@ def test_agrees_with_the_definition(backend: str, m: int, n: int, dtype: torch.d
 
 
 @DTYPES
+@pytest.mark.slow_interpreted
 def test_smoothed(backend: str, dtype: torch.dtype) -> None:
     for m, n in [*SIZES, (64, 64)]:
         a = torch.stack([ZOO[name](m, n) for name in ZOO]).to(dtype)
@@ -97,6 +99,7 @@ SMOOTH = pytest.mark.parametrize("smooth", [0.0, 0.3])
 @SMOOTH
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 3), (4, 3), (3, 5), (1, 4), (4, 1)])
 @pytest.mark.parametrize("name", ["random", "identity", "orthogonal", "equal pairs", "two ulp gap", "clustered"])
+@pytest.mark.slow_interpreted
 def test_gradcheck_at_full_rank(backend: str, name: str, m: int, n: int, smooth: float) -> None:
     a = (
         ZOO[name](m, n) * 2 + (0.5 * torch.eye(m, n, dtype=torch.float64) if name == "clustered" else 0)
@@ -106,6 +109,7 @@ def test_gradcheck_at_full_rank(backend: str, name: str, m: int, n: int, smooth:
 
 
 @pytest.mark.parametrize(("m", "n", "rank"), [(4, 4, 2), (5, 3, 1), (3, 5, 2), (6, 6, 5)])
+@pytest.mark.slow_interpreted
 def test_gradcheck_of_a_product_of_low_rank(backend: str, m: int, n: int, rank: int) -> None:
     b = with_spectrum(m, rank, torch.linspace(2, 1, rank, dtype=torch.float64)).requires_grad_()
     c = with_spectrum(rank, n, torch.linspace(1, 3, rank, dtype=torch.float64).flip(0), seed=5).requires_grad_()
@@ -114,6 +118,7 @@ def test_gradcheck_of_a_product_of_low_rank(backend: str, m: int, n: int, rank: 
 
 
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
+@pytest.mark.slow_interpreted
 def test_gradcheck_at_zero_and_deficient_matrices_when_smoothed(backend: str, smooth: float) -> None:
     if smooth == 0:
         a = torch.zeros(2, 3, 4, dtype=torch.float64, requires_grad=True)
@@ -147,6 +152,7 @@ def test_adjoint_identity(backend: str, m: int, n: int, smooth: float) -> None:
 
 
 @pytest.mark.parametrize(("m", "n"), SIZES + LARGE_SIZES)
+@pytest.mark.slow_interpreted
 def test_float32_derivative_against_float64(backend: str, m: int, n: int) -> None:
     eps = torch.finfo(torch.float32).eps
     for name, generate in ZOO.items():
@@ -169,6 +175,7 @@ def test_float32_derivative_against_float64(backend: str, m: int, n: int) -> Non
 
 
 @DTYPES
+@pytest.mark.slow_interpreted
 def test_derivative_is_finite_on_the_zoo_at_every_scale(backend: str, dtype: torch.dtype) -> None:
     tiny, largest = (
         torch.finfo(dtype).tiny,
@@ -183,6 +190,7 @@ def test_derivative_is_finite_on_the_zoo_at_every_scale(backend: str, dtype: tor
             assert torch.isfinite(jacobian_product(a, torch.ones_like(a), smooth=scale)).all(), (m, n, scale)
 
 
+@pytest.mark.slow_interpreted
 def test_jacobian_has_the_stated_spectrum(backend: str) -> None:
     s = torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64)
     a = with_spectrum(4, 3, s)

@@ -46,6 +46,7 @@ def test_the_bases_of_the_original_bring_the_picture_closer(backend: str) -> Non
     assert (recompose(x_hat, x, 8) - x).square().mean() < 0.5 * (x_hat - x).square().mean()
 
 
+@pytest.mark.slow_interpreted
 def test_gradcheck(backend: str) -> None:
     x = with_spectrum(4, 3, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)).requires_grad_()
     x_hat = with_spectrum(4, 3, torch.tensor([2.5, 1.2, 0.3], dtype=torch.float64), seed=7).requires_grad_()

@@ -13,6 +13,8 @@ from svdrd.dispatch import registration, routes
 from svdrd.ops import basis_loss, polar_factor, svd
 from tests.zoo import ZOO
 
+pytestmark = pytest.mark.automatic
+
 SINGLE, DOUBLE = torch.float32, torch.float64
 
 

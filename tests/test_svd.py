@@ -74,6 +74,7 @@ def gauge_invariant(a: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 4), (5, 3), (3, 5)])
+@pytest.mark.slow_interpreted
 def test_derivative_at_distinct_values(backend: str, m: int, n: int) -> None:
     a = with_spectrum(m, n, torch.arange(min(m, n), 0, -1).double()).expand(2, m, n).clone().requires_grad_()
     assert torch.autograd.gradcheck(gauge_invariant, a)
@@ -81,6 +82,7 @@ def test_derivative_at_distinct_values(backend: str, m: int, n: int) -> None:
 
 
 @pytest.mark.parametrize(("m", "n"), [(4, 4), (6, 4), (4, 6)])
+@pytest.mark.slow_interpreted
 def test_derivative_at_repeated_values(backend: str, m: int, n: int) -> None:
     """Repeated vectors that take part with one weight: U V^T, a projection that does not split them, sums over S."""
     a = with_spectrum(m, n, torch.tensor([3.0, 1.0, 1.0, 1.0], dtype=torch.float64)).requires_grad_()
@@ -92,6 +94,7 @@ def test_derivative_at_repeated_values(backend: str, m: int, n: int) -> None:
     assert torch.autograd.gradcheck(function, a)
 
 
+@pytest.mark.slow_interpreted
 def test_derivative_is_finite_on_the_zoo(backend: str) -> None:
     for m, n in [(8, 8), (8, 5), (5, 8), (32, 32)]:
         for scale in (1.0, 1e30, 1e-30, 1e-42):
@@ -102,12 +105,14 @@ def test_derivative_is_finite_on_the_zoo(backend: str) -> None:
             assert torch.isfinite(a.grad).all()
 
 
+@pytest.mark.slow_interpreted
 def test_only_the_factors_that_are_used_need_a_gradient(backend: str) -> None:
     a = with_spectrum(5, 4, torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)).requires_grad_()
     for i in range(3):
         assert torch.autograd.gradcheck(lambda a, i=i: svd(a)[i].abs(), a)
 
 
+@pytest.mark.slow_interpreted
 def test_derivative_keeps_small_genuine_values(backend: str) -> None:
     """Small blocks of an image have singular values and gaps of few eps s_1 that are genuine, not noise."""
     a = with_spectrum(64, 64, torch.logspace(0, -5.5, 64, dtype=torch.float64)).float()

@@ -1,7 +1,8 @@
-"""Compiles the CUDA kernels afresh and checks what ptxas says that they take: ``make cuda-resources``.
+"""Compiles the CUDA kernels and checks what ptxas says that they take: ``make cuda-resources``.
 
 Prints a table of registers and spills for each kernel and GPU generation, and of threads and shared memory for each
 size of matrix. Fails on a spill, and if the module does not load on this machine, with or without a GPU.
+With ``--log`` and ``--module`` it judges what ``pip install -v`` has compiled from nothing; ``.ci/run`` does so.
 """
 
 from __future__ import annotations
@@ -125,7 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the tables; 1 if a kernel spills."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--generations", nargs="+", default=list(GENERATIONS), help="compute capabilities, e.g. 80 90")
-    wanted = parser.parse_args(argv).generations
+    parser.add_argument("--log", type=Path, help="what that build printed, judged in place of one made here")
+    parser.add_argument("--module", type=Path, help="and the module that it made")
+    arguments = parser.parse_args(argv)
+    wanted = arguments.generations
+    if (arguments.log is None) != (arguments.module is None):
+        parser.error("--log and --module belong to one build: give both, or neither")
     nvcc = find_nvcc()
     known = re.findall(r"compute_(\d+)", run([nvcc, "--list-gpu-arch"]))
     generations = [name for name in wanted if name in known]
@@ -134,10 +140,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        log, path = compile_afresh(nvcc, generations, Path(folder))
-        elapsed = time.perf_counter() - start
+        if arguments.log is None:
+            log, path = compile_afresh(nvcc, generations, Path(folder))
+            taken = f"{time.perf_counter() - start:.0f} s"
+        else:
+            log, path, taken = arguments.log.read_text(errors="replace"), arguments.module, str(arguments.log)
         module = load(path)
-        print(f"{module.build_info()['compiler']}: compiled for {len(generations)} generations in {elapsed:.0f} s")
+        print(f"{module.build_info()['compiler']}: compiled for {len(generations)} generations in {taken}")
         print(f"the module loads here; its first device: {module.refusal(0) or 'can run the kernels'}\n")
         kernels = parse(log)
         rows: dict[tuple[str, str, str], dict[str, Kernel]] = {}
