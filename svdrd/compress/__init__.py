@@ -1,8 +1,7 @@
 """Everything that knows CompressAI: criterion, codecs, images, training, evaluation, comparison, studies, commands.
 
-The names of this package are imported when they are first used, as those of :mod:`svdrd` are.
-``BasisRateDistortionLoss`` registers itself in ``compressai.registry`` then, or at once where CompressAI was imported
-before.
+Importing this package registers ``BasisRateDistortionLoss`` in ``compressai.registry``. The command line does not need
+that: there the names of this package are imported when they are first used, so that ``--help`` answers at once.
 """
 
 import importlib
@@ -27,5 +26,12 @@ else:
 
 __all__ = ["BadInput", "BasisRateDistortionLoss", "lambda_for", "load_codec"]
 
-if sys.modules.get("compressai"):
+
+def _in_the_command_line() -> bool:
+    """Whether ``svdrd.__main__`` imports this package, started as ``python -m svdrd`` or as ``svdrd``."""
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    return "svdrd.__main__" in sys.modules or (program is not None and program.name == "svdrd.__main__")
+
+
+if not _in_the_command_line():
     importlib.import_module("svdrd.compress.criterion")
