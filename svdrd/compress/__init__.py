@@ -33,5 +33,5 @@ def _in_the_command_line() -> bool:
     return "svdrd.__main__" in sys.modules or (program is not None and program.name == "svdrd.__main__")
 
 
-if not _in_the_command_line():
+if sys.modules.get("compressai") or not _in_the_command_line():
     importlib.import_module("svdrd.compress.criterion")
