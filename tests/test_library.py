@@ -158,3 +158,39 @@ def test_backward_without_factors_starts_again_from_the_matrix(backend: str) -> 
     assert with_factors[1].shape == a.shape
     gradients = [torch.autograd.grad(outputs[0], a, g)[0] for outputs in (without, with_factors)]
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-12)
+
+
+class Loss(torch.nn.Module):
+    def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        return basis_loss(x_hat, x, block_size=4)
+
+
+CAPTURES: dict[str, Callable[[Tensor, Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "export": lambda x_hat, x: torch.export.export(Loss(), (x_hat, x)).module(),
+    "strict export": lambda x_hat, x: torch.export.export(Loss(), (x_hat, x), strict=True).module(),
+    "jit.trace": lambda x_hat, x: torch.jit.trace(Loss(), (x_hat, x)),
+    "make_fx": lambda x_hat, x: make_fx(Loss())(x_hat, x),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated
+@pytest.mark.parametrize("capture", CAPTURES)
+def test_a_loss_captured_from_plain_examples_trains(capture: str) -> None:
+    """Whether the examples required a gradient says nothing about the tensors of later."""
+    torch.manual_seed(0)
+    x_hat, x = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        loss = CAPTURES[capture](x_hat, x)
+    sides = [side.clone().requires_grad_() for side in (x_hat, x)]
+    expected = torch.autograd.grad(Loss()(*sides), sides)
+    for found, right in zip(torch.autograd.grad(loss(*sides), sides), expected, strict=True):
+        assert torch.equal(found, right)
+
+
+def test_tensors_whose_memory_holds_other_values(backend: str) -> None:
+    """A negative bit, and zeros without memory: the way past the dispatcher is not for them."""
+    a = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0))
+    negated, zeros = torch._neg_view(a), torch._efficientzerotensor((2, 4, 4))
+    for function in (lambda x: svd(x).U, polar_factor, lambda x: basis_loss(x, a), lambda x: recompose(x, a)):
+        assert torch.equal(function(negated), function(-a))
+        assert torch.equal(function(zeros), function(torch.zeros(2, 4, 4)))

@@ -176,15 +176,18 @@ def test_distance(small_tiles: Any) -> None:
     q = p + random(3, 3 * TILE, 2 * TILE, seed=1).relu()
     size, length = (2 * TILE, TILE + 2), 2 * TILE
     p[:, :, TILE + 2 :] = q[:, :, TILE + 2 :] = 0  # as read() pads; rows below may be of an appended identity
-    loss, sign = ours.distance(p, q, size, True)
-    expected, expected_sign = TORCH.distance(p[:, :, : TILE + 2], q[:, :, : TILE + 2], size, True)
+    bound = torch.tensor([0.0, 0.1, 1e9])
+    loss, sign = ours.distance(p, q, bound, size, True)
+    expected, expected_sign = TORCH.distance(p[:, :, : TILE + 2], q[:, :, : TILE + 2], bound, size, True)
     torch.testing.assert_close(loss, expected)
     assert sign is not None
     assert expected_sign is not None
     torch.testing.assert_close(sign[:, :, : TILE + 2], expected_sign)
     assert sign[:, length:].count_nonzero() == sign[:, :, TILE + 2 :].count_nonzero() == 0
     assert (sign == 0).any()
-    alone, nothing = ours.distance(p, q, size, False)
+    assert (sign[1] == 0).sum() > (sign[0] == 0).sum()
+    assert not sign[2].any()
+    alone, nothing = ours.distance(p, q, bound, size, False)
     assert torch.equal(alone, loss)
     assert nothing is None
 

@@ -15,6 +15,7 @@
 
 #include "gpu/kernels.h"
 #include "cpu/svdrd.h"
+#include "equal_within.h"
 
 namespace {
 
@@ -233,7 +234,6 @@ struct Worst {
 
 // What is checked: the kernels of the CPU, and those of the GPU with their lanes played on the host.
 struct CpuKernels {
-  static constexpr double equal_within = 0;  // in eps: what counts as no difference between polar factors
   static constexpr bool svd_has_backward = true;
 
   template <typename T>
@@ -261,7 +261,6 @@ struct CpuKernels {
 
 // Where the CPU's check takes one thread and two, the lanes are played forwards and backwards.
 struct EmulatedKernels {
-  static constexpr double equal_within = 4;
   static constexpr bool svd_has_backward = false;
 
   static svdrd::cuda::Shape shape(int64_t m, int64_t n) { return {static_cast<int>(m), static_cast<int>(n)}; }
@@ -594,7 +593,7 @@ class Check {
         const T difference =
             p[static_cast<size_t>(b * size_ + i)] - p[static_cast<size_t>((b + 1) % count_ * size_ + i)];
         sum += std::fabs(static_cast<Real>(difference));
-        const T rounding = static_cast<T>(Kernels::equal_within * eps);
+        const T rounding = static_cast<T>(svdrd::equal_within * eps);
         sign[static_cast<size_t>(b * size_ + i)] =
             static_cast<T>((difference > rounding) - (difference < -rounding)) / static_cast<T>(size_);
       }

@@ -17,14 +17,26 @@ from svdrd.dispatch import routes
 from svdrd.dispatch.registration import ops
 
 
+def _keys(x: Tensor) -> int:
+    """The dispatch keys of a tensor, as bits."""
+    return torch._C._dispatch_keys(x).raw_repr()
+
+
+# Of tensors whose memory holds their values as they are: no negative bit, no sparse or nested layout, no zero tensor.
+with torch.inference_mode():
+    _ORDINARY = {_keys(torch.empty(0, device="cpu"))}
+_ORDINARY.add(_keys(torch.empty(0, device="cpu")))
+
+
 def _only_autograd_takes_part(*tensors: Tensor) -> bool:
     """Whether the kernels of ``cpp`` compute, and no compiler, tracer, transform, mode or subclass wants to see it."""
+    if torch.compiler.is_compiling():
+        return False
     for x in tensors:
-        if type(x) is not Tensor or not x.is_cpu:
+        if type(x) is not Tensor or _keys(x) not in _ORDINARY:
             return False
     return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
+        torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
         and not routes.restricted()

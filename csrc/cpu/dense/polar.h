@@ -1,7 +1,10 @@
 // Polar factor, its vector-Jacobian product and the basis loss of one matrix (pair), by way of cpu/dense/svd.h.
 #pragma once
 
+#include <limits>
+
 #include "cpu/dense/svd.h"
+#include "equal_within.h"
 
 namespace svdrd {
 namespace SVDRD_ISA {
@@ -241,11 +244,22 @@ inline void polar_vjp(const T* g, int64_t g_stride, int64_t m, int64_t n, Operan
   }
 }
 
-// The difference of two polar factors: its mean magnitude, and in `sign` its signs.
+// How far apart two entries may be that are equal but for rounding. Smoothed factors may be much smaller than 1: their
+// largest singular value is at most sqrt(m n) times their largest entry.
 template <typename T>
-inline double mean_difference(const T* p_hat, const T* p, int64_t m, int64_t n, int64_t stride, T* sign) {
+inline T equality_bound(const T* p_hat, const T* p, int64_t m, int64_t n, int64_t stride, bool smoothed) {
+  const double bound = equal_within * static_cast<double>(std::numeric_limits<T>::epsilon());
+  if (!smoothed) return static_cast<T>(bound);
+  const double hat = largest_magnitude(p_hat, m, n, stride), other = largest_magnitude(p, m, n, stride);
+  const double largest = (hat > other ? hat : other) * __builtin_sqrt(static_cast<double>(m) * static_cast<double>(n));
+  return static_cast<T>(largest < 1 ? bound * largest : bound);
+}
+
+// The difference of two polar factors: its mean magnitude, and in `sign` its signs, 0 up to `bound`.
+template <typename T>
+inline double mean_difference(const T* p_hat, const T* p, int64_t m, int64_t n, int64_t stride, T bound, T* sign) {
   constexpr int64_t w = lanes<T>;
-  const Vector<T> zero{}, one = splat(T(1));
+  const Vector<T> zero{}, one = splat(T(1)), upper = splat(bound), lower = splat(-bound);
   double total = 0;
   for (int64_t i = 0; i < m; ++i) {
     const T* x = p_hat + i * stride;
@@ -256,16 +270,41 @@ inline double mean_difference(const T* p_hat, const T* p, int64_t m, int64_t n, 
     for (; j + w <= n; j += w) {
       const Vector<T> difference = load(x + j) - load(y + j);
       sum += difference < 0 ? -difference : difference;
-      store(sign_row + j, difference > 0 ? one : (difference < 0 ? -one : zero));
+      store(sign_row + j, difference > upper ? one : (difference < lower ? -one : zero));
     }
     total += sum_lanes<T>(sum);
     for (; j < n; ++j) {
       const T difference = x[j] - y[j];
       total += difference < 0 ? -difference : difference;
-      sign_row[j] = static_cast<T>(difference > 0 ? 1 : (difference < 0 ? -1 : 0));
+      sign_row[j] = static_cast<T>(difference > bound ? 1 : (difference < -bound ? -1 : 0));
     }
   }
   return total / (static_cast<double>(m) * static_cast<double>(n));
+}
+
+// Rows and columns of zeros in A are zeros in P. The singular vectors have noise there, which of an ill-conditioned
+// float64 matrix may be seen; that of a float32 one, which is factored in double, is rounded away.
+template <typename T>
+inline void clear_empty_lines(const T* a, int64_t a_stride, int64_t m, int64_t n, T* p, int64_t p_stride,
+                              Scratch& scratch) {
+  if constexpr (sizeof(T) == 8) {
+    ScratchScope scope(scratch);
+    T* columns = scratch.take<T>(n);
+    for (int64_t j = 0; j < n; ++j) columns[j] = 0;
+    for (int64_t i = 0; i < m; ++i) {
+      bool empty = true;
+      for (int64_t j = 0; j < n; ++j) {
+        const bool zero = a[i * a_stride + j] == 0;
+        empty = empty && zero;
+        columns[j] = zero ? columns[j] : 1;
+      }
+      if (empty)
+        for (int64_t j = 0; j < n; ++j) p[i * p_stride + j] = 0;
+    }
+    for (int64_t j = 0; j < n; ++j)
+      if (columns[j] == 0)
+        for (int64_t i = 0; i < m; ++i) p[i * p_stride + j] = 0;
+  }
 }
 
 // P of one side of the basis loss, and the factors its gradient needs where `gradient`.
@@ -277,6 +316,7 @@ inline PolarFactors<T> loss_side(const T* x, int64_t stride, int64_t m, int64_t 
   if (!finite) return PolarFactors<T>{};
   PolarFactors<T> factors = polar_factors<T>(d, rcond, smooth, scratch);
   multiply_polar_factors(factors, m, n, p, p_stride);
+  clear_empty_lines(x, stride, m, n, p, p_stride, scratch);
   if (gradient && smooth > 0) {
     // The smoothed gradient reaches into the null spaces, so it takes all vectors, orthonormal, and no weights.
     ScratchScope scope(scratch);
@@ -307,6 +347,7 @@ inline void dense_polar_factor(const T* a, int64_t m, int64_t n, double rcond, d
   }
   const dense::PolarFactors<T> factors = dense::polar_factors<T>(d, rcond, smooth, scratch);
   dense::multiply_polar_factors(factors, m, n, p, n);
+  dense::clear_empty_lines(a, n, m, n, p, n, scratch);
   if (u == nullptr) return;
   const int64_t kept = factors.count;
   dense::write_decomposition(d, u, s, vh, scratch);
@@ -363,7 +404,8 @@ inline void dense_basis_loss(const T* x_hat, int64_t stride_hat, const T* x, int
     dense::fill_nan(grad_x, m, n, stride);
     return;
   }
-  *loss = static_cast<T>(dense::mean_difference(p_hat, p, m, n, p_stride, p_hat));
+  *loss = static_cast<T>(dense::mean_difference(
+      p_hat, p, m, n, p_stride, dense::equality_bound(p_hat, p, m, n, p_stride, smooth > 0), p_hat));
   const double weight = 1 / (static_cast<double>(m) * static_cast<double>(n));
   if (grad_x_hat != nullptr)
     dense::polar_vjp<T>(p_hat, p_stride, m, n, dense::transposed(hat.left, hat.left_stride),

@@ -152,12 +152,14 @@ void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s
 template <typename T>
 struct PolarLayout {
   Factorisation<double> f;
+  EmptyLines empty;
   Pack<double>* unrounded;
   Pack<T>* p;
   int32_t* rank;
 
   PolarLayout(Arena& arena, int64_t rows, int64_t columns)
       : f(arena, rows, columns),
+        empty(arena, rows, columns),
         unrounded(arena.matrix<double>(rows, columns)),
         p(arena.matrix<T>(rows, columns)),
         rank(arena.take<int32_t>(lane_count * columns)) {}
@@ -173,8 +175,9 @@ void lanes_polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, d
   for (int64_t first, end; groups.next(first, end);) {
     load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.columns, w.f.a);
     const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, smooth);
+    if constexpr (sizeof(T) == 8) w.empty.take_from(w.f.a);
     factorise(w.f, iteration_tolerance<T, double>());
-    polar_from_factors(w.f, rcond, smooth, scale, w.unrounded, w.p);
+    polar_from_factors(w.f, rcond, smooth, scale, w.unrounded, w.empty, w.p);
     const Placement<T> result = place_matrices(p, first, end, shape);
     store(w.p, w.f.rows, w.f.columns, w.f.columns, nullptr, result);
     for (int l = 0; l < result.count; ++l)

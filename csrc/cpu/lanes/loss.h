@@ -2,8 +2,7 @@
 //
 // Float32 pairs whose blocks are both well-conditioned go through Newton's iteration; the others, among them all that a rank
 // has to be decided for, are collected into groups of their own and factored by the SVD. Which way a pair goes depends
-// on the pair alone. Both ways work in double, so that the polar factors of blocks that have the same one are equal
-// numbers after rounding, and the sign in the gradient is 0 there rather than noise.
+// on the pair alone.
 #pragma once
 
 #include <optional>
@@ -11,6 +10,7 @@
 #include "cpu/blocks.h"
 #include "cpu/lanes/lanes.h"
 #include "cpu/lanes/newton.h"
+#include "equal_within.h"
 
 namespace svdrd {
 namespace SVDRD_ISA {
@@ -53,11 +53,25 @@ struct LossTensors {
   T* grad_x;
 };
 
-// Each lane's mean of |p_hat - p| over the entries of a matrix, and in `sign` its derivative by p_hat. columns: of the
-// Packs, which may be more than the matrix has, filled up with zeros.
+// How far apart two entries may be that are equal but for rounding. Smoothed factors may be much smaller than 1: their
+// largest singular value is at most sqrt(entries) times their largest entry.
+template <typename T>
+Pack<T> equality_bound(const Pack<T>* p_hat, const Pack<T>* p, int64_t rows, int64_t columns, int64_t entries,
+                       bool smoothed) {
+  const Pack<T> one(T(1)), bound(static_cast<T>(equal_within * std::numeric_limits<T>::epsilon()));
+  if (!smoothed) return bound;
+  const int64_t stride = row_stride(columns);
+  Pack<T> largest(T(0));
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t at = i * stride; at < i * stride + columns; ++at) largest = max(largest, max(abs(p_hat[at]), abs(p[at])));
+  return bound * min(one, largest * sqrt(Pack<T>(static_cast<T>(entries))));
+}
+
+// Each lane's mean of |p_hat - p| over the entries of a matrix, and in `sign` its derivative by p_hat, 0 up to `bound`.
+// columns: of the Packs, which may be more than the matrix has, filled up with zeros.
 template <typename T>
 Pack<double> mean_difference(const Pack<T>* p_hat, const Pack<T>* p, int64_t rows, int64_t columns, int64_t entries,
-                             Pack<T>* sign) {
+                             const Pack<T>& bound, Pack<T>* sign) {
   const int64_t stride = row_stride(columns);
   const Pack<T> zero(T(0)), weight(T(1) / static_cast<T>(entries));
   Pack<double> sum(0.0);
@@ -65,7 +79,7 @@ Pack<double> mean_difference(const Pack<T>* p_hat, const Pack<T>* p, int64_t row
     for (int64_t at = i * stride; at < i * stride + columns; ++at) {
       const Pack<T> difference = p_hat[at] - p[at];
       sum = sum + convert<double>(abs(difference));
-      sign[at] = select(zero < difference, weight, select(difference < zero, -weight, zero));
+      sign[at] = select(bound < difference, weight, select(difference < -bound, -weight, zero));
     }
   return sum / Pack<double>(static_cast<double>(entries));
 }
@@ -82,6 +96,7 @@ void negate(Pack<T>* a, int64_t rows, int64_t columns) {
 template <typename T>
 struct SvdLossLayout {
   Factorisation<double> f;
+  EmptyLines empty;
   Pack<double>* unrounded;
   Pack<T>* p_hat;
   Pack<T>* p;
@@ -93,6 +108,7 @@ struct SvdLossLayout {
 
   SvdLossLayout(Arena& arena, int64_t rows, int64_t columns)
       : f(arena, rows, columns),
+        empty(arena, rows, columns),
         unrounded(arena.matrix<double>(rows, columns)),
         p_hat(arena.matrix<T>(rows, columns)),
         p(arena.matrix<T>(rows, columns)),
@@ -108,8 +124,9 @@ GroupScale svd_polar_of_blocks(SvdLossLayout<T>& w, const Placement<const T>& bl
                                Pack<T>* p, PolarFactors<T>* factors) {
   load(blocks, w.f.rows, w.f.columns, w.f.columns, w.f.a);
   const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, problem.smooth);
+  if constexpr (sizeof(T) == 8) w.empty.take_from(w.f.a);
   factorise(w.f, iteration_tolerance<T, double>());
-  polar_from_factors(w.f, problem.rcond, problem.smooth, scale, w.unrounded, p);
+  polar_from_factors(w.f, problem.rcond, problem.smooth, scale, w.unrounded, w.empty, p);
   if (factors != nullptr) factors->take_from(w.f);
   return scale;
 }
@@ -148,7 +165,9 @@ void svd_losses(SvdLossLayout<T>& w, const Pairs& pairs, const LossProblem& prob
   bool finite[lane_count];
   for (int l = 0; l < lane_count; ++l) finite[l] = scale.finite[l] && scale_hat.finite[l];
 
-  const Pack<double> mean = mean_difference(w.p_hat, w.p, rows, columns, rows * columns, w.sign);
+  const Pack<double> mean = mean_difference(
+      w.p_hat, w.p, rows, columns, rows * columns,
+      equality_bound(w.p_hat, w.p, rows, columns, rows * columns, problem.smooth > 0), w.sign);
   for (int l = 0; l < pairs.count; ++l)
     tensors.loss[pairs.item[l]] = finite[l] ? static_cast<T>(mean.lane(l)) : std::numeric_limits<T>::quiet_NaN();
   if (tensors.grad_x_hat != nullptr)
@@ -224,7 +243,9 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
   }
   if (!some) return pairs;
 
-  const Pack<double> mean = mean_difference(w.p_hat, w.p, rows, columns, rows * newton.columns, w.sign);
+  const Pack<double> mean = mean_difference(
+      w.p_hat, w.p, rows, columns, rows * newton.columns,
+      equality_bound(w.p_hat, w.p, rows, columns, rows * newton.columns, false), w.sign);
   for (int l = 0; l < pairs.count; ++l)
     if (both[l]) tensors.loss[pairs.item[l]] = static_cast<float>(mean.lane(l));
   if (tensors.grad_x_hat != nullptr)

@@ -43,10 +43,48 @@ inline void convert_matrix(const Pack<W>* a, int64_t rows, int64_t columns, Pack
     for (int64_t j = 0; j < columns; ++j) b[i * stride + j] = convert<T>(a[i * stride + j]);
 }
 
+// The rows and columns of a matrix that are zero, as they are in P. The singular vectors have noise there, which of an
+// ill-conditioned float64 matrix may be seen; that of a float32 one, which is factored in double, is rounded away.
+struct EmptyLines {
+  Pack<double>* rows;
+  Pack<double>* columns;
+  int64_t row_count;
+  int64_t column_count;
+
+  EmptyLines(Arena& arena, int64_t row_count, int64_t column_count)
+      : rows(arena.take<Pack<double>>(row_count)),
+        columns(arena.take<Pack<double>>(column_count)),
+        row_count(row_count),
+        column_count(column_count) {}
+
+  void take_from(const Pack<double>* a) {
+    const int64_t stride = row_stride(column_count);
+    for (int64_t j = 0; j < column_count; ++j) columns[j] = Pack<double>(0.0);
+    for (int64_t i = 0; i < row_count; ++i) {
+      rows[i] = Pack<double>(0.0);
+      for (int64_t j = 0; j < column_count; ++j) {
+        const Pack<double> size = abs(a[i * stride + j]);
+        rows[i] = rows[i] + size;
+        columns[j] = columns[j] + size;
+      }
+    }
+  }
+
+  void clear(Pack<double>* p) const {
+    const Pack<double> zero(0.0);
+    const int64_t stride = row_stride(column_count);
+    for (int64_t i = 0; i < row_count; ++i)
+      for (int64_t j = 0; j < column_count; ++j) {
+        Pack<double>& entry = p[i * stride + j];
+        entry = select((zero < rows[i]) & (zero < columns[j]), entry, zero);
+      }
+  }
+};
+
 // Sets dropped values to zero (smooth == 0), then p = U f(S) V^T, rounded to T. Uses f.a as scratch.
 template <typename T, typename W>
 [[gnu::noinline]] void polar_from_factors(Factorisation<W>& f, double rcond, double smooth, const GroupScale& scale,
-                                          Pack<W>* product_scratch, Pack<T>* p) {
+                                          Pack<W>* product_scratch, const EmptyLines& empty, Pack<T>* p) {
   const int64_t columns = f.columns, stride = row_stride(columns);
   Pack<W>* values = f.values();
   Pack<W>* weights = f.bidiagonal.products;
@@ -66,6 +104,7 @@ template <typename T, typename W>
   for (int64_t i = 0; i < f.rows; ++i)
     for (int64_t j = 0; j < columns; ++j) f.a[i * stride + j] = f.u[i * stride + j] * weights[j];
   product(plain(f.a, columns), transposed(f.v, columns), f.rows, columns, columns, product_scratch);
+  if constexpr (sizeof(T) == 8) empty.clear(product_scratch);
   convert_matrix(product_scratch, f.rows, columns, p);
 }
 

@@ -4,6 +4,7 @@
 // and does not write.
 #pragma once
 
+#include "equal_within.h"
 #include "gpu/jacobi/polar.h"
 
 namespace svdrd {
@@ -213,11 +214,6 @@ SVDRD_LANES void compute(const Team& team, TeamMemory<T> memory, const PolarBack
                  matrix_of_item(problem.grad_a, item, shape));
 }
 
-// Entries of two polar factors that differ by no more are equal but for rounding, and the sign of their difference is 0:
-// blocks that are multiples of each other, such as flat ones, have the same polar factor and no gradient.
-template <typename T>
-constexpr T polar_rounding = 4 * Limits<T>::epsilon;
-
 // Both sides' polar factors, their distance and, where it is wanted, its gradient by x_hat.
 template <typename T>
 struct LossProblem {
@@ -265,13 +261,28 @@ SVDRD_LANES void compute(const Team& team, TeamMemory<T> memory, const LossProbl
     team.sync();
   }
   const bool across = f.flipped != x_flipped;
+  T bound = T(equal_within) * Limits<T>::epsilon;
+  if (problem.smooth > 0) {
+    // Smoothed factors may be much smaller than 1: their largest singular value is at most sqrt(entries) times their
+    // largest entry.
+    team.each([&](int lane) {
+      T most = T(0);
+      for (int at = lane; at < entries; at += team.size())
+        most = larger_or_nan(most, larger_or_nan(magnitude(w.upstream[at]), magnitude(w.projected[at])));
+      f.partial[lane] = most;
+    });
+    team.sync();
+    const T most = largest_partial(f.partial, team.size()) * square_root(static_cast<T>(entries));
+    team.sync();
+    if (most < T(1)) bound = bound * most;
+  }
   team.each([&](int lane) {
     T sum = T(0);
     for (int at = lane; at < entries; at += team.size()) {
       const int at_x = across ? at % f.rows * f.rows + at / f.rows : at;
       const T difference = w.upstream[at] - w.projected[at_x], size = magnitude(difference);
       sum = sum + size;
-      w.upstream[at] = size > polar_rounding<T> ? (difference > T(0) ? T(1) : T(-1)) : T(0);
+      w.upstream[at] = size > bound ? (difference > T(0) ? T(1) : T(-1)) : T(0);
     }
     f.partial[lane] = sum;
   });

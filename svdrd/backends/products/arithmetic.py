@@ -83,8 +83,13 @@ class Products(Protocol):
         """``alpha x^T y + beta d``, in the dtype of x."""
         ...
 
-    def distance(self, p: Tensor, q: Tensor, size: tuple[int, int], signed: bool) -> tuple[Tensor, Tensor | None]:
-        """``mean |p - q|`` over the ``m x n`` entries, ``(b,)``; if ``signed``, also ``sign(p - q) / (m n)``."""
+    def distance(
+        self, p: Tensor, q: Tensor, bound: Tensor, size: tuple[int, int], signed: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """``mean |p - q|`` over the ``m x n`` entries, ``(b,)``.
+
+        If ``signed``, also ``sign(p - q) / (m n)``, 0 where they differ by no more than ``bound``, ``(b,)``.
+        """
         ...
 
 
@@ -184,7 +189,9 @@ class TorchProducts:
     def inner(self, x: Tensor, y: Tensor, alpha: float = 1.0, d: Tensor | None = None, beta: float = 0.0) -> Tensor:
         return _plus(product(x.mT, y.to(x.dtype)), alpha, d, beta)
 
-    def distance(self, p: Tensor, q: Tensor, size: tuple[int, int], signed: bool) -> tuple[Tensor, Tensor | None]:
+    def distance(
+        self, p: Tensor, q: Tensor, bound: Tensor, size: tuple[int, int], signed: bool
+    ) -> tuple[Tensor, Tensor | None]:
         m, n = size
         length = max(m, n)
         difference = p - q
@@ -192,7 +199,7 @@ class TorchProducts:
         if not signed:
             return loss, None
         difference[:, length:] = 0
-        return loss, torch.sign(difference) / (m * n)
+        return loss, torch.where(difference.abs() <= per_item(bound), 0.0, torch.sign(difference)) / (m * n)
 
 
 TORCH = TorchProducts()

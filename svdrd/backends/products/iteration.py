@@ -10,6 +10,7 @@ Functions take ``(b, m, n)`` in float32 or float64, on any device, as those of `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -276,6 +277,15 @@ def write_polar_factor_vjp(
     products.write(into, derivative, factor * health * health_g, exponent_g - exponent)
 
 
+def _equality_bound(p_hat: Tensor, p: Tensor, size: tuple[int, int], smooth: float) -> Tensor:
+    """What :func:`definitions.signs` takes for equal, ``(b,)``; of smoothed factors only the rows that are P count."""
+    bound = p.new_full((len(p),), definitions.EQUAL_WITHIN * torch.finfo(p.dtype).eps)
+    if smooth == 0:
+        return bound
+    largest = [torch.linalg.vector_norm(x[:, : max(size)], torch.inf, (1, 2)) for x in (p_hat, p)]
+    return bound * (torch.maximum(*largest) * math.sqrt(math.prod(size))).clamp(max=1)
+
+
 def write_basis_loss(
     products: Products,
     sides: Sequence[tuple[Any, Any]],
@@ -302,7 +312,8 @@ def write_basis_loss(
 
     (p_hat, scale_hat, health_hat), (p, scale, health) = (factored(matrices) for matrices, _ in sides)
     health = health * health_hat
-    loss, sign = products.distance(p_hat, p, size, any(into is not None for _, into in sides))
+    bound = _equality_bound(p_hat, p, size, smooth)
+    loss, sign = products.distance(p_hat, p, bound, size, any(into is not None for _, into in sides))
     for direction, q, (exponent, factor), (matrices, into) in zip(
         (1.0, -1.0), (p_hat, p), (scale_hat, scale), sides, strict=True
     ):

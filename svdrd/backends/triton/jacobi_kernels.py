@@ -24,9 +24,11 @@ import triton.language as tl
 
 from svdrd.backends.triton.floats import clamped, exponent_of, largest_of, scaled
 from svdrd.backends.triton.images import corner_of
+from svdrd.reference import definitions
 
 # Sixty-four columns that converge take 21 sweeps at most, the hardest being half noise.
 SWEEPS = tl.constexpr(40)
+EQUAL_WITHIN = tl.constexpr(definitions.EQUAL_WITHIN)
 
 
 @triton.jit
@@ -606,6 +608,7 @@ def loss_kernel(
     top_v, bottom_v = tl.zeros([P, N], dtype), tl.zeros([P, N], dtype)
     top_s, bottom_s = tl.zeros([P], dtype), tl.zeros([P], dtype)
     exponent = tl.zeros([P], tl.int32)
+    norm = tl.zeros([P], dtype)
     broken = pairs < 0
     for side in tl.range(sides, disable_licm=True):
         image = x
@@ -619,6 +622,10 @@ def loss_kernel(
         top, bottom, top_u, bottom_u, top_v, bottom_v, top_s, bottom_s = _polar_parts(
             top, bottom, exponent, rcond_row, smooth_row, pairs, N
         )
+        # The larger one's largest singular value.
+        s = _matrix_max(tl.maximum(top_s, bottom_s), pairs, N)
+        smoothed = s / _hypotenuse(s, _smoothing(smooth_row, exponent))
+        norm = tl.maximum(norm, tl.where(smooth_row > 0, smoothed, 1.0))
         top_difference, bottom_difference = top - top_p, bottom - bottom_p
         top_p, bottom_p = top, bottom
         broken = broken | bad
@@ -629,8 +636,10 @@ def loss_kernel(
     distance = tl.where(broken, float("nan"), _matrix_sum(distance, pairs, N) / entries)
     tl.store(loss + item, distance, mask=live & (j == 0))
     if need_grad > 0:
+        # Apart by rounding: svdrd.reference.definitions.signs.
+        equal = EQUAL_WITHIN * (2.0**-52 if dtype == tl.float64 else 2.0**-23) * norm
         top, bottom = _product(
-            top_v, bottom_v, _sign(top_difference) / entries, _sign(bottom_difference) / entries, pairs, N
+            top_v, bottom_v, _sign(top_difference, equal) / entries, _sign(bottom_difference, equal) / entries, pairs, N
         )
         top, bottom = _polar_derivative(
             top, bottom, top_u, bottom_u, top_v, bottom_v, top_s, bottom_s, smooth_row,
@@ -643,8 +652,10 @@ def loss_kernel(
 
 
 @triton.jit
-def _sign(x: tl.tensor) -> tl.tensor:
-    return (tl.where(x > 0, 1.0, 0.0) - tl.where(x < 0, 1.0, 0.0)).to(x.dtype)
+def _sign(x: tl.tensor, bound: tl.tensor) -> tl.tensor:
+    """The sign of x, 0 up to ``bound`` of each row."""
+    bound = bound[:, None]
+    return (tl.where(x > bound, 1.0, 0.0) - tl.where(x < -bound, 1.0, 0.0)).to(x.dtype)
 
 
 @triton.jit(

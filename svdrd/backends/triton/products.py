@@ -93,7 +93,7 @@ def configurations() -> Iterator[Configuration]:
         for out in (single, double):
             yield configuration(kernels.read_kernel, (single, single, out, torch.int32, double), **blocks)
         yield configuration(kernels.write_kernel, (single, single, double, torch.int32), **blocks)
-    yield configuration(kernels.distance_kernel, (single,) * 4, EDGE=EDGE)
+    yield configuration(kernels.distance_kernel, (single,) * 5, EDGE=EDGE)
     for root in (False, True):
         yield configuration(kernels.sum_kernel, (single, single), ROOT=root)
 
@@ -273,13 +273,15 @@ class TritonProducts:
     def inner(self, x: Tensor, y: Tensor, alpha: float = 1.0, d: Tensor | None = None, beta: float = 0.0) -> Tensor:
         return self._product(x, y, True, alpha, d, beta)
 
-    def distance(self, p: Tensor, q: Tensor, size: tuple[int, int], signed: bool) -> tuple[Tensor, Tensor | None]:
+    def distance(
+        self, p: Tensor, q: Tensor, bound: Tensor, size: tuple[int, int], signed: bool
+    ) -> tuple[Tensor, Tensor | None]:
         m, n = size
         tiles, across = _tiles(p.device, *p.shape[1:])
         sums = p.new_empty(len(p), tiles)
         sign = torch.empty_like(p) if signed else None
         _launch(
-            kernels.distance_kernel, len(p) * tiles, (p, q, p if sign is None else sign, sums),
+            kernels.distance_kernel, len(p) * tiles, (p, q, bound, p if sign is None else sign, sums),
             (max(m, n), m * n, tiles, across, *p.shape[1:], int(signed)), EDGE=_edge(p.device),
         )  # fmt: skip
         return _sums(sums, root=False) / (m * n), sign

@@ -306,12 +306,12 @@ def write_kernel(
 
 @triton.jit(do_not_specialize=["length", "entries", "tiles", "tiles_across", "height", "side", "signed"])
 def distance_kernel(
-    p: tl.tensor, q: tl.tensor, sign: tl.tensor, sums: tl.tensor, length: tl.int32, entries: tl.int32, tiles: tl.int32,
-    tiles_across: tl.int32, height: tl.int32, side: tl.int32, signed: tl.int32, EDGE: tl.constexpr,
+    p: tl.tensor, q: tl.tensor, bound: tl.tensor, sign: tl.tensor, sums: tl.tensor, length: tl.int32, entries: tl.int32,
+    tiles: tl.int32, tiles_across: tl.int32, height: tl.int32, side: tl.int32, signed: tl.int32, EDGE: tl.constexpr,
 ) -> None:  # fmt: skip
     """``|p - q|`` summed over each tile, ``(b, tiles)``, and if ``signed`` ``sign(p - q) / entries``.
 
-    Matrices are ``(b, height, side)``; rows from ``length`` on do not count.
+    Up to ``bound``, ``(b,)``, the sign is 0. Matrices are ``(b, height, side)``; rows from ``length`` on do not count.
     """
     item = (tl.program_id(0) // tiles).to(tl.int64)
     tile = tl.program_id(0) % tiles
@@ -323,7 +323,8 @@ def distance_kernel(
     tl.store(sums + item * tiles + tile, tl.sum(tl.abs(difference)))
     if signed > 0:
         unit = 1 / tl.full([1, 1], entries, difference.dtype)
-        value = tl.where(difference > 0, unit, tl.where(difference < 0, -unit, 0.0))
+        equal = tl.load(bound + item)
+        value = tl.where(difference > equal, unit, tl.where(difference < -equal, -unit, 0.0))
         tl.store(sign + at, value, mask=(i < height) & (j < side))
 
 
