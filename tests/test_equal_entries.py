@@ -41,7 +41,7 @@ BLOCKS: dict[str, Callable[[int, int], Tensor]] = {
     "black rows and columns": lambda m, n: black(1, 1, m, n),
     "one pixel": lambda m, n: torch.zeros(COUNT, m, n).double().index_fill(1, torch.tensor(1), 0.5).tril(-1).triu(-1),
     "flat": lambda m, n: pixels(1, 1).expand(-1, m, n).clone(),
-    "half saturated": lambda m, n: pixels(2, 1).repeat_interleave(m, 1)[:, m // 2 : m // 2 + m].expand(-1, m, n).clone(),
+    "half saturated": lambda m, n: pixels(2, 1).repeat_interleave(m, 1)[:, m // 2 :][:, :m].expand(-1, m, n).clone(),
     "stripes": lambda m, n: pixels(m, 1).expand(-1, m, n).clone(),
     "clamped": lambda m, n: (3 * pixels(m, n) - 1).clamp(0, 1),
 }  # fmt: skip

@@ -56,8 +56,8 @@ def basis_loss(
     if not block_height or not block_width:
         return _of_matrices_without_entries(x_hat, x, reduction)
 
-    # Whether a gradient is needed is known now only if the call is computed now, or compiled with guards. A graph that is
-    # captured from examples may be trained through later.
+    # Whether a gradient is needed is known now only if the call is computed now, or compiled with guards.
+    # A graph that is captured from examples may be trained through later.
     captured = arguments.captured()
     grad_enabled = torch.is_grad_enabled()
     loss = direct.basis_loss(
