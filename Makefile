@@ -83,6 +83,7 @@ format: install
 	$(BIN)/ruff format .
 
 demo: install
+	@echo "loading PyTorch and CompressAI"
 	$(BIN)/python demo/demo.py $(DEMO_ARGS)
 
 bench: install

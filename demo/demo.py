@@ -50,9 +50,9 @@ def photograph(name: str) -> Image.Image:
     return Image.fromarray(getattr(skimage.data, name)())
 
 
-def command(*arguments: object) -> None:
+def command(step: str, *arguments: object) -> None:
     words = [str(argument) for argument in arguments]
-    print(f"\n$ svdrd {shlex.join(words)}", flush=True)
+    print(f"\n{step}\n$ svdrd {shlex.join(words)}", flush=True)
     if code := svdrd(words):
         sys.exit(code)
 
@@ -194,17 +194,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = ["-q", 3] if args.zoo else ["--checkpoint", BASE]
     lmbda = lambda_for(MODEL, 3 if args.zoo else 4)
     print(f"{MODEL}, lambda {lmbda:g}; trained on {', '.join(TRAINING)}; held out: {', '.join(HELD_OUT)}")
-    for arm, mu in (("control", 0), ("basis", args.mu)):
+    for number, (arm, mu) in enumerate((("control", 0), ("basis", args.mu)), start=1):
         command(
+            f"[{number}/5] {args.steps} steps of training, {arm}: {ARMS[arm]}",
             *("finetune", "-m", MODEL, *start, "--lambda", lmbda, "--mu", mu, "-d", run / "photographs"),
             *("--patch-size", args.patch_size, args.patch_size, "--batch-size", args.batch_size),
             # One epoch, so that validation, whose images the training never sees, comes once, at the end.
             *("--crops-per-image", math.ceil(args.steps * args.batch_size / len(TRAINING)), "--steps", args.steps),
             *("-lr", args.learning_rate, "--lr-schedule", "cosine", "--seed", args.seed, "-n", 0, "-o", run / arm),
         )
-    for arm in ARMS:
+    for number, arm in enumerate(ARMS, start=3):
         source = start if arm == "base" else ["--checkpoint", run / arm / "checkpoint.pth.tar"]
         command(
+            f"[{number}/5] coding and decoding the held-out photographs, {arm}: {ARMS[arm]}",
             *("evaluate", "-m", MODEL, *source, "-d", run / "photographs" / "test"),
             *("-o", run / f"{arm}.json", "--decoded", run / "decoded" / arm),
         )

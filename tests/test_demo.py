@@ -38,6 +38,9 @@ def test_demo(demo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[st
     differing = [(a, b) for a, b in zip(control, basis, strict=True) if a != b]
     assert differing == [("0", "300.0"), (str(tmp_path / "run" / "control"), str(tmp_path / "run" / "basis"))]
     assert len([line for line in commands if "evaluate" in line]) == 3
+    # It says how far it is.
+    steps = [line[:5] for line in printed.splitlines() if line.startswith("[")]
+    assert steps == [f"[{number}/5]" for number in range(1, 6)]
 
     table = printed[printed.index("basis distance\n") :].splitlines()
     rows = {line.split()[0]: line.split(")")[-1].split() for line in table if ")" in line}
