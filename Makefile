@@ -51,11 +51,12 @@ $(BIN)/pip:
 	  exit 1; \
 	fi; \
 	echo "creating $(VENV) with $$chosen"; $$chosen -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade pip  # the later ones show how far the unpacking is
 
 # The requirements alone: the native module is built by the next rule, without pip's isolation, so that a change in csrc/
 # compiles only what depends on it and works offline.
 $(VENV)/.requirements: pyproject.toml | $(BIN)/pip
-	@echo "installing PyTorch and everything for development: downloads, then about a minute of unpacking"
+	@echo "installing PyTorch and everything for development: first downloads, then unpacking"
 	SVDRD_BUILD=none $(BIN)/pip install -e ".[dev]"
 	@touch $@
 
