@@ -5,9 +5,14 @@ import platform
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 from svdrd.compress.commands import OneLineParser, call
 from svdrd.compress.errors import BadInput, Stopped
+
+if TYPE_CHECKING:
+    import torch
 
 COMMANDS = {
     "finetune": "train a CompressAI codec with the basis loss",
@@ -83,12 +88,38 @@ def info() -> str:
         lines.append("cuda: no device")
     for name, available, reason in availability.describe():
         lines.append(f"backend {name}: {'available' if available else 'missing'}, {reason}")
+    lines += _routes(
+        [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+    )
     for package in ("bjontegaard", "compressai", "matplotlib", "pytorch-msssim", "tensorboard", "torchvision", "tqdm"):
         try:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             lines.append(f"{package}: missing, pip install 'svdrd[compress]'")
     return "\n".join(lines)
+
+
+# Sides of typical blocks and patches.
+SIZES = (8, 16, 32, 64, 128, 256)
+
+
+def _routes(devices: "Sequence[torch.device]") -> list[str]:
+    """Who computes float32 matrices of typical sizes on each device now; neighbours with one answer share a line."""
+    from svdrd.dispatch import routes
+
+    lines = []
+    for device in devices:
+        for operator in ("svd", "polar_factor", "basis_loss", "recompose"):
+            try:
+                computers = [routes.route(operator, n, n, device=device) for n in SIZES]
+            except RuntimeError as error:  # SVDRD_BACKEND names one that computes elsewhere
+                lines.append(f"{operator} on {device}: {error}")
+                continue
+            by_size = dict(zip(SIZES, computers, strict=True))
+            spans = [(computer, list(sizes)) for computer, sizes in groupby(SIZES, key=by_size.get)]
+            parts = (f"{sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''}: {name}" for name, sizes in spans)
+            lines.append(f"{operator} on {device}, n x n, {', '.join(parts)}")
+    return lines
 
 
 if __name__ == "__main__":

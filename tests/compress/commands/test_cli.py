@@ -11,9 +11,10 @@ pytest.importorskip("compressai")
 
 import svdrd
 from svdrd.__main__ import COMMANDS, main
-from svdrd.backends import availability
+from svdrd.backends import availability, selection
 from svdrd.compress import load_codec, options
 from svdrd.compress.train import optimizers, precision
+from svdrd.dispatch import routes
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, synthetic_photograph
 
 # A process in another folder finds this tree, and argparse has the same room everywhere.
@@ -31,6 +32,18 @@ def test_info(argv: list[str], capsys: pytest.CaptureFixture[str]):
     assert "compressai 1." in out
     for backend in availability.describe():
         assert f"backend {backend.name}: {'available' if backend.available else 'missing'}, {backend.reason}" in out
+    assert f"basis_loss on cpu, n x n, 8 to 256: {routes.route('basis_loss', 8, 8)}\n" in out
+
+
+def test_info_where_the_chosen_backend_computes_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def select(device: torch.device) -> str:
+        raise RuntimeError("it computes on CUDA devices")
+
+    monkeypatch.setattr(selection, "select", select)
+    assert main(["info"]) == 0
+    assert "svd on cpu: it computes on CUDA devices\n" in capsys.readouterr().out
 
 
 def test_info_names_missing_packages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
