@@ -67,12 +67,19 @@ def _usable(name: str) -> bool:
 
 def _automatic(device: torch.device) -> str:
     if device.type == "cpu":
-        return "cpp" if availability.native is not None else "torch"
+        return on_cpu()
     if device.type == "cuda":
         for name in ON_CUDA:
             if _usable(name) and availability.refusal(name, device) is None:
                 return name
     return "torch"
+
+
+def on_cpu() -> str:
+    """:func:`select` for the CPU, in less time."""
+    if _chosen is None:
+        return "torch" if availability.native is None else "cpp"
+    return select(torch.device("cpu"))
 
 
 def select(device: torch.device) -> str:

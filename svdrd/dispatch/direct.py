@@ -10,22 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from svdrd.backends import cpp, selection
 from svdrd.dispatch import basis_loss as operator
 from svdrd.dispatch import routes
 from svdrd.dispatch.registration import ops
 
+# Looked up once: what follows is asked in every call.
+_keys, _modes = torch._C._dispatch_keys, torch._C._len_torch_dispatch_stack
+_transforms, _tracing = torch._C._functorch.peek_interpreter_stack, torch._C._get_tracing_state
+_included, _PRE_DISPATCH = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch
 
-def _keys(x: Tensor) -> int:
-    """The dispatch keys of a tensor, as bits."""
-    return torch._C._dispatch_keys(x).raw_repr()
-
-
-# Of tensors whose memory holds their values as they are: no negative bit, no sparse or nested layout, no zero tensor.
+# The dispatch keys, as bits, of CPU tensors whose memory holds their values as they are: no negative bit, no sparse or
+# nested layout, no zero tensor.
+_ORDINARY = {_keys(torch.empty(0, device="cpu")).raw_repr()}
 with torch.inference_mode():
-    _ORDINARY = {_keys(torch.empty(0, device="cpu"))}
-_ORDINARY.add(_keys(torch.empty(0, device="cpu")))
+    _ORDINARY.add(_keys(torch.empty(0, device="cpu")).raw_repr())
 
 
 def _only_autograd_takes_part(*tensors: Tensor) -> bool:
@@ -33,14 +34,15 @@ def _only_autograd_takes_part(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     for x in tensors:
-        if type(x) is not Tensor or _keys(x) not in _ORDINARY:
+        if type(x) is not Tensor or _keys(x).raw_repr() not in _ORDINARY:
             return False
     return (
-        torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
+        _modes() == 0
+        and _transforms() is None
+        and _tracing() is None
+        and not _included(_PRE_DISPATCH)
         and not routes.restricted()
-        and selection.select(tensors[0].device) == "cpp"
+        and selection.on_cpu() == "cpp"
     )
 
 
@@ -64,8 +66,30 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return factors
 
 
+def _captured() -> bool:
+    """Whether the call becomes part of a graph that is run later, with other tensors: facts of now are not facts then.
+
+    ``torch.export``, ``torch.jit.trace`` and ``make_fx`` capture so; ``torch.compile`` guards what it saw.
+    """
+    if torch.compiler.is_exporting():
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._get_tracing_state() is not None or get_proxy_mode() is not None
+
+
 def basis_loss(x_hat: Tensor, x: Tensor, *options: Any) -> Tensor:
-    """The first result of ``ops.basis_loss``."""
-    implementation = _BasisLoss.apply if _only_autograd_takes_part(x_hat, x) else ops.basis_loss
-    loss: Tensor = implementation(x_hat, x, *options)[0]
+    """The first result of ``ops.basis_loss``, whose last two arguments are found here.
+
+    Whether a gradient is needed is known now only if the call is computed now, or compiled with guards. A graph that is
+    captured from examples may be trained through later.
+    """
+    grad = torch.is_grad_enabled()
+    by_x_hat, by_x = grad and x_hat.requires_grad, grad and x.requires_grad
+    if _only_autograd_takes_part(x_hat, x):
+        loss: Tensor = _BasisLoss.apply(x_hat, x, *options, by_x_hat, by_x)[0]
+        return loss
+    if _captured():
+        by_x_hat = by_x = True
+    loss = ops.basis_loss(x_hat, x, *options, by_x_hat, by_x)[0]
     return loss

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -39,18 +38,6 @@ def compute_dtype(call: str, **tensors: Tensor) -> torch.dtype:
         if tensor.dtype == torch.float64:
             widest = torch.float64
     return widest
-
-
-def captured() -> bool:
-    """Whether the call becomes part of a graph that is run later, with other tensors: facts of now are not facts then.
-
-    ``torch.export``, ``torch.jit.trace`` and ``make_fx`` capture so; ``torch.compile`` guards what it saw.
-    """
-    if torch.compiler.is_exporting():
-        return True
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._get_tracing_state() is not None or get_proxy_mode() is not None
 
 
 def flattened(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -59,10 +59,6 @@ def basis_loss(
     if not block_height or not block_width:
         return _of_matrices_without_entries(x_hat, x, reduction)
 
-    # Whether a gradient is needed is known now only if the call is computed now, or compiled with guards.
-    # A graph that is captured from examples may be trained through later.
-    captured = arguments.captured()
-    grad_enabled = torch.is_grad_enabled()
     loss = direct.basis_loss(
         arguments.flattened(x_hat, dtype),
         arguments.flattened(x, dtype),
@@ -70,8 +66,6 @@ def basis_loss(
         block_width,
         rcond,
         smooth,
-        captured or (grad_enabled and x_hat.requires_grad),
-        captured or (grad_enabled and x.requires_grad),
     )
     if reduction == "mean":
         loss = loss.mean()
