@@ -22,7 +22,7 @@ CUDA_RESOURCES_ARGS ?=
 
 help:
 	@echo "make install    create .venv and install svdrd with everything for development (the other targets do it too)"
-	@echo "make test       the tests                                   PYTEST_ARGS='tests/test_build.py -k cuda'"
+	@echo "make test       the tests                                   PYTEST_ARGS='tests/project/test_build.py -k cuda'"
 	@echo "make lint       ruff and mypy; make format repairs what it can"
 	@echo "make demo       fine-tune the committed codec with and without the basis loss, and draw the result"
 	@echo "make bench      the CPU benchmarks, into docs/benchmarks.md and the README"

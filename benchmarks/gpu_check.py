@@ -122,7 +122,7 @@ def sanitizer(options: Options, seconds: float) -> str:
     here = [record.name for record in availability.describe() if record.name in KERNELS and record.available]
     if not here:
         raise NotRun("neither triton nor cuda is here")
-    short_run = [sys.executable, "-m", "tests.short_run_on_gpu", "--backend"]
+    short_run = [sys.executable, "-m", "tests.benchmarks.short_run_on_gpu", "--backend"]
     for backend in here:
         status, last = _command([*short_run, backend], seconds)
         if status != 0:

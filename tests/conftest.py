@@ -38,8 +38,8 @@ torch.set_num_threads(2)
 torch.compiler.config.force_disable_caches = True
 
 # The interpreter takes milliseconds for what a GPU does in microseconds. There, matrices beyond this size and the tests
-# marked slow_interpreted are left to tests/test_jacobi.py, which looks at each larger size once, and to
-# tests/test_products.py, which takes photographs; on a GPU everything runs.
+# marked slow_interpreted are left to tests/backends/test_jacobi.py, which looks at each larger size once, and to
+# tests/backends/test_triton_products.py, which takes photographs; on a GPU everything runs.
 INTERPRETED_LARGEST = 8
 
 
@@ -86,7 +86,7 @@ def compute_on(device: torch.device, patch: pytest.MonkeyPatch) -> None:
     """Lets every operator compute CPU tensors on ``device``: tests make their matrices on the CPU.
 
     Autograd, dtypes, shapes and strides are then the CPU's; what is special to tensors of a GPU is in
-    ``tests/test_gpu.py``.
+    ``tests/backends/test_gpu.py``.
     """
     patch.setattr(registration, "compute", on_device(registration.compute, device))
 

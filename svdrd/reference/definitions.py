@@ -16,8 +16,8 @@ from svdrd.reference import derivatives
 
 # Entries of two polar factors that differ by no more than this many eps of their dtype count as equal, in every
 # backend: where they are equal in exact arithmetic (flat blocks, stripes, blocks that are black in part), all backends
-# were found within 7 eps of each other, over 4 to 128 rows and columns; tests/test_equal_entries.py keeps that. What is
-# left out is the noise of ill-conditioned float64 matrices, which grows with s_1 / s_k.
+# were found within 7 eps of each other, over 4 to 128 rows and columns; tests/ops/test_equal_entries.py keeps that.
+# What is left out is the noise of ill-conditioned float64 matrices, which grows with s_1 / s_k.
 EQUAL_WITHIN = 16
 
 

@@ -1,6 +1,6 @@
 """Calls of the launchers, over matrices that break decompositions, and what their results have to be.
 
-The bounds are those of the tests in Triton's interpreter: tests/test_jacobi.py, tests/test_products.py.
+The bounds are those of the tests in Triton's interpreter: tests/backends, test_jacobi.py and test_triton_products.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from svdrd.reference import definitions, derivatives
+from tests.ops.test_svd import ratios
 from tests.ptx.machine import ORDERS, Options, Record
 from tests.ptx.poison import unwritten
-from tests.test_svd import ratios
 from tests.zoo import ZOO
 
 # The zoo's hardest, and two that are not; with a NaN in one of them.

@@ -2,7 +2,7 @@
 // naming the namespace of the two and the compiler's options naming the instructions. Everything here and in the headers
 // lives in that namespace, so that the linker never takes one compilation's copy of a template for another's.
 //
-// A lane computes the same bits in every one of them: tests/test_contract.py compares batches of all sizes.
+// A lane computes the same bits in every one of them: tests/ops/test_contract.py compares batches of all sizes.
 #include "cpu/kernels.h"
 
 #include "cpu/lanes/lanes.h"

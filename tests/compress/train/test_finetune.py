@@ -36,7 +36,7 @@ from tests.compress.conftest import (
     synthetic_photograph,
     weights,
 )
-from tests.examples import example
+from tests.project.examples import example
 
 
 def test_a_run_leaves_checkpoints_metrics_and_logs(

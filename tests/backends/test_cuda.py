@@ -23,7 +23,7 @@ from svdrd.backends import availability
 from svdrd.ops import basis_loss, polar_factor, svd
 from tests.zoo import ZOO
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 import svdrd
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 LOSS = ROOT / "docs" / "guide" / "loss.md"
 

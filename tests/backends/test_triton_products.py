@@ -1,8 +1,8 @@
 """Triton's tiled products: every kernel beside PyTorch's products, and the algorithm over them.
 
 ``svdrd.backends.products.iteration`` is one algorithm over two implementations of ``arithmetic.Products``;
-tests/test_matmul.py tests it over PyTorch's. Here each method of Triton's is compared with PyTorch's, over several
-tiles and ragged edges, and the whole is run where the whole matters.
+tests/backends/test_iteration.py tests it over PyTorch's. Here each method of Triton's is compared with PyTorch's, over
+several tiles and ragged edges, and the whole is run where the whole matters.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from svdrd.dispatch import registration, routes
 from svdrd.dispatch.registration import ops
 from svdrd.ops import polar_factor
 from svdrd.reference import definitions, derivatives
-from tests.test_matmul import default_rcond, relative_spectra, undecided
-from tests.test_photographs import by_autograd, crops, quantiles, relative_error
+from tests.backends.test_iteration import default_rcond, relative_spectra, undecided
+from tests.ops.test_photographs import by_autograd, crops, quantiles, relative_error
 from tests.zoo import ZOO
 
 INTERPRETED = not torch.cuda.is_available()
@@ -214,7 +214,7 @@ def test_agrees_with_the_same_over_torch(small_tiles: Any, m: int, n: int, smoot
 
 
 def check_against_the_specification(launchers: Any, names: list[str], m: int, n: int, gradient: bool) -> None:
-    """The bounds of tests/test_matmul.py."""
+    """The bounds of tests/backends/test_iteration.py."""
     eps = torch.finfo(torch.float32).eps
     a = torch.stack([ZOO[name](m, n) for name in names]).to(DEVICE, torch.float32)
     p = launchers.polar_factor(a, RCOND, 0.0, False)[0]
@@ -277,7 +277,7 @@ def test_loss_reads_blocks_from_the_image(smooth: float) -> None:
     result = launchers.basis_loss(x_hat, x, *arguments, True, by_x)
     expected = definitions.basis_loss(x_hat.double(), x.double(), *arguments, True, by_x)
     for one, value in zip(result[: 2 + by_x], expected[: 2 + by_x], strict=True):
-        # As in tests/test_matmul.py: condition numbers below 100, and the derivative's error has their square.
+        # As in test_iteration.py: condition numbers below 100, and the derivative's error has their square.
         assert (one.double() - value).abs().max() <= 1e4 * torch.finfo(x.dtype).eps * value.abs().max()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # From the bottom to the top; modules of one row are side by side and do not know each other.
 # A name stands for a module, or for a folder with all that is in it.
 LAYERS: tuple[tuple[str, ...], ...] = (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.examples import EXAMPLES
+from tests.project.examples import EXAMPLES
 
 ROOT = EXAMPLES.parent
 TRAINER = EXAMPLES / "trainer.yaml"

@@ -21,7 +21,7 @@ from svdrd.dispatch.registration import ops
 from svdrd.ops import basis_loss, polar_factor
 from svdrd.reference import definitions, derivatives
 from tests import closed_form
-from tests.test_photographs import by_autograd, crops, quantiles, relative_error
+from tests.ops.test_photographs import by_autograd, crops, quantiles, relative_error
 from tests.zoo import SIZES, ZOO, with_spectrum
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -155,7 +155,7 @@ def test_rcond_out_of_range() -> None:
 @DTYPES
 @SHAPES
 def test_certificate_and_definition_on_the_zoo(m: int, n: int, dtype: torch.dtype) -> None:
-    """Bars of tests/test_polar_factor.py. Error of a polar factor: ``eps s_1 / s_k`` (Higham 2008, theorem 8.10)."""
+    """Bars of tests/ops/test_polar_factor.py. A polar factor errs by ``eps s_1 / s_k`` (Higham 2008, theorem 8.10)."""
     eps, rcond = torch.finfo(dtype).eps, default_rcond(dtype)
     for scale in SCALES[dtype]:
         a = animals(m, n, dtype, scale)
@@ -258,7 +258,7 @@ def test_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 @DTYPES
 @SHAPES
 def test_derivative_against_the_specification(m: int, n: int, dtype: torch.dtype) -> None:
-    """The bound of tests/test_polar_factor.py, for deficient matrices as well."""
+    """The bound of tests/ops/test_polar_factor.py, for deficient matrices as well."""
     eps, rcond = torch.finfo(dtype).eps, default_rcond(dtype)
     a = animals(m, n, dtype)
     g = torch.randn(a.shape, generator=torch.Generator().manual_seed(0)).to(dtype)

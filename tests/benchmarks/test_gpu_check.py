@@ -22,9 +22,10 @@ from benchmarks.gpu import GpuCase  # noqa: E402
 from svdrd import ops  # noqa: E402
 from svdrd.backends import availability  # noqa: E402
 from svdrd.dispatch import routes  # noqa: E402
-from tests import conftest, short_run_on_gpu  # noqa: E402
+from tests import conftest  # noqa: E402
+from tests.benchmarks import short_run_on_gpu  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 RUN = measure.Run("a device", 1, "2.11.0", "0.1.0", "abc", "2026-01-02T03:04:05Z")
 CASE = GpuCase("basis_loss", "both", 8, 4, 4, "random", different=4)
@@ -413,12 +414,12 @@ def test_the_suite_computes_cpu_tensors_on_the_device():
 
 
 def test_the_suite_runs_over_the_backends_that_are_asked_for():
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_recompose.py"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/ops/test_recompose.py"]
     process = subprocess.run(
         [*command, "--backends", "cuda,triton"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     chosen = [line for line in process.stdout.splitlines() if "test_gradcheck[" in line]
-    assert chosen == [f"tests/test_recompose.py::test_gradcheck[{name}]" for name in ("triton", "cuda")]
+    assert chosen == [f"tests/ops/test_recompose.py::test_gradcheck[{name}]" for name in ("triton", "cuda")]
     config = SimpleNamespace(getoption=lambda name: "tritn")
     with pytest.raises(pytest.UsageError, match="--backends: tritn; there are torch, cpp, triton, cuda"):
         conftest.pytest_collection_modifyitems(config, [])

@@ -20,7 +20,7 @@ for package in ("matplotlib", "pytest_benchmark", "roma", "skimage"):
 from benchmarks import history, inputs, measure, registry, report  # noqa: E402
 from benchmarks.registry import Case, Provider  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Clock:

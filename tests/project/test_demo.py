@@ -11,7 +11,7 @@ from PIL import Image
 for package in ("compressai", "matplotlib", "skimage"):
     pytest.importorskip(package, reason="the demo needs pip install 'svdrd[demo]'")
 
-DEMO = Path(__file__).resolve().parents[1] / "demo" / "demo.py"
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "demo.py"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from svdrd.ops import basis_loss, polar_factor, svd
-from tests.test_svd import ratios
+from tests.ops.test_svd import ratios
 
 pytestmark = pytest.mark.slow_interpreted
 

@@ -14,7 +14,7 @@ from svdrd.backends import availability
 from svdrd.dispatch import registration, routes
 from svdrd.ops import basis_loss, polar_factor, svd
 from svdrd.reference import definitions, derivatives
-from tests.test_svd import ratios
+from tests.ops.test_svd import ratios
 from tests.zoo import ZOO
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

@@ -18,9 +18,9 @@ from svdrd.backends.triton.aot import configurations
 
 @pytest.fixture(scope="module")
 def loops() -> list[dict[str, Any]]:
-    """What ``python -m tests.triton_loops`` found, in a process of its own: here kernels are interpreted."""
+    """What ``python -m tests.backends.triton_loops`` found, in a process of its own: here kernels are interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command, root = [sys.executable, "-m", "tests.triton_loops"], Path(__file__).resolve().parents[1]
+    command, root = [sys.executable, "-m", "tests.backends.triton_loops"], Path(__file__).resolve().parents[2]
     printed = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert printed.returncode == 0, printed.stderr
     return [json.loads(line) for line in printed.stdout.splitlines()]

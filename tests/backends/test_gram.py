@@ -9,8 +9,8 @@ from svdrd import use_backend
 from svdrd.backends.products import gram
 from svdrd.dispatch import routes
 from svdrd.ops import svd
-from tests.test_jacobi import deficient
-from tests.test_svd import ratios
+from tests.backends.test_jacobi import deficient
+from tests.ops.test_svd import ratios
 from tests.zoo import ZOO
 
 EPS = torch.finfo(torch.float32).eps

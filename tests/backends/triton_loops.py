@@ -1,4 +1,4 @@
-"""What Triton's front end drops from loops: ``python -m tests.triton_loops`` prints it for every kernel.
+"""What Triton's front end drops from loops: ``python -m tests.backends.triton_loops`` prints it for every kernel.
 
 CONTRIBUTING.md, "Rules for kernels", has the rule. This module watches the front end while it turns a kernel into
 Triton's first intermediate code: it records the names that the body of a loop assigns, and those that the loop carries.

@@ -1,0 +1,1 @@
+"""What one backend has for itself, and which of them is chosen."""

@@ -1,0 +1,1 @@
+"""The benchmarks on tiny cases, and the rehearsal of what a GPU is to run."""

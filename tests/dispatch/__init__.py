@@ -1,0 +1,1 @@
+"""The operators under ``torch.ops.svdrd``: opcheck, compilers, transforms, and who computes."""

@@ -1,0 +1,1 @@
+"""The public functions: right values, derivatives, degenerate and random inputs, photographs; over each backend."""
