@@ -24,7 +24,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from svdrd.backends import selection
+from svdrd.backends import availability
 from tests.ptx import machine, parser
 from tests.ptx.memory import Memory
 from tests.ptx.poison import poisoned_allocations
@@ -178,7 +178,7 @@ def emulation(arch: int, options: machine.Options, folder: Path) -> Iterator[lis
 
     with (
         mock.patch.object(Tensor, "data_ptr", noted),
-        mock.patch.object(selection, "cuda_module", return_value=launcher),
+        mock.patch.object(availability, "cuda_module", return_value=launcher),
         poisoned_allocations(),
     ):
         yield launcher.records
