@@ -44,6 +44,8 @@ TIGHT = {
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8):
     TIGHT[kernels.loss_kernel, torch.float32] |= {(32, 32), (64, 64)}
     TIGHT[kernels.loss_kernel, torch.float64] |= {(16, 4), (32, 4), (32, 8), (64, 8), (64, 16)}
+    TIGHT[kernels.polar_backward_kernel, torch.float32] = {(64, 64)}
+    TIGHT[kernels.polar_backward_kernel, torch.float64] = {(16, 8), (32, 4), (32, 8), (32, 16), (64, 4), (64, 32)}
 
 
 class Shape(NamedTuple):
