@@ -85,20 +85,25 @@ def _build(folder: Path, arch: int) -> None:
     call("g++", "-O1", "-c", "-fPIC", "-fvisibility=hidden", RUNTIME, "-o", folder / "fake_cudart.o")
     definitions = {
         "SVDRD_VERSION": '"0"', "SVDRD_CUDA_COMPILER": '"nvcc"', "SVDRD_CUDA_ARCHITECTURES": f'"{arch}"',
-        "SVDRD_CUDA_MODULE": "_cuda", "SVDRD_CUDA_IS_EMULATED": "0",
+        "SVDRD_CUDA_MODULE": module_name(arch), "SVDRD_CUDA_IS_EMULATED": "0",
     }  # fmt: skip
     includes = (CSRC, pybind11.get_include(), sysconfig.get_paths()["include"], home / "include")
     call(
         "g++", "-O1", "-shared", "-fPIC", "-std=c++17", "-fvisibility=hidden", *(f"-I{path}" for path in includes),
         *(f"-D{name}={value}" for name, value in definitions.items()), CSRC / "gpu" / "module.cpp",
-        *(folder / f"{name}.o" for name in (*DTYPES, "fake_cudart")), "-Wl,-Bsymbolic", "-o", module_path(folder),
+        *(folder / f"{name}.o" for name in (*DTYPES, "fake_cudart")), "-Wl,-Bsymbolic", "-o", module_path(folder, arch),
     )  # fmt: skip
     stamp.write_text(digest)
 
 
-def module_path(folder: Path) -> Path:
+def module_name(arch: int) -> str:
+    """Of the extension module. pybind11 gives a process one module of a name, whichever file it is asked to load."""
+    return f"_cuda_sm_{arch}"
+
+
+def module_path(folder: Path, arch: int) -> Path:
     """The extension module that :func:`build` makes."""
-    return folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return folder / f"{module_name(arch)}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 class Launcher:
@@ -161,13 +166,16 @@ def _kernels(folder: Path) -> dict[str, Translated]:
 def emulation(arch: int, options: machine.Options, folder: Path) -> Iterator[list[machine.Record]]:
     """Within it the ``cuda`` backend runs here, compiled in ``folder``; gives the records of the launches."""
     build(folder, arch)
-    spec = importlib.util.spec_from_file_location("_cuda", module_path(folder))
+    path = module_path(folder, arch)
+    spec = importlib.util.spec_from_file_location(module_name(arch), path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if module.__file__ != str(path):
+        raise ImportError(f"{path} was asked for and {module.__file__} loaded")
     launcher = Launcher(module, _kernels(folder), options)
-    ctypes.CDLL(str(module_path(folder))).fake_set_callback(launcher.callback)
+    ctypes.CDLL(str(path)).fake_set_callback(launcher.callback)
     data_ptr = Tensor.data_ptr
 
     def noted(tensor: Tensor) -> int:

@@ -41,6 +41,15 @@ CASES = _cases()
 EMULATED = availability.cuda_module()
 
 
+@pytest.mark.nightly
+def test_each_target_runs_its_own_code() -> None:
+    """Also where one process runs both, by turns: the records are kept beside the code that launched."""
+    for target in (*TARGETS, *TARGETS):
+        with cuda_launch.emulation(target, cases.options(0, perturb=0.0), BUILD / f"cuda_{target}") as records:
+            cases.run(cuda, CASES[0])
+        assert len(records) == 1
+
+
 @cases.parametrize(CASES, TARGETS, SHORT)
 def test_kernels(number: int, target: int) -> None:
     case = CASES[number]
