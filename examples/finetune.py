@@ -12,7 +12,7 @@ photographs in train/ and test/. To train with the basis loss, a script for Comp
 CompressAI's ``eval_model`` reads what this script saves. Needs svdrd[compress].
 
 ``svdrd finetune`` is the same training with all that is around it: resume, several GPUs, mixed precision, frozen parts,
-logs. From the same batches both give the same weights, bit for bit; tests/compress/test_finetune.py compares them.
+logs. From the same batches both give the same weights, bit for bit: tests/compress/train/test_finetune.py compares.
 """
 
 import argparse

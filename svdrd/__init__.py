@@ -1,15 +1,13 @@
 """svdrd: batched small-matrix SVD, the polar factor ``U V^T`` and the SVD basis loss, safe to differentiate.
 
-The names of this package are imported when they are first used: the command line answers ``--help`` without torch. The
-operators ``torch.ops.svdrd.*`` are there as soon as one of the names has been used, or torch was imported before.
+Importing it registers the operators ``torch.ops.svdrd.*``, for programs that load a captured graph.
 """
 
 import importlib
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from svdrd.first_use import on_first_use
+from svdrd.first_use import in_the_command_line, on_first_use
 
 if TYPE_CHECKING:
     from svdrd.backends.selection import use_backend
@@ -33,6 +31,5 @@ try:
 except PackageNotFoundError:  # run from a source tree that was never installed
     __version__ = "unknown"
 
-if sys.modules.get("torch"):
-    # Nothing is to be saved then, and programs that call torch.ops.svdrd.* find the operators.
+if not in_the_command_line():
     importlib.import_module("svdrd.losses")

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from svdrd.compress.errors import BadInput
-from svdrd.first_use import on_first_use
+from svdrd.first_use import in_the_command_line, on_first_use
 
 if TYPE_CHECKING:
     from svdrd.compress.codecs.models import lambda_for, load_codec
@@ -27,11 +27,5 @@ else:
 __all__ = ["BadInput", "BasisRateDistortionLoss", "lambda_for", "load_codec"]
 
 
-def _in_the_command_line() -> bool:
-    """Whether ``svdrd.__main__`` imports this package, started as ``python -m svdrd`` or as ``svdrd``."""
-    program = getattr(sys.modules["__main__"], "__spec__", None)
-    return "svdrd.__main__" in sys.modules or (program is not None and program.name == "svdrd.__main__")
-
-
-if sys.modules.get("compressai") or not _in_the_command_line():
+if sys.modules.get("compressai") or not in_the_command_line():
     importlib.import_module("svdrd.compress.criterion")

@@ -136,6 +136,21 @@ def test_paths_exist(page: str) -> None:
     assert not [name for name in paths_named((ROOT / page).read_text()) if not (ROOT / name).exists()]
 
 
+def test_paths_in_comments_and_docstrings_exist() -> None:
+    """A file that is named whole, from the top or, in C++, from csrc. CompressAI has an examples/train.py, too."""
+    file = re.compile(r"(?<![\w/.<-])((?:\w+/)+\w+\.(?:py|h|cpp|cuh?|md|yaml))\b")
+    missing = set()
+    for source in git(
+        "ls-files", "*.py", "*.h", "*.cpp", "*.cu", "*.cuh", "*.txt", "*.yml", "*.toml", "Makefile", ".ci"
+    ):
+        for name in file.findall((ROOT / source).read_text()):
+            places = (ROOT, ROOT / "csrc") if source.startswith("csrc/") else (ROOT,)
+            named = name.startswith(tuple(f"{folder}/" for folder in FOLDERS)) or source.startswith("csrc/")
+            if named and not MADE.search(name) and not any((place / name).exists() for place in places):
+                missing.add((source, name))
+    assert {entry for entry in missing if entry[1] != "examples/train.py"} == set()
+
+
 def test_the_reference_is_what_the_docstrings_say() -> None:
     pytest.importorskip("compressai", reason="pip install 'svdrd[compress]' brings what the reference describes")
     command = [sys.executable, str(ROOT / "docs" / "make_api.py"), "--check"]

@@ -1,7 +1,7 @@
 """Which machine instructions ptxas makes of a PTX instruction, and what they cost.
 
 PTX is not what runs: a rounding to TF32 becomes three instructions, a move none. ``RECIPES`` says it for every
-instruction of the kernels; ``tests/test_counts.py`` compiles each and compares.
+instruction of the kernels; ``tests/ptx/test_pipes.py`` compiles each and compares.
 """
 
 from __future__ import annotations
