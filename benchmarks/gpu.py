@@ -27,7 +27,7 @@ from benchmarks import clock, counted, floor, inputs, measure, registry
 from benchmarks.clock import Clock, Times
 from benchmarks.measure import Row, Run
 from benchmarks.registry import BASELINE, OURS, Case, Provider
-from svdrd.backends import availability
+from svdrd.backends import availability, limits
 from svdrd.dispatch import routes
 
 # The modules below svdrd.backends.triton whose launchers are timed by themselves.
@@ -54,14 +54,14 @@ class Only(Provider):
 
 
 def _loops_for_long(case: Case) -> str | None:
-    if case.op in ("svd", "recompose") and min(case.m, case.n) > 32 and case.batch > 100:
+    if case.op in ("svd", "recompose") and min(case.m, case.n) > limits.BATCHED_SVD and case.batch > 100:
         return "torch's float64 SVD would loop over the matrices for minutes"
     return None
 
 
 def _large_alone(case: Case) -> str | None:
     long = _loops_for_long(case)
-    return long or (None if min(case.m, case.n) > 64 else "for what is too large for the kernels")
+    return long or (None if min(case.m, case.n) > limits.JACOBI else "for what is too large for the kernels")
 
 
 def _driver(name: str) -> Provider:
@@ -226,7 +226,7 @@ def _first(watch: Clock, case: Case, provider: Provider, given: inputs.Inputs, t
 
 def _capturable(case: Case) -> bool:
     """Whether svdrd promises that a CUDA graph can capture the case: where PyTorch's SVD computes, none can."""
-    return case.op in ("polar_factor", "basis_loss") or max(case.m, case.n) <= 64
+    return case.op in ("polar_factor", "basis_loss") or max(case.m, case.n) <= limits.JACOBI
 
 
 def _replays(watch: Clock, work: clock.Work, seconds: float) -> tuple[str, list[Times]]:

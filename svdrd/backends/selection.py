@@ -61,7 +61,8 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen = before
 
 
-def _usable(name: str) -> bool:
+def usable(name: str) -> bool:
+    """Whether the backend is here."""
     return next(backend.available for backend in availability.describe() if backend.name == name)
 
 
@@ -70,7 +71,7 @@ def _automatic(device: torch.device) -> str:
         return on_cpu()
     if device.type == "cuda":
         for name in ON_CUDA:
-            if _usable(name) and availability.refusal(name, device) is None:
+            if usable(name) and availability.refusal(name, device) is None:
                 return name
     return "torch"
 

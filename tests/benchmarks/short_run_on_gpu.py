@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", action="append", choices=selection.ON_CUDA, help="default: all that are here")
     device = torch.device("cuda", torch.cuda.device_count() - 1)
     chosen = parser.parse_args(argv).backend or [
-        name for name in selection.ON_CUDA if selection._usable(name) and availability.refusal(name, device) is None
+        name for name in selection.ON_CUDA if selection.usable(name) and availability.refusal(name, device) is None
     ]
     worst = {backend: worst_of(backend, device) for backend in chosen}
     for backend, error in worst.items():
