@@ -71,7 +71,7 @@ def _backward_fake(
 def _backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
-    if a.numel() and not u.numel():
+    if u.ndim == 1:  # not saved
         _, u, s, vh = definitions.polar_factor(a, rcond, smooth)
     return derivatives.polar_factor_vjp(grad, u, s, vh, smooth).contiguous()
 
@@ -79,7 +79,7 @@ def _backward(
 def _backward_case(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Case:
-    return Case(a.shape[1], a.shape[2], a.dtype, a.device, rcond, u.numel() > 0)
+    return Case(a.shape[1], a.shape[2], a.dtype, a.device, rcond, u.ndim > 1)
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -86,10 +86,13 @@ def check_smooth(call: str, smooth: float) -> float:
 
 
 def block_shape(call: str, x: Tensor, block_size: int | None) -> tuple[int, int]:
-    """Height and width of the matrices that ``block_size`` cuts ``x`` into; None takes each ``H x W`` whole."""
+    """Height and width of the matrices that ``block_size`` cuts ``x`` into; None takes each ``H x W`` whole.
+
+    Without rows, or without columns, there are no blocks: a block that is never cut is given 1.
+    """
     height, width = x.shape[-2:]
     if block_size is None:
-        return height, width
+        return height or 1, width or 1
     if isinstance(block_size, bool) or not isinstance(block_size, (int, torch.SymInt)) or block_size < 1:
         raise ValueError(
             f"{call}: block_size is {block_size!r}; it has to be a positive int, or None for whole matrices."

@@ -56,9 +56,6 @@ def basis_loss(
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"basis_loss: reduction is {reduction!r}; it has to be 'mean', 'sum' or 'none'.")
 
-    if not block_height or not block_width:
-        return _of_matrices_without_entries(x_hat, x, reduction)
-
     loss = direct.basis_loss(
         arguments.flattened(x_hat, dtype),
         arguments.flattened(x, dtype),
@@ -72,13 +69,8 @@ def basis_loss(
     elif reduction == "sum":
         loss = loss.sum() * (block_height * block_width)
     else:
+        if block_size is None and 0 in x.shape[-2:]:  # no block where one is meant: NaN, as the mean over nothing
+            loss = loss.mean((-2, -1))
         loss = loss.reshape(x.shape[:-2] if block_size is None else (*x.shape[:-2], *loss.shape[-2:]))
     result_dtype = torch.promote_types(x_hat.dtype, x.dtype)
     return loss if loss.dtype == result_dtype else loss.to(result_dtype)
-
-
-def _of_matrices_without_entries(x_hat: Tensor, x: Tensor, reduction: str) -> Tensor:
-    difference = x_hat - x
-    if reduction == "none":
-        return difference.mean((-2, -1))
-    return difference.sum() if reduction == "sum" else difference.mean()

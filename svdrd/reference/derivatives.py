@@ -25,11 +25,16 @@ def _unit_where_zero(x: Tensor) -> Tensor:
     return torch.where(x == 0, 1.0, x)
 
 
+def _largest(s: Tensor) -> Tensor:
+    """``s_1`` of each matrix, ``(..., 1)``; 0 where it has no singular values, because it has no rows or no columns."""
+    return s[..., :1] if s.shape[-1] else s.new_zeros(*s.shape[:-1], 1)
+
+
 def _units(s: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
     """A unit ``(..., 1, 1)`` for each matrix, and ``smooth`` in it: s_1, or what is larger than it by no more than the
     range allows, so that neither ``s_1`` nor ``1 / e^2`` overflows. ``smooth`` counts as ``1e-400 s_1`` at least.
     """
-    s_1 = s[..., :1, None]
+    s_1 = _largest(s)[..., None]
     e = torch.full_like(s_1, smooth).maximum(1e-200 * (1e-200 * s_1))
     scale = _unit_where_zero(s_1.maximum(e).minimum(1e140 * e) if smooth > 0 else s_1)
     return scale, e / scale
@@ -223,7 +228,7 @@ def svd_vjp(
     dtype, wide = u.dtype, _wide(u.dtype)
     u, s, v = u.to(wide), s.to(wide), vh.to(wide).mT
     eps = torch.finfo(dtype).eps
-    scale = _unit_where_zero(s[..., :1])[..., None]
+    scale = _unit_where_zero(_largest(s))[..., None]
     s = s / scale[..., 0]
     s_i, s_j = s[..., :, None], s[..., None, :]
 

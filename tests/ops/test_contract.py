@@ -53,26 +53,6 @@ def test_shapes(backend: str) -> None:
 
 
 @EVERY
-@pytest.mark.automatic
-def test_empty(backend: str, name: str) -> None:
-    operation = OPERATIONS[name]
-    assert operation(torch.zeros(0, 6, 4)).shape[0] == 0
-    assert operation(torch.zeros(3, 0, 6, 4)).shape[:2] == (3, 0)
-    a = torch.zeros(0, 6, 4, requires_grad=True)
-    operation(a).sum().backward()
-    assert a.grad is not None
-    if name != "basis_loss blocks":
-        for shape in ((2, 0, 4), (2, 6, 0), (0, 0)):
-            assert operation(torch.zeros(shape)).numel() == 0 or operation(torch.zeros(shape)).isnan().all()
-
-
-def test_the_mean_over_nothing_is_nan_and_the_sum_zero(backend: str) -> None:
-    nothing = torch.zeros(0, 4, 4)
-    assert basis_loss(nothing, nothing).isnan()
-    assert basis_loss(nothing, nothing, reduction="sum") == 0
-
-
-@EVERY
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(backend: str, name: str, dtype: torch.dtype) -> None:
     a = matrices(3).to(dtype)
