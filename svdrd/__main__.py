@@ -80,6 +80,8 @@ def info() -> str:
         f"svdrd {svdrd.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         f"cpu: {platform.platform()}, {torch.get_num_threads()} threads",
     ]
+    if torch.tensor(1e-310, dtype=torch.float64).mul(1).item() == 0:
+        lines.append("denormal numbers are flushed to 0 in this process; svdrd does not ask for that")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(index)
@@ -88,6 +90,9 @@ def info() -> str:
         lines.append("cuda: no device")
     for name, available, reason in availability.describe():
         lines.append(f"backend {name}: {'available' if available else 'missing'}, {reason}")
+    if availability.native is not None:
+        threads = {"OpenMP": "those of PyTorch's OpenMP", "own": "started for each call"}
+        lines.append(f"threads of cpp: {threads[availability.native.threads_of()]}")
     lines += _routes(
         [torch.device("cpu"), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
     )

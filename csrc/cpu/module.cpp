@@ -12,6 +12,7 @@
 #include <string>
 
 #include "cpu/svdrd.h"
+#include "cpu/threads.h"
 
 namespace py = pybind11;
 
@@ -192,5 +193,7 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
              release_gil());
   module.def("instruction_set", &svdrd::instruction_set,
              "The instruction set the kernels run with on this processor; SVDRD_ISA in the environment lowers it.");
+  module.def("threads_of", &svdrd::threads_of,
+             "Whose threads compute for the calling thread: 'OpenMP', those of torch's operators, or 'own'.");
   module.def("build_info", &build_info, "Version, compiler, flags per instruction set, and whether CUDA is in.");
 }

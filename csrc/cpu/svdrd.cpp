@@ -1,19 +1,15 @@
 // cpu/svdrd.h: the choice of the instruction set and the division of a batch among threads.
 #include "cpu/svdrd.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <system_error>
-#include <thread>
+#include <functional>
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/threads.h"
 
 namespace svdrd {
 namespace {
@@ -116,11 +112,6 @@ class SharedRanges final : public RangeSource {
 constexpr double work_per_thread = 1e6;
 
 // Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done.
-//
-// With OpenMP the threads are the ones that torch's own operators run on. Threads beside those would have to compete with
-// them: an OpenMP thread keeps its core for milliseconds after each parallel operator, waiting for the next. A process
-// forked from a multi-threaded one may not ask for a second thread, which holds for torch's operators as it does here;
-// torch's DataLoader sets one. Without OpenMP threads are started for the call and joined before it returns.
 template <typename Work>
 void run(int64_t count, int64_t group, double work_per_item, int threads, const Work& work) {
   if (count == 0) return;
@@ -135,27 +126,14 @@ void run(int64_t count, int64_t group, double work_per_item, int threads, const 
   if (wanted <= 1) return work(ranges);
 
   std::vector<std::exception_ptr> errors(static_cast<size_t>(wanted));
-  const auto guarded = [&](size_t thread) {
+  const auto guarded = [&](int thread) {
     try {
       work(ranges);
     } catch (...) {
-      errors[thread] = std::current_exception();
+      errors[static_cast<size_t>(thread)] = std::current_exception();
     }
   };
-#ifdef _OPENMP
-#pragma omp parallel num_threads(static_cast<int>(wanted))
-  guarded(static_cast<size_t>(omp_get_thread_num()));
-#else
-  std::vector<std::thread> started;
-  started.reserve(errors.size());
-  try {
-    while (started.size() + 1 < errors.size()) started.emplace_back(guarded, started.size() + 1);
-  } catch (const std::system_error&) {
-    // No more threads to be had: those that started and this one do all the work.
-  }
-  guarded(0);
-  for (std::thread& thread : started) thread.join();
-#endif
+  on_threads(static_cast<int>(wanted), std::ref(guarded));
   for (const std::exception_ptr& error : errors)
     if (error) std::rethrow_exception(error);
 }
