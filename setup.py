@@ -11,8 +11,9 @@ missing.
 - ``cuda``: compile the C++ and the CUDA kernels, or stop with the reason. The CUDA kernels are then for every
   generation of GPUs that the compiler knows, the newest also as PTX, which the driver compiles for later ones.
 
-``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for, as for torch's own extensions: ``"8.0;9.0+PTX"``.
-Where it is set, ``auto`` and ``cuda`` compile for these GPUs, whether one is here or not.
+``TORCH_CUDA_ARCH_LIST`` names the GPUs to compile for, as for torch's own extensions: ``"8.0;9.0+PTX"``, ``"9.0a"``,
+``Hopper``, ``native`` (those that are here), ``All``. Where it is set, ``auto`` and ``cuda`` compile for these GPUs,
+whether one is here or not.
 
 What was built, and why the rest was not, is written to ``svdrd/_build_info.json``, which ``python -m svdrd`` shows.
 """
@@ -37,6 +38,24 @@ from setuptools.command.build_py import build_py
 
 MODES = ("auto", "none", "cpu", "cuda")
 ROOT = Path(__file__).resolve().parent
+# What TORCH_CUDA_ARCH_LIST may say in words: torch/utils/cpp_extension.py, _get_cuda_arch_flags.
+GENERATIONS = {
+    "Kepler+Tesla": "3.7",
+    "Kepler": "3.5+PTX",
+    "Maxwell+Tegra": "5.3",
+    "Maxwell": "5.0 5.2+PTX",
+    "Pascal": "6.0 6.1+PTX",
+    "Volta+Tegra": "7.2",
+    "Volta": "7.0+PTX",
+    "Turing": "7.5+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ampere": "8.0 8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell+Tegra": "11.0",
+    "Blackwell": "10.0 10.3 12.0 12.1+PTX",
+    "Rubin": "10.7+PTX",
+}
 EXTENSION_SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
@@ -117,6 +136,18 @@ def cuda_compiler() -> tuple[str, str, Path]:
     return str(inside if inside.is_file() else nvcc), release.group(1), folder.resolve()
 
 
+def refuse_fast_math() -> None:
+    """Of a C++ compiler csrc/CMakeLists.txt takes such options back; nvcc has none that takes --use_fast_math back."""
+    fast = r"-Ofast|-f[\w-]*fast-math|-+use_fast_math|-+(?:ftz|fmad)[= ]true|-+prec-(?:div|sqrt)[= ]false"
+    for variable in ("CUDAFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"):
+        found = re.search(fast, os.environ.get(variable, ""))
+        if found:
+            raise BuildError(
+                f"{variable} has {found.group()}, with which the kernels' results are wrong (NaN, denormal numbers, "
+                f"rounding); take it out, e.g. {variable}='' pip install ."
+            )
+
+
 def gpus_here() -> list[int]:
     """The compute capabilities of this machine's GPUs, 90 for 9.0; of the driver, so that torch is not needed."""
     try:
@@ -154,10 +185,14 @@ def architectures_for(gpus: list[int], known: set[str], nvcc: str) -> str:
 def cuda_architectures(nvcc: str) -> str:
     """The GPUs to compile for as CMake writes them, ``80-real;90``: without ``-real`` there is PTX too."""
     known = set(re.findall(r"compute_(\d+[af]?)", run([nvcc, "--list-gpu-arch"])))
-    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").replace(",", " ").split()
-    if not wanted and MODE == "auto":
+    wanted = re.split(r"[;, ]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip(";, "))
+    if wanted in (["native"], ["Auto"]) and not gpus_here():
+        raise BuildError(
+            f"TORCH_CUDA_ARCH_LIST is {wanted[0]!r}, and there is no NVIDIA GPU here; name them, e.g. '9.0'"
+        )
+    if wanted in (["native"], ["Auto"]) or (wanted == [""] and MODE == "auto"):
         return architectures_for(gpus_here(), known, nvcc)
-    if not wanted:
+    if wanted in ([""], ["Common"]):
         # Code for the first GPU of a generation runs on the others of it.
         default = [name for name in ("60", "70", "75", "80", "90", "100", "120") if name in known]
         if "70" in default:
@@ -165,17 +200,37 @@ def cuda_architectures(nvcc: str) -> str:
         if not default:
             raise BuildError(f"{nvcc} --list-gpu-arch names no architecture that the kernels are made for")
         return ";".join([*(f"{name}-real" for name in default[:-1]), default[-1]])
-    architectures = []
-    for name in wanted:
-        parsed = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
-        if parsed is None or parsed.group(1) + parsed.group(2) not in known:
-            listed = ", ".join(sorted(f"{entry[:-1]}.{entry[-1]}" for entry in known if entry.isdigit()))
-            raise BuildError(
-                f"TORCH_CUDA_ARCH_LIST names {name!r}; this nvcc knows {listed}, each also with +PTX, "
-                "e.g. TORCH_CUDA_ARCH_LIST='8.0;9.0+PTX'"
-            )
-        architectures.append(parsed.group(1) + parsed.group(2) + ("" if parsed.group(3) else "-real"))
-    return ";".join(architectures)
+    if wanted == ["All"]:
+        every = sorted((name for name in known if name.isdigit()), key=int)
+        return ";".join([*(f"{name}-real" for name in every[:-1]), every[-1]])
+    architectures: dict[str, bool] = {}  # whether with PTX
+    for word in wanted:
+        for name in GENERATIONS.get(word, word).split():
+            parsed = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
+            if parsed is None or not compiles(parsed.group(1) + parsed.group(2), parsed.group(3), known):
+                raise BuildError(unknown_architecture(word, name, known))
+            architecture = "".join(parsed.group(1, 2, 3))
+            architectures[architecture] = architectures.get(architecture, False) or parsed.group(4) is not None
+    return ";".join(name + ("" if ptx else "-real") for name, ptx in architectures.items())
+
+
+def compiles(number: str, suffix: str, known: set[str]) -> bool:
+    """Whether nvcc compiles for this GPU. It lists those with a suffix or not, by release, and knows the suffixes.
+
+    ``a``: with what this GPU alone has, from 9.0 on; ``f``: what its family has, from 10.0 on.
+    """
+    first = {"": 0, "a": 90, "f": 100}
+    return number + suffix in known or (number in known and int(number) >= first[suffix])
+
+
+def unknown_architecture(word: str, name: str, known: set[str]) -> str:
+    listed = ", ".join(sorted((f"{entry[:-1]}.{entry[-1]}" for entry in known if entry.isdigit()), key=float))
+    what = repr(word) if word == name else f"{word!r}, which is {GENERATIONS[word]}"
+    return (
+        f"TORCH_CUDA_ARCH_LIST names {what}; this nvcc knows {listed}, each also with +PTX, "
+        f"from 9.0 on also as 9.0a; the words {', '.join(GENERATIONS)}; and alone Common, All, native. "
+        "For example TORCH_CUDA_ARCH_LIST='8.0;9.0+PTX'"
+    )
 
 
 def tool(package: str, folder_attribute: str) -> str:
@@ -219,7 +274,8 @@ def compile_module(version: str, target: Path, name: str, settings: dict[str, st
 
     # One folder per module and Python, kept between builds, so that only what changed is compiled again.
     folder = ROOT / "build" / f"{name.strip('_')}{EXTENSION_SUFFIX.removesuffix('.so').removesuffix('.pyd')}"
-    flags = [os.environ.get(variable, "") for variable in ("CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE", "CUDAFLAGS")]
+    variables = ("CXXFLAGS", "LDFLAGS", "CMAKE_BUILD_TYPE", "CUDAFLAGS", "NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+    flags = [os.environ.get(variable, "") for variable in variables]
     compilers = "\n".join([*made_with, *flags])
     if folder.exists() and stamped(folder / "built_with.txt") != compilers:
         shutil.rmtree(folder)
@@ -265,6 +321,7 @@ def compile_cuda(version: str, target: Path) -> str:
     """Builds ``_cuda`` into ``target``; returns what with and for which GPUs."""
     if MODE == "auto" and not os.environ.get("TORCH_CUDA_ARCH_LIST") and not gpus_here():
         raise BuildError("there is no NVIDIA GPU here; SVDRD_BUILD=cuda compiles them for every generation of GPUs")
+    refuse_fast_math()
     nvcc, release, folder = cuda_compiler()
     found = f"nvcc {release} in {folder}"
     try:

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "strict_math.h"
+
 namespace svdrd {
 
 struct LossProblem {

@@ -24,6 +24,8 @@
 #include <cmath>
 #endif
 
+#include "strict_math.h"
+
 #ifdef __CUDACC__
 #define SVDRD_LANES __device__ inline
 #define SVDRD_BOTH __host__ __device__ inline

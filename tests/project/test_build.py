@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -297,6 +302,7 @@ def test_auto_leaves_the_cuda_kernels_out_where_there_is_no_gpu(
         (["103"], "", "90-virtual"),  # newer than nvcc: its driver compiles the PTX
         (["90"], "8.0+PTX", "80"),
         ([], "8.0", "80-real"),
+        (["90"], "native", "90-real"),
     ],
 )
 def test_auto_compiles_for_the_gpus_that_are_here_or_listed(
@@ -315,6 +321,94 @@ def test_auto_names_a_gpu_that_nvcc_does_not_compile_for(
     found = {"CUDA_HOME": str(toolkit), "LD_LIBRARY_PATH": driver("61")}
     _, info, _ = build(source, tmp_path / "wheel", **found, CXX="/nowhere/g++")
     assert "does not compile for this machine's GPU, of compute capability 6.1" in str(info["cuda_reason"])
+
+
+def configured(folder: Path, *settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """CMake's answer, without setup.py and without compiling."""
+    import cmake
+    import ninja
+    import pybind11
+
+    command = [str(Path(cmake.CMAKE_BIN_DIR, "cmake")), "-S", str(ROOT / "csrc"), "-B", str(folder), "-G", "Ninja"]
+    command += [f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR, 'ninja')}", f"-DPython_EXECUTABLE={sys.executable}"]
+    command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *settings]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+FAST = (
+    "-Ofast -ffast-math -funsafe-math-optimizations -ffinite-math-only -fno-signed-zeros -fassociative-math "
+    "-freciprocal-math"
+)
+# What a compiler may assume with one of them, and may not.
+STRICT = """
+#include <cstdio>
+#include <limits>
+volatile double zero = 0, one = 1, tiny = std::numeric_limits<double>::denorm_min(), huge = 1e300;
+int main() {
+  double nan = zero / zero, minus = -zero, sum = 0, terms[4] = {1, 1e-16, 1e-16, -1};
+  for (double term : terms) sum += term * one;
+  std::printf("%d %d %d %d %d", nan != nan, tiny * one > 0, 1 / (minus + -0.0) < 0, sum == 0,
+              huge * huge == std::numeric_limits<double>::infinity());
+}
+"""
+
+
+@needs_compiler
+def test_fast_math_of_the_environment_is_taken_back(tmp_path: Path) -> None:
+    """Neither the kernels nor the process that loads them: GCC links what flushes denormal numbers at load."""
+    import ninja
+
+    debug = "-DCMAKE_BUILD_TYPE=Debug"  # no -O3 that would come after -Ofast
+    result = configured(tmp_path / "build", debug, CXXFLAGS=FAST, LDFLAGS=FAST)
+    assert result.returncode == 0, result.stderr
+    entries = json.loads((tmp_path / "build" / "compile_commands.json").read_text())
+    assert any(entry["file"].endswith("lanes/kernels.cpp") for entry in entries)
+    (tmp_path / "strict.cpp").write_text('#include "strict_math.h"\n' + STRICT)
+    commands = {tuple(shlex.split(entry["command"])) for entry in entries}
+    # Only the instruction set differs from one to the next: those of the first are enough to run.
+    options = [word for word in min(commands, key=len) if word.startswith(("-f", "-O", "-m", "-I", "-std"))]
+    assert [word for word in options if "fast-math" in word or word == "-Ofast"][-1] == "-fno-fast-math"
+    ninja_command = [str(Path(ninja.BIN_DIR, "ninja")), "-t", "commands", "_native"]
+    commands_of_ninja = subprocess.run(
+        ninja_command, cwd=tmp_path / "build", capture_output=True, text=True, check=True
+    )
+    link = shlex.split(commands_of_ninja.stdout.splitlines()[-1])
+    linker_options = [word for word in link if word.startswith(("-f", "-O", "-m"))]
+    compiler = link[link.index("&&") + 1]
+    program = [compiler, *options, "strict.cpp", *linker_options, "-o", "strict"]
+    subprocess.run(program, cwd=tmp_path, check=True)
+    assert subprocess.run([tmp_path / "strict"], capture_output=True, text=True).stdout == "1 1 1 1 1"
+    # The program asks for enough, and the header stops what our options do not reach.
+    subprocess.run(
+        [compiler, *FAST.split(), "-xc++", "-", "-o", "fast"], input=STRICT, text=True, cwd=tmp_path, check=True
+    )
+    assert subprocess.run([tmp_path / "fast"], capture_output=True, text=True).stdout != "1 1 1 1 1"
+    program = [compiler, *FAST.split(), "-I", str(ROOT / "csrc"), "strict.cpp", "-o", "fast"]
+    refused = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True)
+    assert "svdrd's kernels need NaN" in refused.stderr
+    shown = subprocess.run([*link[link.index("&&") + 1 : link.index("&&", 2)], "-###"], capture_output=True, text=True)
+    assert "crtfastmath" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CUDAFLAGS", "-O3 --use_fast_math"),
+        ("CUDAFLAGS", "-Xcompiler -ffast-math"),
+        ("NVCC_APPEND_FLAGS", "-use_fast_math"),
+        ("NVCC_PREPEND_FLAGS", "--ftz=true"),
+        ("NVCC_APPEND_FLAGS", "-prec-div false"),
+    ],
+)
+def test_fast_math_for_nvcc_is_refused(
+    setup_script: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(toolkit))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(setup_script.BuildError) as raised:
+        setup_script.compile_cuda("1.0", toolkit / "_cuda.so")
+    assert f"{variable} has {value.removeprefix('-O3 ').removeprefix('-Xcompiler ')}, with which" in str(raised.value)
 
 
 @needs_compiler
@@ -374,15 +468,75 @@ def test_cuda_stops_where_nvcc_compiles_nothing(source: Path, tmp_path: Path, to
     assert "SVDRD_BUILD=cuda, but the CUDA kernels cannot be built: found nvcc 99.1" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["7.5", "9.0a", "Hopper", "9"])
-def test_an_architecture_that_nvcc_does_not_know_is_named(
-    source: Path, tmp_path: Path, toolkit: Path, name: str
+LISTED = "75 80 86 87 88 89 90 100 103 110 120 121"  # by nvcc 13.0 --list-gpu-arch
+
+
+@pytest.fixture(scope="module")
+def setup_script() -> Iterator[ModuleType]:
+    """setup.py as a module that sets up nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("setuptools.setup", lambda **options: None)
+        patch.delenv("SVDRD_BUILD", raising=False)
+        spec = importlib.util.spec_from_file_location("setup_of_svdrd", ROOT / "setup.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.mark.parametrize(
+    ("listed", "wanted"),
+    [
+        ("8.9;9.0+PTX", "89-real;90"),
+        ("8.0,8.6", "80-real;86-real"),
+        (" 8.0 9.0;9.0+PTX; ", "80-real;90"),
+        ("9.0a", "90a-real"),
+        ("9.0a+PTX", "90a"),
+        ("10.0a;12.0f", "100a-real;120f-real"),
+        ("Hopper", "90"),
+        ("Ampere;Ada", "80-real;86;89"),
+        ("Ampere+Tegra Turing", "87-real;75"),
+        ("Blackwell", "100-real;103-real;120-real;121"),
+        ("All", ";".join([f"{name}-real" for name in LISTED.split()[:-1]] + ["121"])),
+        ("Common", "75-real;80-real;90-real;100-real;120"),
+    ],
+)
+def test_what_torchs_extensions_take_is_taken(
+    setup_script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: str, wanted: str
 ) -> None:
-    result = pip_wheel(
-        source, tmp_path / "wheel", SVDRD_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST=f"8.0;{name}+PTX"
-    )
-    assert result.returncode != 0
-    assert f"TORCH_CUDA_ARCH_LIST names '{name}+PTX'; this nvcc knows 8.0, 9.0, each also with +PTX" in result.stdout
+    """An nvcc that lists no suffixed names compiles for them all the same."""
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(f"#!/bin/sh\nfor a in {LISTED}; do echo compute_$a; done\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+    assert setup_script.cuda_architectures(str(nvcc)) == wanted
+
+
+def test_the_words_for_generations_are_torchs(setup_script: ModuleType) -> None:
+    from torch.utils import cpp_extension
+
+    source = inspect.getsource(cpp_extension._get_cuda_arch_flags)
+    theirs = dict(re.findall(r"\('(\w+(?:\+Tegra|\+Tesla)?)', '([\d.;+PTX]+)'\)", source))
+    assert theirs["Hopper"].split(";") == setup_script.GENERATIONS["Hopper"].split()
+    assert theirs.keys() <= setup_script.GENERATIONS.keys()  # an older torch has fewer
+
+
+@pytest.mark.parametrize("name", ["7.5", "9.0b", "8.0a", "Blackwell", "Hopper+PTX", "9"])
+def test_an_architecture_that_nvcc_does_not_know_is_named(
+    setup_script: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", f"8.0;{name}")
+    with pytest.raises(setup_script.BuildError, match=f"TORCH_CUDA_ARCH_LIST names {re.escape(repr(name))}") as raised:
+        setup_script.cuda_architectures(str(toolkit / "bin" / "nvcc"))
+    assert "this nvcc knows 8.0, 9.0, each also with +PTX" in str(raised.value)
+
+
+def test_native_needs_a_gpu(setup_script: ModuleType, toolkit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "native")
+    monkeypatch.setattr(setup_script, "gpus_here", list)
+    with pytest.raises(setup_script.BuildError, match="'native', and there is no NVIDIA GPU here"):
+        setup_script.cuda_architectures(str(toolkit / "bin" / "nvcc"))
 
 
 def test_an_unknown_choice_names_the_choices(source: Path, tmp_path: Path) -> None:
