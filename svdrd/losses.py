@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from svdrd.ops import arguments
 from svdrd.ops.basis_loss import basis_loss
+
+# Kept whole in the graphs of torch.fx.symbolic_trace, whose symbols have no shapes.
+torch.fx.wrap("basis_loss")
 
 
 class BasisLoss(nn.Module):
@@ -27,10 +32,11 @@ class BasisLoss(nn.Module):
         smooth: float = 0.0,
     ) -> None:
         super().__init__()
-        self.block_size = block_size
+        arguments.check_reduction("BasisLoss", reduction)
+        self.block_size = None if block_size is None else arguments.check_block_size("BasisLoss", block_size)
         self.reduction = reduction
-        self.rcond = rcond
-        self.smooth = smooth
+        self.rcond = None if rcond is None else arguments.check_rcond("BasisLoss", rcond, torch.float32)
+        self.smooth = arguments.check_smooth("BasisLoss", smooth)
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
         """``x_hat``, ``x``: ``(..., H, W)``."""

@@ -7,6 +7,8 @@ after ``import svdrd.ops.basis_loss`` both ``svdrd.ops.basis_loss(...)`` and ``s
 work.
 """
 
+import torch
+
 from svdrd.ops.basis_loss import basis_loss
 from svdrd.ops.polar_factor import polar_factor
 from svdrd.ops.recompose import recompose
@@ -16,3 +18,4 @@ __all__ = ["basis_loss", "polar_factor", "recompose", "svd"]
 
 for _function in (basis_loss, polar_factor, recompose, svd):
     setattr(_function, _function.__name__, _function)
+    torch.jit.ignore(_function)

@@ -1,7 +1,5 @@
 """The SVD basis loss ``mean |U1 V1^T - U2 V2^T|`` with its exact derivative."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -42,7 +40,7 @@ def basis_loss(
     Second derivatives work and are those of a fixed sign pattern.
 
     Raises:
-        TypeError: an input is no tensor or not of a real floating dtype.
+        TypeError: an input is no dense tensor of a real floating dtype, or an option is of another type.
         ValueError: shapes or devices differ, fewer than two dimensions, ``block_size`` does not divide the size (the
             message says what would), or an option is out of range.
 
@@ -53,8 +51,7 @@ def basis_loss(
     rcond = arguments.check_rcond("basis_loss", rcond, dtype)
     smooth = arguments.check_smooth("basis_loss", smooth)
     block_height, block_width = arguments.block_shape("basis_loss", x, block_size)
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"basis_loss: reduction is {reduction!r}; it has to be 'mean', 'sum' or 'none'.")
+    arguments.check_reduction("basis_loss", reduction)
 
     loss = direct.basis_loss(
         arguments.flattened(x_hat, dtype),

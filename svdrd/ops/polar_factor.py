@@ -1,7 +1,5 @@
 """The polar factor ``U V^T`` of every matrix of a batch, with its exact derivative."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -38,7 +36,7 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
     as well.
 
     Raises:
-        TypeError: ``a`` is no tensor or not of a real floating dtype.
+        TypeError: ``a`` is no dense tensor of a real floating dtype; ``rcond`` or ``smooth`` is no number.
         ValueError: ``a`` has fewer than two dimensions; ``rcond`` or ``smooth`` is out of range.
 
     Source: N. J. Higham, "Functions of Matrices", SIAM 2008, chapter 8 (the canonical polar decomposition).

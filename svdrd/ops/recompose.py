@@ -1,7 +1,5 @@
 """Recomposition: the singular values of one image with the singular vectors of another."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from svdrd.dispatch.registration import ops

@@ -1,7 +1,5 @@
 """Batched thin SVD with a derivative that is finite everywhere."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor
@@ -37,7 +35,7 @@ def svd(a: Tensor) -> SVD:
     :func:`svdrd.ops.polar_factor`, whose derivative is exact everywhere.
 
     Raises:
-        TypeError: ``a`` is no tensor or not of a real floating dtype.
+        TypeError: ``a`` is no dense tensor of a real floating dtype.
         ValueError: ``a`` has fewer than two dimensions.
     """
     dtype = arguments.compute_dtype("svd", a=a)

@@ -177,7 +177,6 @@ def test_concurrent_callers(backend: str, name: str) -> None:
     [
         (lambda: svd(torch.zeros(3)), ValueError, r"svd: a has shape \(3,\).*\.reshape"),
         (lambda: svd(torch.zeros(3, 3, dtype=torch.int32)), TypeError, r"dtype torch\.int32.*a\.float\(\)"),
-        (lambda: svd(torch.zeros(3, 3, dtype=torch.complex64)), TypeError, "complex64"),
         (lambda: svd([[1.0]]), TypeError, r"a is a list.*torch\.as_tensor"),
         (lambda: polar_factor(torch.zeros(3, 3), rcond=-1e-3), ValueError, r"rcond is -0\.001.*\[0, 1\)"),
         (lambda: polar_factor(torch.zeros(3, 3), rcond=float("nan")), ValueError, "rcond is nan"),
@@ -186,7 +185,6 @@ def test_concurrent_callers(backend: str, name: str) -> None:
         (lambda: basis_loss(torch.zeros(2, 3, 3), torch.zeros(3, 3)), ValueError, r"\(2, 3, 3\) and x \(3, 3\).*equal"),
         (lambda: basis_loss(torch.zeros(8, 12), torch.zeros(8, 12), 3), ValueError, r"=3.*8 x 12.*fits is 1, 2, 4\."),
         (lambda: basis_loss(torch.zeros(8, 8), torch.zeros(8, 8), 0), ValueError, "block_size is 0.*positive"),
-        (lambda: basis_loss(torch.zeros(8, 8), torch.zeros(8, 8), True), ValueError, "block_size is True"),
         (lambda: basis_loss(torch.zeros(8, 8), torch.zeros(8, 8), reduction="avg"), ValueError, "'avg'.*'mean', 'sum'"),
         (lambda: recompose(torch.zeros(8, 8), torch.zeros(8, 4)), ValueError, r"\(8, 8\) and x \(8, 4\)"),
         (lambda: basis_loss(torch.zeros(2, 2), torch.zeros(2, 2, device="meta")), ValueError, "on cpu and x on meta"),
