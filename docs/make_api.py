@@ -37,7 +37,8 @@ def signature(name: str, thing: Callable[..., Any]) -> str:
 
     def written(annotation: Any) -> str:
         text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-        return text.replace("torch.nn.modules.module.", "").removeprefix("torch.")
+        text = text.replace("torch.nn.modules.module.", "").removeprefix("torch.")
+        return re.sub(r"\bsvdrd\.[\w.]*\.", "", text)
 
     def annotated(parameter: inspect.Parameter) -> str:
         text = written(parameter.annotation)

@@ -151,7 +151,7 @@ def refusal(name: str, device: torch.device) -> str | None:
 def describe() -> list[Backend]:
     """Every backend with whether and how it can be used on this machine."""
     return [
-        Backend("torch", True, f"plain PyTorch {torch.__version__}, any device"),
+        Backend("torch", True, f"plain PyTorch {torch.__version__}, any device (by the CPU where it has no float64)"),
         Backend("cpp", native is not None, _native_reason),
         Backend("triton", *_load_triton()),
         Backend("cuda", *_describe_cuda()),

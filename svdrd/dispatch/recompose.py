@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from svdrd.dispatch.registration import Operator, ops, register
+from svdrd.dispatch.registration import Operator, ops, register, without_autocast
 from svdrd.dispatch.routes import Case
-from svdrd.reference import definitions, derivatives
+from svdrd.reference import definitions, derivatives, devices
 
 
 def _fake(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
@@ -35,17 +34,18 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
     """By the derivatives of both decompositions, which are made again: the forward keeps no factors."""
     by_x_hat = by_x = None
+    svd_vjp = devices.anywhere(derivatives.svd_vjp)
     g, x_hat, x = (definitions.to_blocks(image, *ctx.block) for image in (grad, *ctx.saved_tensors))
-    with torch.autocast(grad.device.type, enabled=False):
+    with without_autocast(grad.device):
         u, s, vh = ops.svd(x)
         u_hat, s_hat, vh_hat = ops.svd(x_hat)
         if ctx.needs_input_grad[0]:
             by_values = ((u.mT @ g) * vh).sum(-1)
-            by_x_hat = derivatives.svd_vjp(None, by_values, None, u_hat, s_hat, vh_hat)
+            by_x_hat = svd_vjp(None, by_values, None, u_hat, s_hat, vh_hat)
             by_x_hat = definitions.from_blocks(by_x_hat, *grad.shape)
         if ctx.needs_input_grad[1]:
             weighted = s_hat[:, :, None]
-            by_x = derivatives.svd_vjp((g @ vh.mT) * weighted.mT, None, weighted * (u.mT @ g), u, s, vh)
+            by_x = svd_vjp((g @ vh.mT) * weighted.mT, None, weighted * (u.mT @ g), u, s, vh)
             by_x = definitions.from_blocks(by_x, *grad.shape)
     return by_x_hat, by_x, None, None
 

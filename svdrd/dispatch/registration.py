@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch.amp.autocast_mode import is_autocast_available
 
 from svdrd.dispatch import routes
 from svdrd.dispatch.routes import Case
+from svdrd.reference import devices
 
 ops = torch.ops.svdrd
 _library = torch.library.Library("svdrd", "DEF")
@@ -44,13 +48,27 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def compute(name: str, *arguments: Any) -> Any:
-    """Computes the operator: by whom the table of routes says, and otherwise by its default."""
+    """Computes the operator: by whom the table of routes says, and otherwise by its default.
+
+    For a device that cannot compute the default, the CPU does it, by whom the table says for the CPU.
+    """
     operator = OPERATORS[name]
     if operator.case is not None:
         computer = routes.computer(name, operator.case(*arguments))
         if computer != routes.DEFAULT:
             return routes.kernel(computer, name)(*arguments)
-    return operator.default(*arguments)
+    if devices.elsewhere(arguments[0].device):
+        return devices.on_the_cpu(partial(compute, name), *arguments)
+    with without_autocast(arguments[0].device):
+        return operator.default(*arguments)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast on ``device``: products in bfloat16 would lose all but two digits. Not every device knows it."""
+    kind = device.type
+    if is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def register(operator: Operator) -> None:
@@ -65,7 +83,7 @@ def register(operator: Operator) -> None:
         torch.library.register_autograd(
             f"svdrd::{name}", operator.backward, setup_context=operator.setup_context, lib=_library
         )
-    # Autocast: these are float32 operators; in bfloat16 the products U V^T alone would lose all but two digits.
+    # Autocast: these are float32 operators. On other devices only the default computes, without it.
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(f"svdrd::{name}", device, torch.float32, lib=_library)
 

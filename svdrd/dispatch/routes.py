@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from svdrd.backends import limits, selection
+from svdrd.reference import devices
 
 DEFAULT = "reference"
 
@@ -189,9 +190,15 @@ def route(
 
     Raises:
         RuntimeError: the backend that was chosen cannot compute on ``device``.
+
+    For a device that the CPU computes for (:func:`svdrd.reference.devices.elsewhere`) it is who does it there.
     """
     rcond = 4 * torch.finfo(dtype).eps if rcond is None else rcond
-    return computer(operator, Case(m, n, dtype, torch.device(device), rcond, factors))
+    case = Case(m, n, dtype, torch.device(device), rcond, factors)
+    found = computer(operator, case)
+    if found == DEFAULT and devices.elsewhere(case.device):
+        found = computer(operator, case._replace(device=torch.device("cpu")))
+    return found
 
 
 def saves_factors(device: torch.device, dtype: torch.dtype, m: int, n: int) -> bool:

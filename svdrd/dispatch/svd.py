@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd.dispatch.registration import Operator, ops, register
+from svdrd.dispatch.registration import Operator, ops, register, without_autocast
 from svdrd.dispatch.routes import Case
-from svdrd.reference import definitions, derivatives
+from svdrd.reference import definitions, derivatives, devices
 
 
 def _fake(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,8 +34,8 @@ def _grad(ctx: Any, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tenso
     if not torch.is_grad_enabled():
         return ops.svd_backward(u, s, vh, grad_u, grad_s, grad_vh)
     # create_graph=True: the formula's own operations are differentiated, to any order.
-    with torch.autocast(u.device.type, enabled=False):
-        return derivatives.svd_vjp(grad_u, grad_s, grad_vh, u, s, vh)
+    with without_autocast(u.device):
+        return devices.anywhere(derivatives.svd_vjp)(grad_u, grad_s, grad_vh, u, s, vh)
 
 
 register(
