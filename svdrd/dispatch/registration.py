@@ -16,7 +16,9 @@ from svdrd.dispatch.routes import Case
 from svdrd.reference import devices
 
 ops = torch.ops.svdrd
-_library = torch.library.Library("svdrd", "DEF")
+# The library of each operator. It is kept with PyTorch's own object: when a module is reloaded, or this package removed
+# from sys.modules and imported again, the first registration of an operator has to be taken back before the second.
+_libraries: dict[str, torch.library.Library] = vars(ops).setdefault("_libraries", {})
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Operator:
         return self.schema.partition("(")[0]
 
 
-OPERATORS: dict[str, Operator] = {}
+OPERATORS: dict[str, Operator] = globals().get("OPERATORS", {})  # those of before, where this module is reloaded
 
 
 def compute(name: str, *arguments: Any) -> Any:
@@ -72,9 +74,12 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def register(operator: Operator) -> None:
-    """Makes ``torch.ops.svdrd.<name>``."""
+    """Makes ``torch.ops.svdrd.<name>``, and takes back what was registered under this name before."""
     name = operator.name
     OPERATORS[name] = operator
+    if name in _libraries:
+        _libraries.pop(name)._destroy()
+    _library = _libraries[name] = torch.library.Library("svdrd", "FRAGMENT")
     _library.define(operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
     # Looked up for every call, so that a test can stand in its way.
     _library.impl(name, lambda *arguments: compute(name, *arguments), "CompositeExplicitAutograd")
