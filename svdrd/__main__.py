@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from svdrd.compress.commands import OneLineParser, call
 from svdrd.compress.errors import BadInput, Stopped
+from svdrd.compress.showing import let_streams_show_everything
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ EXTRAS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    let_streams_show_everything()
     argv = list(sys.argv[1:] if argv is None else argv)
     listing = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
     parser = OneLineParser(

@@ -9,7 +9,7 @@ import warnings
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     from compressai import __version__, get_entropy_coder, zoo
-    from compressai.entropy_models import EntropyBottleneck, EntropyModel
+    from compressai.entropy_models import EntropyBottleneck, EntropyModel, GaussianConditional
     from compressai.models import CompressionModel
     from compressai.models.vbr import ScaleHyperpriorVbr
     from compressai.ops import compute_padding
@@ -22,6 +22,7 @@ __all__ = [
     "CompressionModel",
     "EntropyBottleneck",
     "EntropyModel",
+    "GaussianConditional",
     "ScaleHyperpriorVbr",
     "__version__",
     "compute_padding",

@@ -14,4 +14,4 @@ class TrainingStopped(Stopped):
 
 
 class TrainingDiverged(TrainingStopped):
-    """Too many steps in a row without a finite loss and gradient."""
+    """Too many steps in a row without a finite loss and gradient, or a state that no checkpoint may have."""

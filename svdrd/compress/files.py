@@ -39,11 +39,29 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """``content`` at ``path``, as :func:`replacing` writes; its folder is made where there is none."""
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    r"""``text`` in UTF-8 at ``path``, as :func:`replacing` writes; its folder is made where there is none.
+
+    What is no text, such as a file name of other bytes, is written out as ``\udce9``: whoever reads UTF-8 can read it.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A file in UTF-8, whatever the locale; the byte-order mark that some editors write is none of the text.
+
+    Raises:
+        OSError: no such file, and so on.
+        ValueError: not UTF-8.
+    """
+    return Path(path).read_text(encoding="utf-8-sig")
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """``content`` at ``path``, as :func:`replacing` writes; its folder is made where there is none."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def existing_folder(path: str | os.PathLike[str]) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from svdrd.compress.compressai import CompressionModel
@@ -55,6 +56,8 @@ def build(
         model = _from_factory(name, model_args)
     if state_dict is not None:
         _load_weights(name, model, state_dict, checkpoint)
+    if name != LIC_TCM:
+        _check_takes_colours(name, model)
     return model.train()
 
 
@@ -161,6 +164,26 @@ def _call(name: str, factory: Callable[..., Any], model_args: Mapping[str, Any])
             "derive it from compressai.models.CompressionModel"
         )
     return cast(CompressionModel, model)
+
+
+@torch.no_grad()
+def _check_takes_colours(name: str, model: CompressionModel) -> None:
+    """Raises BadInput where ``forward`` does not turn an image of three channels into one: seconds before the first."""
+    multiple = int(getattr(model, "downsampling_factor", 64))
+    side = max(int(getattr(model, "smallest_side", multiple)), multiple)
+    shape = (1, 3, -(-side // multiple) * multiple, -(-side // multiple) * multiple)
+    first = next(model.parameters(), torch.empty(0))
+    wanted = "svdrd's images have three channels, grey ones too: make the codec with three"
+    with torch.random.fork_rng():
+        try:
+            output = model.eval()(torch.zeros(shape, device=first.device))
+            made = tuple(output["x_hat"].shape)
+        except (RuntimeError, ValueError, AssertionError, TypeError, KeyError) as error:
+            raise BadInput(
+                f"model {name!r}: its forward does not take an image of shape {shape} ({_line(error)}); {wanted}"
+            ) from error
+    if made != shape:
+        raise BadInput(f"model {name!r}: its forward makes {made} of an image of shape {shape}; {wanted}")
 
 
 def _load_weights(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from svdrd.compress.codecs import checkpoints, external
+from svdrd.compress.codecs.soundness import problem_of_codec
 from svdrd.compress.compressai import MODELS, CompressionModel, compute_padding, zoo, zoo_image, zoo_image_vbr
 from svdrd.compress.errors import BadInput
 from svdrd.compress.options import parse_model_args
@@ -89,8 +90,38 @@ def load_codec(
 
     Raises:
         BadInput: (a ValueError) an unknown name (similar ones are suggested), a quality out of range, weights that
-            cannot be had, a checkpoint of another model, arguments the class does not take, code that is not there.
+            cannot be had, a checkpoint of another model, arguments the class does not take, code that is not there;
+            weights that are not finite, or tables that cannot be made of them.
     """
+    model = _load(name, quality, metric, checkpoint, init, lic_tcm_repo, model_args)
+    check_sound(model, name, checkpoint)
+    return model
+
+
+def check_sound(model: nn.Module, name: str, checkpoint: str | os.PathLike[str] | None) -> None:
+    """Raises BadInput where ``model`` cannot be coded with; the message names the file that its weights are from."""
+    problem = problem_of_codec(model)
+    if not problem:
+        return
+    if checkpoint is None:
+        raise BadInput(f"model {name!r}: {problem}; fetch the weights again, or give a --checkpoint")
+    best = Path(checkpoint).with_name(checkpoints.BEST)
+    earlier = f"such as {str(best)!r} " if best.is_file() and Path(checkpoint).name != checkpoints.BEST else ""
+    raise BadInput(
+        f"checkpoint {str(checkpoint)!r}: {problem}; take an earlier checkpoint {earlier}from before the training "
+        "diverged"
+    )
+
+
+def _load(
+    name: str,
+    quality: int | None,
+    metric: str,
+    checkpoint: str | os.PathLike[str] | None,
+    init: str,
+    lic_tcm_repo: str | os.PathLike[str] | None,
+    model_args: dict[str, Any],
+) -> CompressionModel:
     if external.is_external(name):
         state_dict = None
         if checkpoint is not None:

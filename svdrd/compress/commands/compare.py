@@ -18,6 +18,7 @@ from svdrd.compress import options
 from svdrd.compress.comparison.arms import NAME, check_anchors, parse_arms
 from svdrd.compress.errors import BadInput
 from svdrd.compress.files import check_writable
+from svdrd.compress.showing import show
 
 if TYPE_CHECKING:
     from svdrd.compress.comparison.collection import Found
@@ -109,18 +110,18 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
             point = known or kept.code(arm, source, data_set)
             how = "kept" if known else "estimated" if args.estimate else "coded"
             found.setdefault((data_set.name, str(arm.model), arm.name), []).append((source, point))
-            print(f"{data_set.name}, {arm.model}, {arm.name}, {source.label}: {described(point)} ({how})", flush=True)
+            show(f"{data_set.name}, {arm.model}, {arm.name}, {source.label}: {described(point)} ({how})")
 
     curves = collection.curves_of(found, arms, data_sets)
     comparison = compare(curves, args.anchor, args.resamples, args.seed)
     written = writing.write_comparison(comparison, args.anchor, args.output)
-    print(f"\n{tables.conventions(comparison)[0]}\n\n{tables.summary(comparison)}\n")
-    print("\n".join(f"wrote {path}" for path in written), flush=True)
+    show(f"\n{tables.conventions(comparison)[0]}\n\n{tables.summary(comparison)}\n")
+    show("\n".join(f"wrote {path}" for path in written))
     if to_draw is not None:
         drawn = side_by_side.draw(to_draw, kept, arms, data_sets, comparison, args.output)
         for crop in (crop for figure in drawn for crop in figure.crops):
-            print(f"{crop.image}: {crop.width}x{crop.height} at {crop.left},{crop.top}: {crop.reason}")
-        print("\n".join(f"wrote {figure.path}" for figure in drawn))
+            show(f"{crop.image}: {crop.width}x{crop.height} at {crop.left},{crop.top}: {crop.reason}")
+        show("\n".join(f"wrote {figure.path}" for figure in drawn))
     return 0
 
 

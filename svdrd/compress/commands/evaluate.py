@@ -15,6 +15,7 @@ from typing import Any
 from svdrd.compress import options
 from svdrd.compress.errors import BadInput, Stopped
 from svdrd.compress.files import check_writable, write_json
+from svdrd.compress.showing import show
 
 COLUMNS = ("bpp", "psnr-rgb", "ms-ssim-rgb", "encoding_time", "decoding_time")
 
@@ -49,16 +50,16 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
             coded = coding.evaluate(
                 model, images, estimated=args.estimate, decoded=args.decoded, progress=sys.stderr.isatty()
             )
-        except coding.DecoderMismatch as error:
+        except coding.CodingFailed as error:
             raise Stopped(str(error)) from error
         points.append((codec, coded))
-        print(f"{args.model} {' '.join(f'{key} {value}' for key, value in codec.items())}")
-        print(table(coded, coding.average(coded), args.estimate), flush=True)
-    if args.output is not None:
-        made = provenance.settings_of(args.model, images, args.estimate, args.device)
-        made["points"] = [provenance.origin(args.model, args.metric, codec) for codec in codecs]
-        # Whole or not at all: who finds the file takes it for all of the images.
-        write_json(args.output, coding.document(f"{args.model}-{args.metric}", points, made))
+        if args.output is not None and len(points) == len(codecs):
+            made = provenance.settings_of(args.model, images, args.estimate, args.device)
+            made["points"] = [provenance.origin(args.model, args.metric, codec) for codec in codecs]
+            # Whole or not at all: who finds the file takes it for all of the images.
+            write_json(args.output, coding.document(f"{args.model}-{args.metric}", points, made))
+        show(f"{args.model} {' '.join(f'{key} {value}' for key, value in codec.items())}")
+        show(table(coded, coding.average(coded), args.estimate))
     return 0
 
 

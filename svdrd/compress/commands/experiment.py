@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
 
+    from svdrd.compress.showing import show
     from svdrd.compress.study.configuration import read_study
     from svdrd.compress.study.report import write_report
     from svdrd.compress.study.run import OwnProcess, check, locked, run_stages, shown
@@ -43,7 +44,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     with locked(study.output) as lock:
         code = run_stages(stages, OwnProcess(lock))
         if code == 0:
-            print(f"\nreport: {write_report(study, stages)}")
+            show(f"\nreport: {write_report(study, stages)}")
         return code
 
 

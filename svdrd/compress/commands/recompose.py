@@ -17,6 +17,7 @@ from typing import Any
 
 from svdrd.compress import options
 from svdrd.compress.files import check_writable
+from svdrd.compress.showing import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +72,8 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     rates = [folder.at_rate(codec, model) for codec, model in zip(codecs, models, strict=True)]
     rates.sort(key=lambda rate: rate["results"]["bpp"])
     folder.write(rates, args.output)
-    print(table(args.model, rates, [recomposed_folder.label(rate) for rate in rates], args.estimate))
-    print(f"in {args.output}: {', '.join(recomposed_folder.FILES)}")
+    show(table(args.model, rates, [recomposed_folder.label(rate) for rate in rates], args.estimate))
+    show(f"in {args.output}: {', '.join(recomposed_folder.FILES)}")
     return 0
 
 

@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 
 from svdrd.compress.errors import BadInput
 from svdrd.compress.images.folders import read_image
+from svdrd.compress.showing import in_a_figure
 
 Pixels = npt.NDArray[np.float64]
 
@@ -176,7 +177,7 @@ def draw_crops(
             axes.set(xticks=[], yticks=[])
         row[0].imshow(original.astype(np.uint8))
         row[0].add_patch(_frame(crop))
-        row[0].set_title(Path(crop.image).stem, fontsize=11)
+        row[0].set_title(in_a_figure(Path(crop.image).stem), fontsize=11)
         row[0].set_xlabel(f"{crop.width}x{crop.height} at {crop.left},{crop.top}\n{crop.reason}", fontsize=9)
         row[1].imshow(original[window].astype(np.uint8), interpolation="nearest")
         row[1].set_title("original", fontsize=11)

@@ -19,9 +19,9 @@ from svdrd.compress.comparison.arms import Arm, Source
 from svdrd.compress.comparison.curve import Curve
 from svdrd.compress.compressai import CompressionModel
 from svdrd.compress.errors import BadInput, Stopped
-from svdrd.compress.evaluation.coding import DecoderMismatch, document, evaluate, make_ready
+from svdrd.compress.evaluation.coding import CodingFailed, document, evaluate, make_ready
 from svdrd.compress.evaluation.provenance import origin, settings_of, weights_of
-from svdrd.compress.files import write_json
+from svdrd.compress.files import read_text, write_json
 from svdrd.compress.images.folders import ImageFolder
 
 EVALUATE_AGAIN = "evaluate it with svdrd evaluate -o, or give its checkpoints"
@@ -57,7 +57,7 @@ def read(path: str | os.PathLike[str]) -> list[Point]:
         BadInput: not such a file, or of a version that did not write how its numbers came about.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(read_text(path))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; {EVALUATE_AGAIN}") from error
     except ValueError as error:
@@ -137,7 +137,7 @@ class Evaluations:
         key = list(self._key(data_set.settings | {"model": arm.model}, weights_of(self.metric, source.codec)))
         # Written last: with it the folder is complete, and of these weights.
         made = folder / "made.json"
-        if not (made.is_file() and json.loads(made.read_text()) == key):
+        if not (made.is_file() and json.loads(read_text(made)) == key):
             made.unlink(missing_ok=True)
             self.code(arm, source, data_set, decoded=folder)
             write_json(made, key)
@@ -147,7 +147,7 @@ class Evaluations:
         """Codes the images and keeps the result; with `decoded`, a folder, the decoded images, too.
 
         Raises:
-            Stopped: a decoder did not reproduce what the encoder saw.
+            Stopped: the codec does not code an image, or its decoder does not reproduce what the encoder saw.
         """
         assert arm.model is not None
         made = origin(arm.model, self.metric, source.codec)
@@ -155,7 +155,7 @@ class Evaluations:
         progress = sys.stderr.isatty()
         try:
             images = evaluate(model, data_set.images, estimated=self.estimated, decoded=decoded, progress=progress)
-        except DecoderMismatch as error:
+        except CodingFailed as error:
             raise Stopped(f"{arm.name}, {source.label}: {error}") from error
         settings = data_set.settings | {"model": arm.model, "dataset": data_set.name, "points": [made]}
         content = document(f"{arm.model}-{arm.name}", [(source.codec, images)], settings)

@@ -1,6 +1,7 @@
 """A comparison as files: Markdown to read, CSV and JSON to go on with. A missing number is an empty cell, never NaN."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 from svdrd.compress.comparison.bd_rate import METHODS, PRIMARY
 from svdrd.compress.comparison.differences import QUALITIES, BDRate, Comparison, Estimate, RDLoss
 from svdrd.compress.comparison.tables import find, markdown, rate_name, row_keys
+from svdrd.compress.files import write_text
 
 
 def write_tables(comparison: Comparison, folder: Path, figures: Sequence[str] = ()) -> list[Path]:
@@ -18,9 +20,8 @@ def write_tables(comparison: Comparison, folder: Path, figures: Sequence[str] = 
     Returns:
         what was written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "comparison.md"]
-    paths[0].write_text(markdown(comparison, figures))
+    write_text(paths[0], markdown(comparison, figures))
     rows = {f"table-{quality}.csv": _table_one_rows(comparison, quality) for quality in QUALITIES}
     rows |= {
         "points.csv": _point_rows(comparison),
@@ -44,15 +45,16 @@ def write_tables(comparison: Comparison, folder: Path, figures: Sequence[str] = 
         "rd_losses": [asdict(row) for row in comparison.rd_losses],
         "notes": comparison.notes,
     }
-    paths[-1].write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(paths[-1], json.dumps(content, indent=2, allow_nan=False) + "\n")
     return paths
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
     return path
 
 

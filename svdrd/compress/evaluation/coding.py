@@ -6,11 +6,13 @@ the results of each image added under `images`, and under `settings` what `svdrd
 about.
 """
 
+import math
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -22,8 +24,8 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from tqdm import tqdm
 
-from svdrd.compress.codecs.models import load_codec, padding
-from svdrd.compress.compressai import CompressionModel, get_entropy_coder
+from svdrd.compress.codecs.models import check_sound, load_codec, padding
+from svdrd.compress.compressai import CompressionModel, EntropyModel, GaussianConditional, get_entropy_coder
 from svdrd.compress.errors import BadInput
 from svdrd.compress.images.folders import ImageFolder
 from svdrd.compress.images.metrics import ms_ssim_8bit, psnr, to_8bit
@@ -34,8 +36,20 @@ from svdrd.compress.options import MS_SSIM_SMALLEST_SIDE
 DECODER_TOLERANCE_DB = 1.0
 
 
-class DecoderMismatch(RuntimeError):
+# Beyond it float32 has no odd integers. The coder's escape codes end at 2^27, where its loop over digits begins again.
+LARGEST_SYMBOL = 2**24
+
+
+class CodingFailed(RuntimeError):
+    """An image that this codec does not code."""
+
+
+class DecoderMismatch(CodingFailed):
     """A decoder that did not reproduce what the encoder saw."""
+
+
+class NotFinite(CodingFailed):
+    """Finite weights that make something of this image that is not finite, or too large to be coded."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,7 @@ def load_codecs(
 
 def make_ready(model: CompressionModel, codec: dict[str, Any], device: str) -> CompressionModel:
     """``model`` with the weights ``codec``, on ``device``, with tables to code with; returns it."""
+    check_sound(model, type(model).__name__, codec.get("checkpoint"))
     model.to(device).eval()
     # The tables of a checkpoint may be older than its weights; those of the zoo belong to them.
     model.update(force="checkpoint" in codec)
@@ -86,26 +101,69 @@ def synchronized_time(device: torch.device) -> float:
     return time.perf_counter()
 
 
+@contextmanager
+def checked_latents() -> Iterator[None]:
+    """In this context CompressAI's entropy models raise NotFinite on latents and scales that cannot be coded."""
+    quantize, likelihood = EntropyModel.quantize, GaussianConditional._likelihood
+
+    def checked_quantize(module: EntropyModel | None, inputs: Tensor, mode: str, means: Tensor | None = None) -> Tensor:
+        _refuse("latents are", f" or beyond {LARGEST_SYMBOL}", inputs if means is None else inputs - means)
+        return quantize(module, inputs, mode, means)
+
+    def checked_likelihood(
+        module: GaussianConditional, inputs: Tensor, scales: Tensor, means: Tensor | None = None
+    ) -> Tensor:
+        _refuse("scales of latents are", "", scales, math.inf)
+        return likelihood(module, inputs, scales, means)
+
+    # The classes, not their instances: the checkerboard codec calls `EntropyModel.quantize(None, y, mode)`.
+    EntropyModel.quantize, GaussianConditional._likelihood = checked_quantize, checked_likelihood
+    try:
+        yield
+    finally:
+        EntropyModel.quantize, GaussianConditional._likelihood = quantize, likelihood
+
+
+def _refuse(what: str, or_else: str, values: Tensor, end: float = LARGEST_SYMBOL + 1) -> None:
+    """Raises NotFinite where a value is NaN, or its magnitude is ``end`` or more."""
+    # Written so that a NaN fails too; one number first, because sound codecs are what this is called with.
+    if values.numel() and not values.abs().max() < end:
+        bad = int((values.abs() < end).logical_not().sum())
+        raise NotFinite(
+            f"its weights are finite, and {bad} of {values.numel()} {what} not{or_else}: the codec has diverged; take "
+            "an earlier checkpoint"
+        )
+
+
+def check_output(output: Mapping[str, Any]) -> None:
+    """Raises NotFinite where an image or likelihoods that ``forward`` gave are not finite."""
+    _refuse("values of the decoded image are", "", output["x_hat"], math.inf)
+    for name, likelihoods in output.get("likelihoods", {}).items():
+        _refuse(f"likelihoods of {name} are", "", likelihoods, math.inf)
+
+
 @torch.no_grad()
 def code(model: CompressionModel, x: Tensor) -> Coded:
     """Compress `x` (1, 3, H, W), in [0, 1], to strings with the model's range coder, and decompress the strings.
 
-    The model is in eval mode. Raises ValueError where its CDF tables were never made (`model.update()`), and
-    DecoderMismatch where the decoded image is not finite, or more than 1 dB worse than that of `model.forward`.
+    The model is in eval mode. Raises ValueError where its CDF tables were never made (`model.update()`), NotFinite
+    where latents, likelihoods or image are not finite, and DecoderMismatch where only the decoded image is not, or is
+    more than 1 dB worse than that of `model.forward`.
     """
     x_padded, unpad = padded(model, x)
     # Encoder and decoder must compute bitwise the same entropy parameters; cuDNN's choices may differ between calls.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True), checked_latents():
         start = synchronized_time(x.device)
         encoded = model.compress(x_padded)
         middle = synchronized_time(x.device)
         decoded = model.decompress(encoded["strings"], encoded["shape"])["x_hat"]
         end = synchronized_time(x.device)
-        expected = model(x_padded)["x_hat"]
-    x_hat, expected = F.pad(decoded, unpad), F.pad(expected, unpad)
+        output = model(x_padded)
+    check_output(output)
+    x_hat, expected = F.pad(decoded, unpad), F.pad(output["x_hat"], unpad)
     decoded_psnr, expected_psnr = psnr(x_hat, x).item(), psnr(expected, x).item()
-    # Written so that a NaN fails too.
-    if not decoded_psnr >= expected_psnr - DECODER_TOLERANCE_DB:
+    # Clamping to 8 bits makes a number of an infinite pixel.
+    if not torch.isfinite(decoded).all() or decoded_psnr < expected_psnr - DECODER_TOLERANCE_DB:
         raise DecoderMismatch(
             f"the decoder did not reproduce what the encoder saw: PSNR {decoded_psnr:.2f} dB, without entropy coding "
             f"{expected_psnr:.2f} dB; code on the CPU (--device cpu)"
@@ -120,13 +178,14 @@ def estimate(model: CompressionModel, x: Tensor) -> Coded:
 
     For autoregressive models, whose decoding takes seconds to minutes an image. Their `forward` is not the codec: it
     does not predict from decoded latents. As in `eval_model`, half the time counts as encoding and half as decoding.
-    The model is in eval mode; `x` is (1, 3, H, W), in [0, 1].
+    The model is in eval mode; `x` is (1, 3, H, W), in [0, 1]. Raises NotFinite as :func:`code`.
     """
     x_padded, unpad = padded(model, x)
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True), checked_latents():
         start = synchronized_time(x.device)
         output = model(x_padded)
         elapsed = synchronized_time(x.device) - start
+    check_output(output)
     bits = -sum(float(likelihoods.double().log2().sum()) for likelihoods in output["likelihoods"].values())
     x_hat = to_8bit(F.pad(output["x_hat"], unpad)) / 255
     return Coded(x_hat, bits / (x.shape[-2] * x.shape[-1]), elapsed / 2, elapsed / 2)
@@ -144,7 +203,7 @@ def evaluate(
 
     `results` holds `psnr-rgb` (dB), `ms-ssim-rgb`, `bpp`, `encoding_time` and `decoding_time` (s), as in `eval_model`.
     With `decoded`, a folder, the decoded images are written there as PNG, in the subfolders they had. The model is
-    left in eval mode. Raises DecoderMismatch, with the name of the image.
+    left in eval mode. Raises CodingFailed, with the name of the image.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -153,8 +212,8 @@ def evaluate(
         x = to_tensor(images[index]).unsqueeze(0).to(device)
         try:
             coded = (estimate if estimated else code)(model, x)
-        except DecoderMismatch as error:
-            raise DecoderMismatch(f"{path}: {error}") from error
+        except CodingFailed as error:
+            raise type(error)(f"{path}: {error}") from error
         results = {
             "psnr-rgb": psnr(coded.x_hat, x).item(),
             "ms-ssim-rgb": ms_ssim_8bit(coded.x_hat, x).item(),

@@ -1,6 +1,7 @@
 """A folder of images recomposed at several rates: what can be done, doing it, and the files of the result."""
 
 import csv
+import io
 import math
 import sys
 from collections.abc import Sequence
@@ -18,9 +19,9 @@ from svdrd.compress.codecs.models import PADDING, input_sides
 from svdrd.compress.compressai import CompressionModel, get_entropy_coder
 from svdrd.compress.errors import BadInput, Stopped
 from svdrd.compress.evaluation import recomposition_figures as figures
-from svdrd.compress.evaluation.coding import DecoderMismatch, make_ready
+from svdrd.compress.evaluation.coding import CodingFailed, make_ready
 from svdrd.compress.evaluation.recomposition import Spectrum, recompose_image
-from svdrd.compress.files import write_json
+from svdrd.compress.files import write_json, write_text
 from svdrd.compress.images.folders import ImageFolder
 
 RESULTS = ("bpp", "psnr_lq", "psnr_latent", "psnr_pixel")
@@ -83,7 +84,7 @@ class RecomposedFolder:
         """All images through one codec: results of each image, their means, the spectrum, and the pictures to show.
 
         Raises:
-            Stopped: a decoder did not reproduce what the encoder saw.
+            Stopped: the codec does not code an image, or its decoder does not reproduce what the encoder saw.
         """
         make_ready(model, codec, self.device)
         spectrum = Spectrum()
@@ -94,7 +95,7 @@ class RecomposedFolder:
             x = cut(self.images[index], self.patch_size).to(self.device)
             try:
                 recomposed = recompose_image(model, x, self.patch_size, self.estimated)
-            except DecoderMismatch as error:
+            except CodingFailed as error:
                 raise Stopped(f"{name}, {self.images.name(index)}: {error}") from error
             per_image.append({"source": self.images.name(index), "results": recomposed.results(x)})
             spectrum.add(recomposed.lq, x, self.patch_size)
@@ -108,14 +109,15 @@ class RecomposedFolder:
     def write(self, rates: Sequence[dict[str, Any]], folder: Path) -> None:
         """The files :data:`FILES` of what :meth:`at_rate` returned, from the lowest rate to the highest."""
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "recompose.csv").open("w", newline="") as file:
-            rows = csv.writer(file, lineterminator="\n")
-            bpp = "bpp_estimated" if self.estimated else "bpp"
-            rows.writerow(("model", "codec", "matrices", "image", bpp, *RESULTS[1:]))
-            for rate in rates:
-                for image in rate["images"]:
-                    numbers = (f"{image['results'][key]:.6f}" for key in RESULTS)
-                    rows.writerow((self.model, label(rate), self.matrices, image["source"], *numbers))
+        table = io.StringIO(newline="")
+        rows = csv.writer(table, lineterminator="\n")
+        bpp = "bpp_estimated" if self.estimated else "bpp"
+        rows.writerow(("model", "codec", "matrices", "image", bpp, *RESULTS[1:]))
+        for rate in rates:
+            for image in rate["images"]:
+                numbers = (f"{image['results'][key]:.6f}" for key in RESULTS)
+                rows.writerow((self.model, label(rate), self.matrices, image["source"], *numbers))
+        write_text(folder / "recompose.csv", table.getvalue())
         method = "entropy estimation" if self.estimated else get_entropy_coder()
         names: dict[str, str] = {
             "bpp": "bpp",

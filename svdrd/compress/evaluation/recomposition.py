@@ -81,7 +81,7 @@ def recompose_image(
         estimated: ``forward`` in place of coding, as :func:`svdrd.compress.evaluation.coding.estimate` does.
 
     Raises:
-        DecoderMismatch: as :func:`svdrd.compress.evaluation.coding.code`.
+        CodingFailed: as :func:`svdrd.compress.evaluation.coding.code`.
         BadInput: a codec whose ``g_s`` does not take latents of the shape that ``g_a`` gives.
 
     Source: Chen, Chen, Wang, Li, "Optimizing Image Compression: Perspectives on SVD-Based Restoration", Sec. II-A.

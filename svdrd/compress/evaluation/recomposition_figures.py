@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from svdrd.compress.showing import in_a_figure
+
 DPI = 100
 # Smaller pictures are magnified towards it by a whole number.
 STRIP_SIDE = 256
@@ -49,7 +51,8 @@ def strip(rates: Sequence[dict[str, Any]], image: str, estimated: bool, folder: 
     figure.text(
         0.5,
         1 - 14 / total_height,
-        f"{image}: {width // zoom}x{height // zoom} from its middle; rate and PSNR are those of the whole image",
+        f"{in_a_figure(image)}: {width // zoom}x{height // zoom} from its middle; "
+        "rate and PSNR are those of the whole image",
         ha="center",
         va="center",
         fontsize=9,

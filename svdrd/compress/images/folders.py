@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import struct
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ from svdrd.compress.errors import BadInput
 
 # CompressAI's eval_model takes these; lower-cased here, so that a camera's .JPG counts too.
 IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+
+# What systems and editors leave beside photographs: copies, thumbnails, what was deleted. Hidden names, too.
+NOT_PHOTOGRAPHS = frozenset(("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found"))
 
 TRAIN_FOLDERS = ("train",)
 TEST_FOLDERS = ("test", "val", "valid")
@@ -43,21 +47,100 @@ class ImagesVanished(RuntimeError):
 def list_images(root: str | os.PathLike[str]) -> tuple[list[Path], int]:
     """All image files below ``root``, sorted, and the number of other files there.
 
+    Links to files and folders are followed; a folder counts once, however many links lead to it. Hidden files and
+    folders and :data:`NOT_PHOTOGRAPHS` are no photographs. A warning names the images among them, links that lead
+    nowhere, and files and folders that cannot be read.
+
     Raises:
         BadInput: ``root`` is missing, is a file, or holds no image.
     """
     root = Path(root)
     if not root.is_dir():
-        what = "a file" if root.exists() else "missing"
+        what = "a file" if root.exists() else "a link that leads nowhere" if root.is_symlink() else "missing"
         raise BadInput(f"dataset {str(root)!r}: {what}; give a folder of images")
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    images = [path for path in files if path.suffix.lower() in IMAGE_EXTENSIONS]
+    found = _Listing(root)
+    images = sorted(path for path in found.files if is_image(path))
+    left_out = [
+        _count_and_first(paths, what)
+        for paths, what in (
+            ([path for path in found.hidden if is_image(path)], "hidden images, or images in hidden folders"),
+            (found.dangling, "links that lead nowhere"),
+            (found.closed, "files or folders that cannot be read"),
+        )
+        if paths
+    ]
     if not images:
         raise BadInput(
-            f"dataset {str(root)!r}: {len(files)} files and no image among them; "
+            f"dataset {str(root)!r}: {len(found.files)} files and no image among them"
+            f"{''.join(f'; {text}' for text in left_out)}; "
             f"give a folder with {' '.join(sorted(IMAGE_EXTENSIONS))} files"
         )
-    return images, len(files) - len(images)
+    if left_out:
+        warnings.warn(f"dataset {str(root)!r}: left out {'; '.join(left_out)}", stacklevel=2)
+    return images, len(found.files) - len(images)
+
+
+class _Listing:
+    """What is below ``root``: ``files``; ``hidden`` ones; ``dangling`` links; what is ``closed`` to us.
+
+    Real folders come before linked ones, so that what is in ``root`` itself has its own name, and all of them before
+    hidden ones: what a visible link leads to is visible.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.files: list[Path] = []
+        self.hidden: list[Path] = []
+        self.dangling: list[Path] = []
+        self.closed: list[Path] = []
+        self._seen: set[str] = set()
+        self._links = [root]
+        self._hidden_folders: list[Path] = []
+        self._follow(self.files)
+        visible = set(map(os.path.realpath, self.files)) if self._hidden_folders or self.hidden else set()
+        self._links = self._hidden_folders
+        self._follow(self.hidden)
+        self.hidden = [path for path in self.hidden if os.path.realpath(path) not in visible]
+
+    def _follow(self, files: list[Path]) -> None:
+        while self._links:
+            self._walk(self._links.pop(0), files)
+
+    def _walk(self, folder: Path, files: list[Path]) -> None:
+        """Lists ``folder`` and the real folders below; its links are for later."""
+        real = os.path.realpath(folder)
+        if real in self._seen:
+            return
+        self._seen.add(real)
+        below: list[Path] = []
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError:
+            self.closed.append(folder)
+            return
+        for path in entries:
+            hidden = path.name.startswith(".") or path.name in NOT_PHOTOGRAPHS
+            try:
+                mode = path.stat().st_mode
+            except OSError:
+                if not hidden and files is self.files:
+                    (self.dangling if path.is_symlink() else self.closed).append(path)
+                continue
+            if stat.S_ISDIR(mode):
+                waiting = self._hidden_folders if hidden else self._links if path.is_symlink() else below
+                waiting.append(path)
+            elif stat.S_ISREG(mode):
+                (self.hidden if hidden else files).append(path)
+        for path in below:
+            self._walk(path, files)
+
+
+def _count_and_first(paths: Sequence[Path], what: str) -> str:
+    return f"{what}: {len(paths)} ({'first ' if len(paths) > 1 else ''}{paths[0]})"
+
+
+def is_image(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() in IMAGE_EXTENSIONS
 
 
 def split_folder(root: str | os.PathLike[str], split: str) -> Path | None:

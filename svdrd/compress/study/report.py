@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from svdrd.compress.comparison.tables import QUALITY_NAMES, markdown_table
+from svdrd.compress.files import read_text, write_text
 from svdrd.compress.study.configuration import BASE, Study
 from svdrd.compress.study.contents import Contents
 from svdrd.compress.study.stages import COMPARISON, FinetuneStage, Stage
@@ -18,8 +19,7 @@ REPORT = "report.md"
 def write_report(study: Study, stages: Sequence[Stage]) -> Path:
     """Writes ``report/report.md`` of a study whose stages are all done; returns its path."""
     path = study.output / "report" / REPORT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(study, stages))
+    write_text(path, markdown(study, stages))
     return path
 
 
@@ -27,7 +27,7 @@ def markdown(study: Study, stages: Sequence[Stage]) -> str:
     lines = ["# Report", "", *_settings(study), ""]
     for folder in study.folders:
         comparisons = {
-            stage.name.rpartition("seed-")[2]: json.loads((stage.folder / COMPARISON).read_text())
+            stage.name.rpartition("seed-")[2]: json.loads(read_text(stage.folder / COMPARISON))
             for stage in study.comparisons(Contents())
             if stage.name.startswith(f"report/{folder}/")
         }
@@ -135,7 +135,7 @@ def _costs(study: Study, stages: Sequence[Stage]) -> list[str]:
     rows = []
     for arm in study.arms:
         summaries = [
-            json.loads((stage.folder / "summary.json").read_text())
+            json.loads(read_text(stage.folder / "summary.json"))
             for stage in stages
             if isinstance(stage, FinetuneStage) and stage.name.startswith(f"arms/{arm}/")
         ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from svdrd.compress.errors import BadInput, Stopped
+from svdrd.compress.showing import show
 from svdrd.compress.study.stages import DONE, TO_DO, ChangedStage, Stage
 from svdrd.compress.train.interruption import HANDLED
 
@@ -96,13 +97,13 @@ def run_stages(stages: Sequence[Stage], run_command: Run) -> int:
         heading = f"[{number}/{len(stages)}] {stage.name}"
         state = stage.state()
         if state == DONE:
-            print(f"{heading}: done", flush=True)
+            show(f"{heading}: done")
             continue
-        print(f"\n{heading}{'' if state == TO_DO else f': {state}'}\n{shown(stage)}", flush=True)
+        show(f"\n{heading}{'' if state == TO_DO else f': {state}'}\n{shown(stage)}")
         stage.begin()
         code = run_command(stage.command)
         if code > 128:
-            print(f"interrupted in {stage.name}; the same command continues the study", file=sys.stderr)
+            show(f"interrupted in {stage.name}; the same command continues the study", file=sys.stderr)
             return code
         if code != 0 or stage.state() != DONE:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

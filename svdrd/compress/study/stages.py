@@ -10,7 +10,7 @@ from typing import Any
 from svdrd.compress.codecs import checkpoints
 from svdrd.compress.errors import BadInput
 from svdrd.compress.evaluation.provenance import weights_of
-from svdrd.compress.files import write_json
+from svdrd.compress.files import read_text, write_json
 from svdrd.compress.study.contents import NOT_YET, Contents
 from svdrd.compress.train.command_line import add_arguments, as_config, read_configuration
 from svdrd.compress.train.config import TrainConfig
@@ -80,7 +80,7 @@ class Stage(ABC):
         if not self.record_path.exists():
             return None
         try:
-            record: dict[str, Any] = json.loads(self.record_path.read_text())["settings"]
+            record: dict[str, Any] = json.loads(read_text(self.record_path))["settings"]
         except (OSError, ValueError, KeyError) as error:
             raise BadInput(f"{self.record_path}: not a record of svdrd experiment ({error}); remove it") from error
         return record
@@ -141,7 +141,7 @@ class FinetuneStage(Stage):
         if not self.checkpoint.exists():
             return TO_DO
         try:
-            summary = json.loads((self.folder / "summary.json").read_text())
+            summary = json.loads(read_text(self.folder / "summary.json"))
             if summary["finished"]:
                 return DONE
             return f"begun, step {summary['step']} of {summary['total_steps']}"
@@ -230,7 +230,7 @@ class EvaluateStage(Stage):
         if not self.file.exists():
             return None
         try:
-            said = json.loads(self.file.read_text())["settings"]
+            said = json.loads(read_text(self.file))["settings"]
             return {
                 "model": said["model"],
                 "rate": said["rate"],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from svdrd.compress.errors import BadInput
+from svdrd.compress.files import read_text
 from svdrd.compress.options import METRICS, PRECISIONS, SCHEDULES, add_codec_arguments
 
 if sys.version_info >= (3, 11):
@@ -209,13 +210,15 @@ def read_configuration(path: str, where: str) -> dict[str, Any]:
     """A TOML or, by its suffix, JSON file; ``where`` begins the message of an error.
 
     Raises:
-        BadInput: no such file, not TOML (JSON), or not a table (object).
+        BadInput: no such file, not UTF-8, not TOML (JSON), or not a table (object).
     """
     try:
-        text = Path(path).read_text()
+        text = read_text(path)
         value = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise BadInput(f"{where}: {error.strerror}; give a .toml or .json file of options") from error
+    except UnicodeError as error:
+        raise BadInput(f"{where}: not UTF-8 ({error}); save it in UTF-8") from error
     except ValueError as error:
         kind = "JSON" if Path(path).suffix == ".json" else "TOML"
         raise BadInput(f"{where}: not {kind} ({error}); for example: batch-size = 16") from error

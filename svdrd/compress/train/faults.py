@@ -18,8 +18,9 @@ Forward = Callable[[Tensor], Mapping[str, Any]]
 class Culprit:
     """A term of the loss that is not finite, in its value or only in its gradient, and the images it comes from.
 
-    ``term`` is ``"bpp"``, ``"mse"`` (or ``"ms-ssim"``) or ``"basis"``; ``"weights"`` where the model itself is not
-    finite any more, whatever the image; ``"sum"`` where every part is finite and only their sum overflows.
+    ``term`` is ``"bpp"``, ``"mse"`` (or ``"ms-ssim"``) or ``"basis"``; ``"aux"``, the loss of the quantiles;
+    ``"weights"`` where the model itself is not finite any more, whatever the image; ``"sum"`` where every part is
+    finite and only their sum overflows.
     """
 
     term: str

@@ -51,7 +51,7 @@ class RunLog:
             return
 
         def append(folder: Path = self.folder) -> None:
-            with (folder / "faults.jsonl").open("a") as file:
+            with (folder / "faults.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(fault) + "\n")
 
         self._try(append)
@@ -75,7 +75,7 @@ class RunLog:
         temporary = path.with_name(name + ".tmp")
 
         def write() -> None:
-            temporary.write_text(text, newline="")
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
             temporary.replace(path)
 
         if not self._try(write):
@@ -84,11 +84,13 @@ class RunLog:
     def _try(self, write: Callable[[], object]) -> bool:
         try:
             write()
-        except OSError as error:
+        # TensorBoard takes no folder whose name is not UTF-8.
+        except (OSError, UnicodeError) as error:
             if not self.complained:
                 self.complained = True
+                reason = error.strerror if isinstance(error, OSError) else error
                 print(
-                    f"{self.folder}: cannot be written to ({error.strerror}); the training goes on, its logs have gaps",
+                    f"{self.folder}: cannot be written to ({reason}); the training goes on, its logs have gaps",
                     file=sys.stderr,
                 )
             return False

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from svdrd.compress.codecs import checkpoints
 from svdrd.compress.errors import TrainingDiverged, TrainingStopped
 from svdrd.compress.images.batches import Batch, EqualSizeBatches, TrainingBatches, collate
+from svdrd.compress.showing import show
 from svdrd.compress.train import faults
 from svdrd.compress.train.distributed import fingerprint
 from svdrd.compress.train.interruption import let_loaders_die_quietly
@@ -25,6 +26,8 @@ from svdrd.compress.train.summary import summarize
 from svdrd.compress.train.validation import validate
 
 LOG_EVERY = 10
+# The loss of the quantiles.
+AUX = faults.Culprit("aux", "value or gradient", ())
 
 
 class Training:
@@ -75,7 +78,8 @@ class Training:
         """Trains to the end, or until a signal's number appears in ``interrupted``; returns the exit code.
 
         Raises:
-            TrainingDiverged: too many steps in a row had no finite loss and gradient.
+            TrainingDiverged: too many steps in a row had no finite loss and gradient, or the weights, tables or the
+                validation are not finite. What is saved stays as it is.
             TrainingStopped: the images have vanished, or the last checkpoint could not be written.
         """
         state = self.state
@@ -93,6 +97,10 @@ class Training:
                 self.save()
             self.log.metrics(state.history)
             self.log.json("summary.json", self.summary())
+        except TrainingDiverged:
+            # The one of before may be of a run that was finished, and begun again with more epochs.
+            self.log.json("summary.json", self.summary())
+            raise
         finally:
             self.log.close()
         return self.exit_code()
@@ -113,7 +121,7 @@ class Training:
         if self.signal is None:
             return 0
         if self.processes.first:
-            print(f"interrupted after step {state.step}; {resume}", file=sys.stderr)
+            show(f"interrupted after step {state.step}; {resume}", file=sys.stderr)
         return 128 + self.signal
 
     def train(self, end: int) -> None:
@@ -168,7 +176,7 @@ class Training:
                 yield {**collate([]), "problem": f"a loader of images ended ({' '.join(str(error).split())[:160]})"}
 
     def train_step(self, batch: Batch) -> dict[str, float] | None:
-        """One step of both optimizers; None, and nothing changed, if the loss or its gradient was not finite."""
+        """One step of both optimizers; None if a loss or its gradient was not finite, and nothing changed by it."""
         state = self.state
         crops = self.batches.length(state.step % self.steps_per_epoch)
         every = self.config.gradient_norms
@@ -191,7 +199,7 @@ class Training:
                 state.damaged.add(state.images.name(wanted))
         if outcome.overflow:
             return None
-        if not outcome.taken:
+        if not (outcome.taken and outcome.aux_taken):
             self.count_fault(batch, crops, outcome)
             return None
         state.faults.in_a_row = 0
@@ -202,13 +210,15 @@ class Training:
         """Says which term and images a skipped step failed by; gives the run up after too many in a row."""
         state = self.state
         names = [state.images.name(index) for index in batch["indices"]]
-        culprits = self.stepper.culprits(batch, crops, names)
+        # Weights that took their step: it is the loss of the quantiles, which depends on no image.
+        culprits = [AUX] if outcome.taken else self.stepper.culprits(batch, crops, names)
         state.faults.add(culprits)
         number, loss, norm = state.step + 1, outcome.losses["loss"], outcome.norm
         if self.processes.first:
             causes = "; ".join(map(str, culprits)) or "the sum of finite parts"
-            print(
-                f"step {number}: skipped, its loss is {loss:g} and its gradient norm {norm:g}: {causes}",
+            what = "the quantiles stay" if outcome.taken else "skipped"
+            show(
+                f"step {number}: {what}, its loss is {loss:g} and its gradient norm {norm:g}: {causes}",
                 file=sys.stderr,
             )
         self.log.append_fault(faults.record(number, loss, norm, culprits))
@@ -239,6 +249,7 @@ class Training:
     def validate(self, end: int) -> None:
         """Validation, schedule, metrics, checkpoints; nothing of it if a signal comes in between."""
         state = self.state
+        self.check_usable()
         batches = self.validation_loader.batch_sampler
         assert isinstance(batches, EqualSizeBatches)
         validation = validate(
@@ -257,6 +268,8 @@ class Training:
         results = validation.results
         # Two replicas that drift apart would average gradients of two models and train neither.
         self.processes.check_equal("weights", fingerprint(state.model.parameters()))
+        if not math.isfinite(results["loss"]):
+            self.give_up(f"the weights are finite, and the validation loss is {results['loss']:g}")
         state.validated_step = end
         learning_rate = state.optimizer.param_groups[0]["lr"]
         if isinstance(state.lr_scheduler, ReduceLROnPlateau) and end % self.steps_per_epoch == 0:
@@ -268,14 +281,6 @@ class Training:
         state.history.append(row)
         state.epoch_sums, state.epoch_count = {}, 0
         is_best = results["loss"] < state.best_loss
-        if self.processes.first:
-            print(
-                f"epoch {epoch}  step {end}  lr {learning_rate:.3g}  train loss {row.get('train_loss', math.nan):.4f}  "
-                f"val loss {results['loss']:.4f}  bpp {results['bpp_loss']:.4f} (estimate)  "
-                f"PSNR {results['psnr']:.3f} dB  MS-SSIM {results['ms_ssim']:.5f}  "
-                f"basis {results['basis_loss']:.5f}{'  best' if is_best else ''}",
-                flush=True,
-            )
         self.log.scalars("val/", results, end)
         self.log.scalars("", {"learning_rate": learning_rate, "images_per_second": self.images_per_second()}, end)
         for index, picture in enumerate(validation.pictures):
@@ -283,10 +288,23 @@ class Training:
         self.save(best=is_best)
         self.log.metrics(state.history)
         self.log.json("summary.json", self.summary())
+        if self.processes.first:
+            show(
+                f"epoch {epoch}  step {end}  lr {learning_rate:.3g}  train loss {row.get('train_loss', math.nan):.4f}  "
+                f"val loss {results['loss']:.4f}  bpp {results['bpp_loss']:.4f} (estimate)  "
+                f"PSNR {results['psnr']:.3f} dB  MS-SSIM {results['ms_ssim']:.5f}  "
+                f"basis {results['basis_loss']:.5f}{'  best' if is_best else ''}"
+            )
 
     def save(self, best: bool = False) -> None:
-        """Writes the checkpoint; where that fails the training goes on, with the last one that could be written."""
+        """Writes the checkpoint; where that fails the training goes on, with the last one that could be written.
+
+        Raises:
+            TrainingDiverged: nobody could use it; nothing is written then.
+        """
         state = self.state
+        # Before the tables are made, which may never end.
+        self.check_usable()
         before = state.best_loss
         if best:
             state.best_loss = state.history[-1]["val_loss"]
@@ -304,17 +322,31 @@ class Training:
                 self.saved_step = state.step
             except OSError as caught:
                 error = caught
-                print(
+                show(
                     f"step {state.step}: the checkpoint cannot be written to {self.folder} ({error.strerror}); the "
                     f"training goes on, the checkpoint there is of step {self.saved_step}",
                     file=sys.stderr,
-                    flush=True,
                 )
         self.saved_at = time.monotonic()
         self.not_saved, best_written = self.processes.gather((error, best_written))[0]
         if best and self.folder is not None and not best_written:
             # What the next epochs have to beat is what lies on the disk.
             state.best_loss = before
+
+    def check_usable(self) -> None:
+        """Gives the run up, on all processes, where on one of them a weight, table or optimizer is no good."""
+        if problem := next((text for text in self.processes.gather(self.state.problem()) if text), ""):
+            self.give_up(problem)
+
+    def give_up(self, problem: str) -> NoReturn:
+        step = self.state.step
+        kept = "nothing was saved"
+        if self.folder is not None and (self.folder / checkpoints.LAST).exists():
+            kept = f"nothing of it is saved, {self.folder / checkpoints.LAST} is of step {self.saved_step}"
+        raise TrainingDiverged(
+            f"step {step}: {problem}; {kept}; start anew from an earlier checkpoint with --checkpoint and a smaller "
+            "--learning-rate or --aux-learning-rate"
+        )
 
     def summary(self) -> dict[str, Any]:
         return summarize(self.state, self.total_steps, self.images_per_second())

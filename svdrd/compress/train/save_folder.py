@@ -1,12 +1,11 @@
 """The folder of a run: whether one may begin there, and what is in it before the first step."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from svdrd.compress.codecs import checkpoints
 from svdrd.compress.errors import BadInput
-from svdrd.compress.files import check_writable
+from svdrd.compress.files import check_writable, write_json
 
 ADVICE = "choose another, or --no-save"
 
@@ -29,6 +28,6 @@ def prepare_save_folder(folder: Path, config: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.remove_leftovers(folder)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_json(folder / "config.json", config)
     except OSError as error:
         raise BadInput(f"--save-dir {folder}: not writable ({error.strerror}); {ADVICE}") from error

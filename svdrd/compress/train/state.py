@@ -8,6 +8,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from svdrd.compress.codecs.soundness import problem_of_codec, problem_of_optimizer
 from svdrd.compress.compressai import CompressionModel
 from svdrd.compress.errors import BadInput
 from svdrd.compress.images.folders import ImageFolder
@@ -92,11 +93,21 @@ class RunState:
             "versions": versions(),
         }
 
+    def problem(self) -> str:
+        """Why a checkpoint of this state could not be used; "" where it can."""
+        return problem_of_codec(self.model) or self._problem_of_optimizers()
+
+    def _problem_of_optimizers(self) -> str:
+        return problem_of_optimizer(self.model, self.optimizer, "optimizer") or problem_of_optimizer(
+            self.model, self.aux_optimizer, "optimizer of the quantiles"
+        )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from :meth:`state_dict`; the model has been loaded from it already.
 
         Raises:
-            BadInput: of a run with other settings or images, or of another version of svdrd.
+            BadInput: of a run with other settings or images, of another version of svdrd, or with optimizers whose
+                next step would make weights that are not finite.
         """
         resume = f"--resume {self.config.resume}"
         try:
@@ -107,6 +118,8 @@ class RunState:
                 f"{resume}: has no {error}, it is of another version of svdrd ({state.get('versions')}); start a new "
                 "run from its weights with --checkpoint"
             ) from error
+        if problem := self._problem_of_optimizers():
+            raise BadInput(f"{resume}: {problem}; start a new run from its weights with --checkpoint")
 
     def _check_same_run(self, resume: str, state: dict[str, Any]) -> None:
         settings = self.config.saved()
@@ -135,7 +148,8 @@ class RunState:
         self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.validated_step = state["validated_step"]
-        self.best_loss = state["best_loss"]
+        # Versions before this one kept a NaN, which nothing is better than.
+        self.best_loss = math.inf if math.isnan(state["best_loss"]) else state["best_loss"]
         self.faults = Faults(**state["faults"])
         self.damaged = set(state["damaged_images"])
         self.epoch_sums = state["epoch_sums"]

@@ -1,7 +1,8 @@
 """One step of training: parts of a batch, all processes, both optimizers; taken by all of them or by none."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,7 +34,8 @@ class Outcome:
 
     ``losses`` are means over the whole batch, ``norm`` is that of the gradient before clipping, ``term_norms`` are
     those of the weighted terms of the loss (empty where they were not asked for). ``overflow``: not taken, because
-    float16's scale was too large, which is no fault.
+    float16's scale was too large, which is no fault. ``aux_taken``: whether the quantiles took theirs; they stay where
+    the gradient of their own loss is not finite.
     """
 
     taken: bool
@@ -42,6 +44,7 @@ class Outcome:
     wishes: Wishes
     term_norms: dict[str, float] = field(default_factory=dict)
     overflow: bool = False
+    aux_taken: bool = True
 
 
 class Step:
@@ -99,6 +102,13 @@ class Step:
             wishes: of this process; the outcome has those of all.
             measure_terms: whether to compute the gradient of each term by itself, too.
         """
+        with self._running_statistics_kept() as keep_new_ones:
+            outcome = self._take(batch, crops, wishes, measure_terms)
+            if outcome.taken:
+                keep_new_ones()
+        return outcome
+
+    def _take(self, batch: Batch, crops: int, wishes: Wishes, measure_terms: bool) -> Outcome:
         self.optimizer.zero_grad()
         self.aux_optimizer.zero_grad()
         self.noise.begin_step()
@@ -128,29 +138,53 @@ class Step:
         scaler.update()
         # After the weights' step, as in CompressAI: the quantiles follow the distribution as it is now.
         aux_loss = self.model.aux_loss()
+        aux_taken = True
         if self.quantiles:
             aux_loss.backward()
-            self.processes.send_from_first([p.grad for p in self.quantiles if p.grad is not None])
-            self.aux_optimizer.step()
+            # The loss of the first process, too: all of them shall decide alike.
+            aux_loss = aux_loss.detach()
+            gradients = [p.grad for p in self.quantiles if p.grad is not None]
+            self.processes.send_from_first([*gradients, aux_loss])
+            aux_taken = all(bool(torch.isfinite(value).all()) for value in (aux_loss, *gradients))
+            if aux_taken:
+                self.aux_optimizer.step()
         term_norms = {name: (self.processes.sum(flat).norm() / scale).item() for name, flat in terms.items()}
-        return Outcome(True, {**losses, "aux_loss": aux_loss.item()}, norm.item(), agreed, term_norms)
+        losses["aux_loss"] = float(aux_loss)
+        return Outcome(True, losses, norm.item(), agreed, term_norms, aux_taken=aux_taken)
 
     def culprits(self, batch: Batch, crops: int, images: Sequence[str]) -> list[Culprit]:
         """Which terms and images made the last step fail, over all processes; ``images`` names this one's crops."""
         found: list[Culprit] = []
         first_of_mine = self.processes.part(crops)[0]
-        for first, last, x in self._parts(batch, crops):
-            named = images[first - first_of_mine : last - first_of_mine]
+        with self._running_statistics_kept():
+            for first, last, x in self._parts(batch, crops):
+                named = images[first - first_of_mine : last - first_of_mine]
 
-            def forward(x: Tensor, first: int = first, last: int = last) -> Any:
-                return self._forward(self.model, x, first, last, crops)
+                def forward(x: Tensor, first: int = first, last: int = last) -> Any:
+                    return self._forward(self.model, x, first, last, crops)
 
-            found += diagnose(self.model, forward, self.criterion, x, named)
+                found += diagnose(self.model, forward, self.criterion, x, named)
         everywhere = [culprit for one in self.processes.gather(found) for culprit in one]
         merged: dict[tuple[str, str], dict[str, None]] = {}
         for culprit in everywhere:
             merged.setdefault((culprit.term, culprit.where), {}).update(dict.fromkeys(culprit.images))
         return [Culprit(term, where, tuple(names)) for (term, where), names in merged.items()]
+
+    @contextmanager
+    def _running_statistics_kept(self) -> Iterator[Callable[[], None]]:
+        """Buffers that ``forward`` itself changes, such as running means, are put back unless the yielded is called.
+
+        CompressAI's own layers have none; those of other codecs do, and one NaN in a running mean stays for ever.
+        """
+        before = [
+            (buffer, buffer.clone())
+            for module in self.model.modules()
+            if not type(module).__module__.startswith("compressai.")
+            for buffer in module.buffers(recurse=False)
+        ]
+        yield before.clear
+        for buffer, value in before:
+            buffer.copy_(value)
 
     def _parts(self, batch: Batch, crops: int) -> Iterator[tuple[int, int, Tensor]]:
         """First and last (excluded) crop of each part, numbered in the whole batch, and the part."""

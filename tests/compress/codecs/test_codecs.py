@@ -50,6 +50,18 @@ def no_codec():
     import torch
     return torch.nn.Identity()
 
+def grey():
+    import torch
+    codec = Codec(8)
+    codec.g_a[0] = torch.nn.Conv2d(1, 8, 5, stride=2, padding=2)
+    return codec
+
+def makes_grey():
+    import torch
+    codec = Codec(8)
+    codec.g_s[6] = torch.nn.ConvTranspose2d(8, 1, 5, stride=2, padding=2, output_padding=1)
+    return codec
+
 def number():
     return 3
 
@@ -247,6 +259,15 @@ def test_a_checkout_that_cannot_work(code: str | None, said: str, tmp_path: Path
         ({"name": "somebodys.codecs:constant"}, "has no function or class constant"),
         ({"name": "somebodys.codecs:build", "depth": 3}, "somebodys.codecs:build takes width=8, gain=1.0"),
         ({"name": "somebodys.codecs:no_codec"}, "what it makes (Identity) has no aux_loss, update, compress"),
+        (
+            {"name": "somebodys.codecs:grey"},
+            "grey': its forward does not take an image of shape (1, 3, 64, 64) (Runtime",
+        ),
+        ({"name": "somebodys.codecs:grey"}, "have three channels, grey ones too: make the codec with three"),
+        (
+            {"name": "somebodys.codecs:makes_grey"},
+            "its forward makes (1, 1, 64, 64) of an image of shape (1, 3, 64, 64)",
+        ),
         ({"name": "somebodys.codecs:number"}, "what it makes (int) is no torch.nn.Module"),
     ],
 )

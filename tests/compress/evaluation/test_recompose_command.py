@@ -266,6 +266,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     (tmp_path / "test_recompose_flat.py").write_text(
         "from compressai.models import CompressionModel\n"
         "class build(CompressionModel):\n"
+        "    def forward(self, x): return {'x_hat': x}\n"
         "    def compress(self, x): pass\n"
         "    def decompress(self, strings, shape): pass\n"
         "    def load_state_dict(self, state_dict): pass\n"

@@ -74,6 +74,18 @@ def test_configuration_file(tmp_path: Path, suffix: str):
     assert arguments.mu == 10
 
 
+@pytest.mark.parametrize("suffix", ["toml", "json"])
+def test_a_byte_order_mark_is_none_of_the_text(tmp_path: Path, suffix: str):
+    """As editors on Windows write it, with a name that ASCII lacks; whatever the locale."""
+    text = 'dataset = "größe"' if suffix == "toml" else '{"dataset": "größe"}'
+    path = tmp_path / f"run.{suffix}"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert parsed("--config", path).dataset == "größe"
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(BadInput, match=rf"--config .*run\.{suffix}: not UTF-8 \(.*\); save it in UTF-8"):
+        parsed("--config", path)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
