@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from svdrd.dispatch.registration import Operator, no_third_derivative, nothing_saved, ops, register
+from svdrd.dispatch.differentiation import Formulas, differentiated_again
+from svdrd.dispatch.registration import NO_THIRD_DERIVATIVE, Operator, ops, register
 from svdrd.dispatch.routes import Case
 from svdrd.reference import definitions
 
@@ -32,21 +32,20 @@ def _case(
     return Case(block_height, block_width, x_hat.dtype, x_hat.device, rcond)
 
 
-def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """What the backward pass of the loss keeps; also for the way past the dispatcher."""
+def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """What the backward pass of the loss needs; also for the way past the dispatcher."""
     x_hat, x, *ctx.options, need_grad_x_hat, need_grad_x = inputs
-    ctx.set_materialize_grads(False)
     _, derivative_x_hat, derivative_x = output
     ctx.mark_non_differentiable(derivative_x_hat, derivative_x)
     ctx.needed = need_grad_x_hat, need_grad_x
-    ctx.save_for_backward(x_hat, x, derivative_x_hat, derivative_x)
+    return x_hat, x, derivative_x_hat, derivative_x
 
 
 def grad(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     """The backward pass of the loss: each derivative times the gradient of its block's loss."""
     x_hat, x, derivative_x_hat, derivative_x = ctx.saved_tensors
     # The operator, which has a derivative of its own, costs some 30 microseconds more than what it computes.
-    backward = ops.basis_loss_backward if torch.is_grad_enabled() else _backward
+    backward = ops.basis_loss_backward if differentiated_again() else _backward
     grad_x_hat = grad_x = None
     if grad_loss is not None:
         if ctx.needed[0] and ctx.needs_input_grad[0]:
@@ -56,6 +55,34 @@ def grad(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     return grad_x_hat, grad_x, *(None,) * 6
 
 
+def _jvp(
+    ctx: Any, saved: list[Tensor], by_x_hat: Tensor | None, by_x: Tensor | None, *_: Any
+) -> tuple[Tensor | None, None, None]:
+    """Of each block's loss: its derivatives times the tangents, summed over the block."""
+    x_hat, x, *derivatives = saved
+    b, h, w = x.shape
+    ones = x.new_ones(b, h // ctx.options[0], w // ctx.options[1])
+    tangent = None
+    for direction, needed, derivative, sides in (
+        (by_x_hat, ctx.needed[0], derivatives[0], (x_hat, x)),
+        (by_x, ctx.needed[1], derivatives[1], (x, x_hat)),
+    ):
+        if direction is not None:
+            if not needed:
+                derivative = ops.basis_loss(*sides, *ctx.options, True, False)[1]
+            # Through the operator, for what comes by x_hat and x is in its own derivative.
+            derivative = ops.basis_loss_backward(ones, derivative, *sides, *ctx.options)
+            part = _sums_of_blocks(direction * derivative, *ctx.options[:2])
+            tangent = part if tangent is None else tangent + part
+    return tangent, None, None
+
+
+def _sums_of_blocks(image: Tensor, block_height: int, block_width: int) -> Tensor:
+    b, h, w = image.shape
+    blocks = image.reshape(b, h // block_height, block_height, w // block_width, block_width)
+    return blocks.sum((2, 4))
+
+
 register(
     Operator(
         # The derivatives come with the value, because both factors are at hand there: empty where not needed.
@@ -63,9 +90,8 @@ register(
         " bool need_grad_x_hat, bool need_grad_x) -> (Tensor loss, Tensor derivative_x_hat, Tensor derivative_x)",
         fake=_fake,
         default=definitions.basis_loss,
+        formulas=Formulas(setup, grad, _jvp),
         case=_case,
-        backward=grad,
-        setup_context=setup,
     )
 )
 
@@ -91,22 +117,43 @@ def _backward(
     return (grad_loss[:, :, None, :, None] * blocks).reshape(derivative.shape)
 
 
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
     *tensors, ctx.block_height, ctx.block_width, ctx.rcond, ctx.smooth = inputs
-    ctx.save_for_backward(*tensors)
+    return tuple(tensors)
 
 
-def _double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+def _double_backward(ctx: Any, direction: Tensor | None) -> tuple[Tensor | None, ...]:
+    if direction is None:
+        return (None,) * 8
     grad_loss, derivative, x_hat, x = ctx.saved_tensors
     options = ctx.block_height, ctx.block_width, ctx.rcond, ctx.smooth
     by_grad_loss = by_x_hat = None
     if ctx.needs_input_grad[0]:
-        blocks = definitions.to_blocks(direction * derivative, ctx.block_height, ctx.block_width)
-        by_grad_loss = blocks.sum((-2, -1)).reshape(grad_loss.shape)
+        by_grad_loss = _sums_of_blocks(direction * derivative, ctx.block_height, ctx.block_width)
     if ctx.needs_input_grad[2]:
         by_x_hat = ops.basis_loss_second_derivative(x_hat, x, grad_loss, direction, *options)
     # Not by x: the loss is piecewise linear in the two polar factors, so the mixed derivative is 0 almost everywhere.
     return by_grad_loss, None, by_x_hat, *(None,) * 5
+
+
+def _backward_jvp(
+    ctx: Any,
+    saved: list[Tensor],
+    by_grad_loss: Tensor | None,
+    by_derivative: Tensor | None,
+    by_x_hat: Tensor | None,
+    *_: Any,
+) -> Tensor | None:
+    """Linear in grad_loss; and the second derivative by x_hat is symmetric. The derivative follows from x_hat."""
+    grad_loss, derivative, x_hat, x = saved
+    options = ctx.block_height, ctx.block_width, ctx.rcond, ctx.smooth
+    tangent = None
+    if by_grad_loss is not None:
+        tangent = ops.basis_loss_backward(by_grad_loss, derivative, x_hat, x, *options)
+    if by_x_hat is not None:
+        bent = ops.basis_loss_second_derivative(x_hat, x, grad_loss, by_x_hat, *options)
+        tangent = bent if tangent is None else tangent + bent
+    return tangent
 
 
 register(
@@ -116,8 +163,7 @@ register(
         " SymInt block_width, float rcond, float smooth) -> Tensor",
         fake=_backward_fake,
         default=_backward,
-        backward=_double_backward,
-        setup_context=_backward_setup,
+        formulas=Formulas(_backward_setup, _double_backward, _backward_jvp),
     )
 )
 
@@ -138,7 +184,6 @@ register(
         " SymInt block_height, SymInt block_width, float rcond, float smooth) -> Tensor",
         fake=_second_fake,
         default=definitions.basis_loss_second_derivative,
-        backward=no_third_derivative,
-        setup_context=nothing_saved,
+        formulas=NO_THIRD_DERIVATIVE,
     )
 )

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from svdrd.backends import cpp, selection
 from svdrd.dispatch import basis_loss as operator
 from svdrd.dispatch import routes
+from svdrd.dispatch.differentiation import may_be_differentiated
 from svdrd.dispatch.registration import ops
 
 # Looked up once: what follows is asked in every call.
@@ -38,6 +40,7 @@ def _only_autograd_takes_part(*tensors: Tensor) -> bool:
             return False
     return (
         _modes() == 0
+        and forward_ad._current_level < 0
         and _transforms() is None
         and _tracing() is None
         and not _included(_PRE_DISPATCH)
@@ -52,7 +55,8 @@ class _BasisLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         output = cpp.basis_loss(*inputs)
-        operator.setup(ctx, inputs, output)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*operator.setup(ctx, inputs, output))
         return output
 
     backward = staticmethod(operator.grad)
@@ -84,12 +88,12 @@ def basis_loss(x_hat: Tensor, x: Tensor, *options: Any) -> Tensor:
     Whether a gradient is needed is known now only if the call is computed now, or compiled with guards. A graph that is
     captured from examples may be trained through later.
     """
-    grad = torch.is_grad_enabled()
-    by_x_hat, by_x = grad and x_hat.requires_grad, grad and x.requires_grad
     if _only_autograd_takes_part(x_hat, x):
+        grad = torch.is_grad_enabled()
+        by_x_hat, by_x = grad and x_hat.requires_grad, grad and x.requires_grad
         loss: Tensor = _BasisLoss.apply(x_hat, x, *options, by_x_hat, by_x)[0]
         return loss
-    if _captured():
-        by_x_hat = by_x = True
+    captured = _captured()
+    by_x_hat, by_x = captured or may_be_differentiated(x_hat), captured or may_be_differentiated(x)
     loss = ops.basis_loss(x_hat, x, *options, by_x_hat, by_x)[0]
     return loss

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd.dispatch.registration import Operator, no_third_derivative, nothing_saved, ops, register
+from svdrd.dispatch.differentiation import Formulas
+from svdrd.dispatch.registration import NO_THIRD_DERIVATIVE, Operator, ops, register
 from svdrd.dispatch.routes import Case
 from svdrd.reference import definitions, derivatives
 
@@ -30,11 +31,10 @@ def _case(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> Case:
     return Case(a.shape[1], a.shape[2], a.dtype, a.device, rcond, save_factors)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     a, ctx.rcond, ctx.smooth, _ = inputs
-    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(a, *output)
+    return a, *output
 
 
 def _grad(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
@@ -45,6 +45,14 @@ def _grad(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None, 
     return ops.polar_factor_backward(grad, a, p.detach(), *factors, ctx.rcond, ctx.smooth), None, None, None
 
 
+def _jvp(ctx: Any, saved: list[Tensor], tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
+    """The Jacobian is symmetric."""
+    if tangent is None:
+        return None, None, None, None
+    a, p, *factors = saved
+    return ops.polar_factor_backward(tangent, a, p.detach(), *factors, ctx.rcond, ctx.smooth), None, None, None
+
+
 register(
     Operator(
         # u, s, vh are for the backward: empty unless save_factors, and the backward then starts again from a.
@@ -52,9 +60,8 @@ register(
         " -> (Tensor p, Tensor u, Tensor s, Tensor vh)",
         fake=_fake,
         default=_default,
+        formulas=Formulas(_setup, _grad, _jvp),
         case=_case,
-        backward=_grad,
-        setup_context=_setup,
     )
 )
 
@@ -82,19 +89,33 @@ def _backward_case(
     return Case(a.shape[1], a.shape[2], a.dtype, a.device, rcond, u.ndim > 1)
 
 
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
     *tensors, ctx.rcond, ctx.smooth = inputs
-    ctx.save_for_backward(*tensors)
+    return tuple(tensors)
 
 
-def _double_backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+def _double_backward(ctx: Any, direction: Tensor | None) -> tuple[Tensor | None, ...]:
     grad, a, p, *factors = ctx.saved_tensors
     rest = (None,) * 6
+    if direction is None:
+        return None, None, *rest
     # The Jacobian is symmetric: the derivative by grad is the same map again.
     by_grad = ops.polar_factor_backward(direction, a, p, *factors, ctx.rcond, ctx.smooth)
     if not ctx.needs_input_grad[1]:
         return by_grad, None, *rest
     return by_grad, ops.polar_factor_second_derivative(a, grad, direction, ctx.rcond, ctx.smooth), *rest
+
+
+def _backward_jvp(ctx: Any, saved: list[Tensor], by_grad: Tensor | None, by_a: Tensor | None, *_: Any) -> Tensor | None:
+    """Linear in grad; and the second derivative is symmetric in its directions. p and the factors follow from a."""
+    grad, a, p, *factors = saved
+    tangent = None
+    if by_grad is not None:
+        tangent = ops.polar_factor_backward(by_grad, a, p.detach(), *factors, ctx.rcond, ctx.smooth)
+    if by_a is not None:
+        bent = ops.polar_factor_second_derivative(a, grad, by_a, ctx.rcond, ctx.smooth)
+        tangent = bent if tangent is None else tangent + bent
+    return tangent
 
 
 register(
@@ -104,9 +125,8 @@ register(
         " float smooth) -> Tensor",
         fake=_backward_fake,
         default=_backward,
+        formulas=Formulas(_backward_setup, _double_backward, _backward_jvp),
         case=_backward_case,
-        backward=_double_backward,
-        setup_context=_backward_setup,
     )
 )
 
@@ -123,7 +143,6 @@ register(
         "polar_factor_second_derivative(Tensor a, Tensor g, Tensor h, float rcond, float smooth) -> Tensor",
         fake=_second_fake,
         default=definitions.polar_factor_second_derivative,
-        backward=no_third_derivative,
-        setup_context=nothing_saved,
+        formulas=NO_THIRD_DERIVATIVE,
     )
 )

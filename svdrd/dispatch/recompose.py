@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from svdrd.dispatch.differentiation import Formulas
 from svdrd.dispatch.registration import Operator, ops, register, without_autocast
 from svdrd.dispatch.routes import Case
 from svdrd.reference import definitions, derivatives, devices
@@ -26,14 +27,16 @@ def _case(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Case
     return Case(block_height, block_width, x.dtype, x.device)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:
     x_hat, x, *ctx.block = inputs
-    ctx.save_for_backward(x_hat, x)
+    return x_hat, x
 
 
-def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _grad(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
     """By the derivatives of both decompositions, which are made again: the forward keeps no factors."""
     by_x_hat = by_x = None
+    if grad is None:
+        return None, None, None, None
     svd_vjp = devices.anywhere(derivatives.svd_vjp)
     g, x_hat, x = (definitions.to_blocks(image, *ctx.block) for image in (grad, *ctx.saved_tensors))
     with without_autocast(grad.device):
@@ -50,13 +53,31 @@ def _grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, N
     return by_x_hat, by_x, None, None
 
 
+def _jvp(ctx: Any, saved: list[Tensor], by_x_hat: Tensor | None, by_x: Tensor | None, *_: Any) -> Tensor | None:
+    """``dU S_hat V^T + U dS_hat V^T + U S_hat dV^T``, each side's part by its own tangent."""
+    if by_x_hat is None and by_x is None:
+        return None
+    x_hat, x = (definitions.to_blocks(image, *ctx.block) for image in saved)
+    svd_jvp = devices.anywhere(derivatives.svd_jvp)
+    with without_autocast(x.device):
+        u, s, vh = ops.svd(x)
+        u_hat, s_hat, vh_hat = ops.svd(x_hat)
+        tangent = x.new_zeros(x.shape)
+        if by_x_hat is not None:
+            by_values = svd_jvp(definitions.to_blocks(by_x_hat, *ctx.block), u_hat, s_hat, vh_hat)[1]
+            tangent = tangent + (u * by_values[:, None, :]) @ vh
+        if by_x is not None:
+            by_u, by_vh = svd_jvp(definitions.to_blocks(by_x, *ctx.block), u, s, vh)[::2]
+            tangent = tangent + (by_u * s_hat[:, None, :]) @ vh + (u * s_hat[:, None, :]) @ by_vh
+        return definitions.from_blocks(tangent, *saved[1].shape)
+
+
 register(
     Operator(
         "recompose(Tensor x_hat, Tensor x, SymInt block_height, SymInt block_width) -> Tensor",
         fake=_fake,
         default=_default,
+        formulas=Formulas(_setup, _grad, _jvp),
         case=_case,
-        backward=_grad,
-        setup_context=_setup,
     )
 )

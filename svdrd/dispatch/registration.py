@@ -1,4 +1,4 @@
-"""How an operator comes to ``torch.ops.svdrd``: schema, implementation, fake, derivative and autocast, in one call."""
+"""How an operator comes to ``torch.ops.svdrd``: schema, implementation, fake, derivatives and autocast, in one call."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.amp.autocast_mode import is_autocast_available
 
-from svdrd.dispatch import routes
+from svdrd.dispatch import differentiation, routes
+from svdrd.dispatch.differentiation import Formulas
 from svdrd.dispatch.routes import Case
 from svdrd.reference import devices
 
@@ -29,17 +31,15 @@ class Operator:
         schema: as ``torch.library`` reads it, with the name in front.
         fake: the outputs without values.
         default: the plain-torch reference, for what no route takes.
+        formulas: its derivatives.
         case: of the arguments what decides who computes; None where that is always the default.
-        backward, setup_context: as :func:`torch.library.register_autograd` takes them; None where no derivative is
-            asked for.
     """
 
     schema: str
     fake: Callable[..., Any]
     default: Callable[..., Any]
+    formulas: Formulas
     case: Callable[..., Case] | None = None
-    backward: Callable[..., Any] | None = None
-    setup_context: Callable[..., Any] | None = None
 
     @property
     def name(self) -> str:
@@ -84,22 +84,25 @@ def register(operator: Operator) -> None:
     # Looked up for every call, so that a test can stand in its way.
     _library.impl(name, lambda *arguments: compute(name, *arguments), "CompositeExplicitAutograd")
     torch.library.register_fake(f"svdrd::{name}", operator.fake, lib=_library)
-    if operator.backward is not None:
-        torch.library.register_autograd(
-            f"svdrd::{name}", operator.backward, setup_context=operator.setup_context, lib=_library
-        )
+    differentiation.register(_library, getattr(ops, name).default, operator.formulas)
     # Autocast: these are float32 operators. On other devices only the default computes, without it.
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(f"svdrd::{name}", device, torch.float32, lib=_library)
 
 
-def nothing_saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """The setup of :func:`no_third_derivative`."""
+def without_derivative(reason: str) -> Formulas:
+    """The formulas of an operator that has no derivative: they raise ``NotImplementedError``."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> tuple[Tensor, ...]:
+        return ()
+
+    def refuse(ctx: Any, *directions: Any) -> None:
+        raise NotImplementedError(f"svdrd: {reason}")
+
+    return Formulas(setup, refuse, refuse)
 
 
-def no_third_derivative(ctx: Any, direction: Any) -> None:
-    """The backward of second derivatives."""
-    raise NotImplementedError(
-        "svdrd: third derivatives of polar_factor and basis_loss are not implemented; first and second ones are. "
-        "Do not pass create_graph=True to the second backward."
-    )
+NO_THIRD_DERIVATIVE = without_derivative(
+    "third derivatives of polar_factor and basis_loss are not implemented; first and second ones are. "
+    "Do not pass create_graph=True to the second backward."
+)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svdrd.dispatch.registration import Operator, ops, register, without_autocast
+from svdrd.dispatch.differentiation import Formulas, differentiated_again
+from svdrd.dispatch.registration import Operator, ops, register, without_autocast, without_derivative
 from svdrd.dispatch.routes import Case
 from svdrd.reference import definitions, derivatives, devices
 
@@ -22,20 +23,27 @@ def _case(a: Tensor) -> Case:
     return Case(a.shape[1], a.shape[2], a.dtype, a.device)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*output)
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    return output
 
 
 def _grad(ctx: Any, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None) -> Tensor | None:
     u, s, vh = ctx.saved_tensors
     if grad_u is None and grad_s is None and grad_vh is None:
         return None
-    if not torch.is_grad_enabled():
+    if not differentiated_again():
         return ops.svd_backward(u, s, vh, grad_u, grad_s, grad_vh)
-    # create_graph=True: the formula's own operations are differentiated, to any order.
+    # The formula's own operations are differentiated, to any order.
     with without_autocast(u.device):
         return devices.anywhere(derivatives.svd_vjp)(grad_u, grad_s, grad_vh, u, s, vh)
+
+
+def _jvp(ctx: Any, saved: list[Tensor], tangent: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if tangent is None:
+        return None, None, None
+    u, s, vh = saved
+    with without_autocast(u.device):
+        return devices.anywhere(derivatives.svd_jvp)(tangent, u, s, vh)
 
 
 register(
@@ -43,9 +51,8 @@ register(
         "svd(Tensor a) -> (Tensor u, Tensor s, Tensor vh)",
         fake=_fake,
         default=definitions.svd,
+        formulas=Formulas(_setup, _grad, _jvp),
         case=_case,
-        backward=_grad,
-        setup_context=_setup,
     )
 )
 
@@ -74,6 +81,7 @@ register(
         "svd_backward(Tensor u, Tensor s, Tensor vh, Tensor? grad_u, Tensor? grad_s, Tensor? grad_vh) -> Tensor",
         fake=_backward_fake,
         default=_backward,
+        formulas=without_derivative("svd_backward has no derivative; with grad enabled its formula is differentiated."),
         case=_backward_case,
     )
 )

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 # Looked up once: these are asked in every call.
 _STRIDED, _SINGLE, _DOUBLE = torch.strided, torch.float32, torch.float64
@@ -29,12 +28,6 @@ def compute_dtype(call: str, **tensors: Tensor) -> torch.dtype:
         dtype = tensor.dtype
         if dtype not in _DTYPES or tensor.ndim < 2:
             raise _refusal(call, name, tensor)
-        # The dispatcher would drop the tangent without a word. Outside of every level there is none.
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
-            raise NotImplementedError(
-                f"{call}: {name} carries a forward-mode tangent, which is not implemented; use reverse mode. The "
-                "Jacobian of polar_factor is symmetric: torch.autograd.grad(polar_factor(a), a, tangent) applies it."
-            )
         if dtype is _DOUBLE:
             widest = _DOUBLE
     return widest

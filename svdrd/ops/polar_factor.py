@@ -1,9 +1,9 @@
 """The polar factor ``U V^T`` of every matrix of a batch, with its exact derivative."""
 
-import torch
 from torch import Tensor
 
 from svdrd.dispatch import routes
+from svdrd.dispatch.differentiation import may_be_differentiated
 from svdrd.dispatch.registration import ops
 from svdrd.ops import arguments
 
@@ -44,6 +44,6 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
     dtype = arguments.compute_dtype("polar_factor", a=a)
     rcond = arguments.check_rcond("polar_factor", rcond, dtype)
     smooth = arguments.check_smooth("polar_factor", smooth)
-    save_factors = a.requires_grad and torch.is_grad_enabled() and routes.saves_factors(a.device, dtype, *a.shape[-2:])
+    save_factors = may_be_differentiated(a) and routes.saves_factors(a.device, dtype, *a.shape[-2:])
     p = ops.polar_factor(arguments.flattened(a, dtype), rcond, smooth, save_factors)[0]
     return arguments.restored(p, a.shape[:-2], a.dtype)

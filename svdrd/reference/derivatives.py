@@ -227,33 +227,21 @@ def svd_vjp(
     m, n = u.shape[-2], vh.shape[-1]
     dtype, wide = u.dtype, _wide(u.dtype)
     u, s, v = u.to(wide), s.to(wide), vh.to(wide).mT
-    eps = torch.finfo(dtype).eps
-    scale = _unit_where_zero(_largest(s))[..., None]
-    s = s / scale[..., 0]
-    s_i, s_j = s[..., :, None], s[..., None, :]
+    scale, by_u, by_v, inverse_s = _svd_weights(s, max(m, n), torch.finfo(dtype).eps)
 
-    gap, total = s_j - s_i, s_j + s_i
-    nonzero = total > 4 * eps
-    # Relative to the pair, not to s_1: small values of an image are genuine, and so are the gaps between them.
-    distinct = nonzero & (gap.abs() > max(m, n) * eps * total)
-    inverse_gap = torch.where(distinct, 0.5 / torch.where(distinct, gap, 1.0), 0.0)
-    inverse_total = torch.where(nonzero, 0.5 / torch.where(nonzero, total, 1.0), 0.0)
-    positive = s > 4 * eps
-    inverse_s = torch.where(positive, 1.0 / torch.where(positive, s, 1.0), 0.0)
-
-    core, outside = torch.zeros_like(gap), u.new_zeros(())  # both are in units of 1 / s_1
+    core, outside = torch.zeros_like(by_u), u.new_zeros(())  # both are in units of 1 / s_1
     if grad_u is not None:
         g = grad_u.to(wide)
         projected = u.mT @ g
         skew = projected - projected.mT
-        core = core + skew * (inverse_gap + inverse_total)
+        core = core + skew * by_u
         if m > n:
             outside = outside + ((g - u @ projected) * inverse_s[..., None, :]) @ v.mT
     if grad_vh is not None:
         g = grad_vh.to(wide).mT
         projected = v.mT @ g
         skew = projected - projected.mT
-        core = core + skew * (inverse_gap - inverse_total)
+        core = core + skew * by_v
         if n > m:
             outside = outside + (u * inverse_s[..., None, :]) @ (g - v @ projected).mT
     derivative = (u @ core) @ v.mT + outside
@@ -261,3 +249,56 @@ def svd_vjp(
     if grad_s is not None:
         result = result + (u * grad_s.to(wide)[..., None, :]) @ v.mT
     return _rescaled(result, scale.new_ones(()), dtype)
+
+
+def _svd_weights(s: Tensor, larger_side: int, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the derivative of the SVD divides by, in units of a scale ``(..., 1, 1)``, which comes first: s_1, or 1.
+
+    Then ``1/(2 (s_j - s_i)) + 1/(2 (s_j + s_i))``, the difference of the two, and ``1/s``; each quotient 0 where
+    :func:`svd_vjp` says so.
+    """
+    scale = _unit_where_zero(_largest(s))[..., None]
+    s = s / scale[..., 0]
+    s_i, s_j = s[..., :, None], s[..., None, :]
+    gap, total = s_j - s_i, s_j + s_i
+    nonzero = total > 4 * eps
+    # Relative to the pair, not to s_1: small values of an image are genuine, and so are the gaps between them.
+    distinct = nonzero & (gap.abs() > larger_side * eps * total)
+    inverse_gap = torch.where(distinct, 0.5 / torch.where(distinct, gap, 1.0), 0.0)
+    inverse_total = torch.where(nonzero, 0.5 / torch.where(nonzero, total, 1.0), 0.0)
+    positive = s > 4 * eps
+    inverse_s = torch.where(positive, 1.0 / torch.where(positive, s, 1.0), 0.0)
+    return scale, inverse_gap + inverse_total, inverse_gap - inverse_total, inverse_s
+
+
+def svd_jvp(tangent: Tensor, u: Tensor, s: Tensor, vh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Jacobian-vector product of the thin SVD: the adjoint of :func:`svd_vjp`, with the same quotients taken as 0.
+
+    With ``M = U^T T V``, ``F = 1/(2 (s_j - s_i))``, ``E = 1/(2 (s_j + s_i))``, ``skew(X) = X - X^T``:
+
+    ``dS = diag M``, ``dU = U skew((F + E) M) + (I - U U^T) T V S^-1``,
+    ``dV = V skew((F - E) M) + (I - V V^T) T^T U S^-1``.
+
+    Args:
+        tangent: ``(..., m, n)``, the direction T.
+        u, s, vh: the factors.
+
+    Returns:
+        ``(..., m, k)``, ``(..., k)``, ``(..., k, n)``, built of differentiable operations.
+    """
+    m, n = u.shape[-2], vh.shape[-1]
+    dtype, wide = u.dtype, _wide(u.dtype)
+    t, u, s, v = tangent.to(wide), u.to(wide), s.to(wide), vh.to(wide).mT
+    scale, by_u, by_v, inverse_s = _svd_weights(s, max(m, n), torch.finfo(dtype).eps)
+    tv, tu = t @ v, t.mT @ u  # (m, k), (n, k)
+    middle = u.mT @ tv
+
+    def turned(basis: Tensor, weights: Tensor, image: Tensor) -> Tensor:
+        weighted = middle * weights
+        turn = basis @ (weighted - weighted.mT)
+        if basis.shape[-2] > basis.shape[-1]:
+            turn = turn + (image - basis @ (basis.mT @ image)) * inverse_s[..., None, :]
+        return _rescaled(turn, scale, dtype)
+
+    by_values = middle.diagonal(dim1=-2, dim2=-1)
+    return turned(u, by_u, tv), _rescaled(by_values, scale.new_ones(()), dtype), turned(v, by_v, tu).mT

@@ -1,4 +1,4 @@
-"""The operators' registration: opcheck, torch.compile, autocast, torch.func."""
+"""The operators' registration: opcheck, torch.compile, autocast."""
 
 from __future__ import annotations
 
@@ -90,8 +90,6 @@ def test_whoever_listens_sees_the_operators(backend: str) -> None:
         pass
 
     assert isinstance(svd(a.as_subclass(Subclass)).U, Subclass)
-    with pytest.raises(RuntimeError, match="functorch"):
-        torch.func.grad(both)(a)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -141,13 +139,6 @@ def test_gradient_inside_inference_and_detached(backend: str) -> None:
     with torch.inference_mode():
         assert torch.isfinite(basis_loss(a, a.flip(0)))
         assert torch.isfinite(polar_factor(a)).all()
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_forward_mode_is_refused(name: str) -> None:
-    a = torch.rand(2, 4, 4)
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        torch.func.jvp(FUNCTIONS[name], (a,), (a,))
 
 
 def test_backward_without_factors_starts_again_from_the_matrix(backend: str) -> None:
