@@ -189,7 +189,9 @@ def repeated(case: GpuCase, device: torch.device) -> tuple[inputs.Inputs, regist
     return (
         few._replace(x_hat=all_of(few.x_hat), x=all_of(few.x)),
         registry.Truth(
-            tuple(map(all_of, truth.outputs)), tuple(map(all_of, truth.cotangents)), all_of(truth.derivative * share)
+            tuple(map(all_of, truth.outputs)),
+            tuple(map(all_of, truth.cotangents)),
+            tuple(all_of(derivative * share) for derivative in truth.derivatives),
         ),
     )
 

@@ -153,7 +153,9 @@ def judge(
     if case.mode == "forward":
         errors, tolerance = operation.error(answer, given, truth), operation.tolerance
     else:
-        errors = registry.relative_error(registry.in_blocks(answer[0], given.block_size), truth.derivative)
+        blocks = registry.in_blocks(answer[0], given.block_size)
+        each = [registry.relative_error(blocks, derivative) for derivative in truth.derivatives]
+        errors = torch.stack(each).amin(0)
         tolerance = operation.derivative_tolerance
     if case.dtype == torch.float64:
         tolerance *= 1e-6
@@ -206,7 +208,7 @@ def measure(
     truth = registry.Truth(
         tuple(output.to(device) for output in truth.outputs),
         tuple(cotangent.to(device) for cotangent in truth.cotangents),
-        truth.derivative.to(device),
+        tuple(derivative.to(device) for derivative in truth.derivatives),
     )
     taking_part = registry.taking_part(case, providers)
     verdicts = {provider.name: gate(case, provider, given, truth) for provider in taking_part}

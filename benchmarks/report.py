@@ -195,6 +195,7 @@ def markdown(rows: Sequence[Row]) -> str:
         f"{_setting(first)}.\n"
         "Times are medians of rounds in which all providers take turns.\n"
         "An error is the 95 % quantile over the matrices of the relative Frobenius error against float64.\n"
+        "Of the loss's derivative, differences below 16 eps may count as 0, as in svdrd, or as what they are.\n"
         "A wrong answer, by this error or by a NaN, is not timed.\n"
         f"Photographs: {', '.join(sources) or 'none'}, without the rank-deficient blocks."
         f"{lowest}",

@@ -121,18 +121,21 @@ def from_blocks(blocks: Tensor, batch: int, height: int, width: int) -> Tensor:
     return split.transpose(2, 3).reshape(batch, height, width)
 
 
-def signs(p_hat: Tensor, p: Tensor) -> Tensor:
+def signs(p_hat: Tensor, p: Tensor, computed: torch.dtype | None = None) -> Tensor:
     r"""``sign(p_hat - p)`` of polar factors ``(b, m, n)``, 0 where they are equal but for rounding; NaN where one is.
 
     Equal: apart by no more than ``EQUAL_WITHIN eps``, times the larger one's largest singular value where that is below
     1, which only a smoothed factor's can be. It is at most ``sqrt(m n)`` times the largest entry.
+
+    Args:
+        computed: the dtype whose eps that is; None: that of ``p``.
     """
     difference = p_hat - p
     if not difference.numel():
         return difference
     largest = torch.maximum(p_hat.abs(), p.abs()).amax((-2, -1), keepdim=True)
     size = (largest * math.sqrt(p.shape[-2] * p.shape[-1])).clamp(max=1)
-    bound = EQUAL_WITHIN * torch.finfo(p.dtype).eps * size
+    bound = EQUAL_WITHIN * torch.finfo(computed or p.dtype).eps * size
     # torch.sign(NaN) is 0, which would make a NaN target look like a perfect one.
     sign = torch.where(difference.isnan(), torch.nan, torch.sign(difference))
     return torch.where(difference.abs() <= bound, 0.0, sign)

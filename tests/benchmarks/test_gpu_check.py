@@ -171,7 +171,7 @@ def test_the_truth_of_repeated_matrices_is_that_of_the_batch(op):
     if op in ("basis_loss", "recompose"):  # the others' cotangents are random, and repeated too
         for output, other in zip(truth.outputs, exact.outputs, strict=True):
             torch.testing.assert_close(output, other)
-        torch.testing.assert_close(truth.derivative, exact.derivative)
+        torch.testing.assert_close(truth.derivatives, exact.derivatives)
     right, error = measure.gate(replace(case, mode="forward"), registry.OURS, given, truth)
     assert right
     if op != "recompose":
