@@ -18,6 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svdrd.ops",),
     ("svdrd.losses",),
     ("svdrd",),
+    ("svdrd.environment",),
     ("svdrd.compress.errors", "svdrd.compress.showing"),
     ("svdrd.compress.options", "svdrd.compress.files", "svdrd.compress.compressai"),
     ("svdrd.compress.devices", "svdrd.compress.versions", "svdrd.compress.criterion"),

@@ -9,12 +9,9 @@ import torch
 
 pytest.importorskip("compressai")
 
-import svdrd
 from svdrd.__main__ import COMMANDS, main
-from svdrd.backends import availability, selection
 from svdrd.compress import load_codec, options
 from svdrd.compress.train import optimizers, precision
-from svdrd.dispatch import routes
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, synthetic_photograph
 
 # A process in another folder finds this tree, and argparse has the same room everywhere.
@@ -22,37 +19,6 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]),
     "COLUMNS": "120",
 }
-
-
-@pytest.mark.parametrize("argv", [[], ["info"]])
-def test_info(argv: list[str], capsys: pytest.CaptureFixture[str]):
-    assert main(argv) == 0
-    out = capsys.readouterr().out
-    assert f"svdrd {svdrd.__version__}, torch {torch.__version__}" in out
-    assert "compressai 1." in out
-    for backend in availability.describe():
-        assert f"backend {backend.name}: {'available' if backend.available else 'missing'}, {backend.reason}" in out
-    assert f"basis_loss on cpu, n x n, 8 to 256: {routes.route('basis_loss', 8, 8)}\n" in out
-
-
-def test_info_where_the_chosen_backend_computes_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def select(device: torch.device) -> str:
-        raise RuntimeError("it computes on CUDA devices")
-
-    monkeypatch.setattr(selection, "select", select)
-    assert main(["info"]) == 0
-    assert "svd on cpu: it computes on CUDA devices\n" in capsys.readouterr().out
-
-
-def test_info_names_missing_packages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    def version(package: str) -> str:
-        raise svdrd.__main__.PackageNotFoundError(package)
-
-    monkeypatch.setattr(svdrd.__main__, "version", version)
-    assert main([]) == 0
-    assert "compressai: missing, pip install 'svdrd[compress]'" in capsys.readouterr().out
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
