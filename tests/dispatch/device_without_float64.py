@@ -115,6 +115,12 @@ def main() -> None:
             for one, other in zip(expected, found, strict=True):
                 assert other.device == device, name
                 torch.testing.assert_close(other.cpu(), one, atol=1e-5, rtol=1e-4, msg=name)
+            (value, tangent), (values, tangents) = (
+                torch.func.jvp(function, *(tuple(x.to(where) for x in sides) for sides in ((a, b), (b, a))))
+                for where in ("cpu", device)
+            )
+            torch.testing.assert_close(values.cpu(), value, atol=1e-5, rtol=1e-4, msg=name)
+            torch.testing.assert_close(tangents.cpu(), tangent, atol=1e-5, rtol=1e-4, msg=name)
         for one, other in zip(reference.svd(a[0]), reference.svd(a[0].to(device)), strict=True):
             assert torch.equal(other.cpu(), one)
     said = [str(warning.message) for warning in caught if "svdrd" in str(warning.message)]

@@ -1,7 +1,5 @@
 """Which tensors and options the public functions take, and what they say of the others."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import warnings

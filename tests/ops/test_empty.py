@@ -64,6 +64,27 @@ def test_two_derivatives_by_products(name: str) -> None:
             check_two_derivatives(name, shape, torch.float32)
 
 
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.slow_interpreted
+def test_transforms(backend: str, name: str) -> None:
+    """Forward mode, gradients, batches, and each over the other."""
+
+    def total(a: Tensor, b: Tensor) -> Tensor:
+        return torch.stack([value.sum() for value in OPERATIONS[name](a, b)]).sum()
+
+    for shape in SHAPES:
+        a, b = (side.detach() for side in sides(shape))
+        values, tangents = torch.func.jvp(OPERATIONS[name], (a, b), (b, b))
+        assert [x.shape for x in tangents] == [x.shape for x in values]
+        gradient, tangent = torch.func.jvp(lambda x: torch.func.grad(total)(x, b), (a,), (b,))
+        assert gradient.shape == tangent.shape == shape
+        rows = a.expand(3, *shape)
+        for value, batch in zip(values, torch.func.vmap(OPERATIONS[name], (0, None))(rows, b), strict=True):
+            assert batch.shape == (3, *value.shape)
+            assert torch.equal(batch.isnan(), value.isnan().expand(batch.shape))
+        assert torch.func.vmap(torch.func.grad(total), (0, None))(rows, b).shape == rows.shape
+
+
 def test_shapes(backend: str) -> None:
     for shape in SHAPES:
         *batch, m, n = shape
