@@ -76,7 +76,7 @@ def test_transforms(backend: str, name: str) -> None:
         a, b = (side.detach() for side in sides(shape))
         values, tangents = torch.func.jvp(OPERATIONS[name], (a, b), (b, b))
         assert [x.shape for x in tangents] == [x.shape for x in values]
-        gradient, tangent = torch.func.jvp(lambda x: torch.func.grad(total)(x, b), (a,), (b,))
+        gradient, tangent = torch.func.jvp(torch.func.grad(total), (a, b), (b, b))
         assert gradient.shape == tangent.shape == shape
         rows = a.expand(3, *shape)
         for value, batch in zip(values, torch.func.vmap(OPERATIONS[name], (0, None))(rows, b), strict=True):
