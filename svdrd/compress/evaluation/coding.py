@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image, to_tensor
 from tqdm import tqdm
 
 from svdrd.compress.codecs.models import check_sound, load_codec, padding
 from svdrd.compress.compressai import CompressionModel, EntropyModel, GaussianConditional, get_entropy_coder
 from svdrd.compress.errors import BadInput
+from svdrd.compress.evaluation.progress import InsideAnImage
 from svdrd.compress.images.folders import ImageFolder
 from svdrd.compress.images.metrics import ms_ssim_8bit, psnr, to_8bit
 from svdrd.compress.options import MS_SSIM_SMALLEST_SIDE
@@ -102,6 +103,39 @@ def synchronized_time(device: torch.device) -> float:
 
 
 @contextmanager
+def remembered_transforms(model: CompressionModel) -> Iterator[None]:
+    """In this context ``g_a`` and ``g_s`` do not compute twice what they have just computed.
+
+    ``forward``, behind coding, calls ``g_a`` with the image that was encoded, and, where the decoder read what the
+    encoder wrote, ``g_s`` with the latents that were decoded. That is half of the time.
+    """
+    changed = []
+    for transform in (getattr(model, "g_a", None), getattr(model, "g_s", None)):
+        if isinstance(transform, nn.Module) and "forward" not in vars(transform):
+            transform.forward = _remembering(transform.forward)
+            changed.append(transform)
+    try:
+        yield
+    finally:
+        for transform in changed:
+            del transform.forward
+
+
+def _remembering(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``forward`` that keeps the result of its last call."""
+    last: tuple[Tensor, int, Tensor] | None = None
+
+    def remembering(x: Tensor) -> Tensor:
+        nonlocal last
+        if last is None or last[0]._version != last[1] or not torch.equal(x, last[0]):
+            last = x, x._version, forward(x)
+        # CompressAI clamps the decoded image in place.
+        return last[2].clone()
+
+    return remembering
+
+
+@contextmanager
 def checked_latents() -> Iterator[None]:
     """In this context CompressAI's entropy models raise NotFinite on latents and scales that cannot be coded."""
     quantize, likelihood = EntropyModel.quantize, GaussianConditional._likelihood
@@ -152,7 +186,11 @@ def code(model: CompressionModel, x: Tensor) -> Coded:
     """
     x_padded, unpad = padded(model, x)
     # Encoder and decoder must compute bitwise the same entropy parameters; cuDNN's choices may differ between calls.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True), checked_latents():
+    with (
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+        checked_latents(),
+        remembered_transforms(model),
+    ):
         start = synchronized_time(x.device)
         encoded = model.compress(x_padded)
         middle = synchronized_time(x.device)
@@ -207,11 +245,14 @@ def evaluate(
     """
     model.eval()
     device = next(model.parameters()).device
+    coder = estimate if estimated else code
+    inside = InsideAnImage(model, coder, progress)
     per_image = []
     for index, path in enumerate(tqdm(images.samples, disable=not progress)):
         x = to_tensor(images[index]).unsqueeze(0).to(device)
         try:
-            coded = (estimate if estimated else code)(model, x)
+            with inside.of(path.name, x):
+                coded = coder(model, x)
         except CodingFailed as error:
             raise type(error)(f"{path}: {error}") from error
         results = {

@@ -20,6 +20,7 @@ from svdrd.compress.compressai import CompressionModel, get_entropy_coder
 from svdrd.compress.errors import BadInput, Stopped
 from svdrd.compress.evaluation import recomposition_figures as figures
 from svdrd.compress.evaluation.coding import CodingFailed, make_ready
+from svdrd.compress.evaluation.progress import InsideAnImage
 from svdrd.compress.evaluation.recomposition import Spectrum, recompose_image
 from svdrd.compress.files import write_json, write_text
 from svdrd.compress.images.folders import ImageFolder
@@ -91,17 +92,24 @@ class RecomposedFolder:
         per_image: list[dict[str, Any]] = []
         pictures: dict[str, Tensor] = {}
         (name,) = map(str, codec.values())
-        for index in tqdm(range(len(self.images)), desc=name, disable=not sys.stderr.isatty()):
+        shown = sys.stderr.isatty()
+
+        def layers_of(model: CompressionModel, x: Tensor) -> None:
+            recompose_image(model, x, None, self.estimated)
+
+        inside = InsideAnImage(model, layers_of, shown)
+        for index in tqdm(range(len(self.images)), desc=name, disable=not shown):
             x = cut(self.images[index], self.patch_size).to(self.device)
             try:
-                recomposed = recompose_image(model, x, self.patch_size, self.estimated)
+                with inside.of(self.images.name(index), x):
+                    recomposed = recompose_image(model, x, self.patch_size, self.estimated)
             except CodingFailed as error:
                 raise Stopped(f"{name}, {self.images.name(index)}: {error}") from error
             per_image.append({"source": self.images.name(index), "results": recomposed.results(x)})
             spectrum.add(recomposed.lq, x, self.patch_size)
             if index == self.shown:
-                shown = {"original": x, "lq": recomposed.lq, "latent": recomposed.latent, "pixel": recomposed.pixel}
-                pictures = {key: middle(picture, self.patch_size)[0].cpu() for key, picture in shown.items()}
+                whole = {"original": x, "lq": recomposed.lq, "latent": recomposed.latent, "pixel": recomposed.pixel}
+                pictures = {key: middle(picture, self.patch_size)[0].cpu() for key, picture in whole.items()}
         model.cpu()
         means = {key: fmean(image["results"][key] for image in per_image) for key in RESULTS}
         return {**codec, "results": means, "spectrum": spectrum.curves(), "images": per_image, "pictures": pictures}
