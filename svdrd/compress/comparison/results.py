@@ -5,6 +5,7 @@ its JSON file.
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -78,7 +79,10 @@ def read(path: str | os.PathLike[str]) -> list[Point]:
             rows = images[k * each : (k + 1) * each]
             for row in rows:
                 for key in ("bpp", "psnr-rgb", "ms-ssim-rgb"):
-                    float(row["results"][key])
+                    # An image that is equal to the original has an infinite PSNR.
+                    value = float(row["results"][key])
+                    if math.isnan(value) or (math.isinf(value) and key != "psnr-rgb"):
+                        raise ValueError(f"the {key} of {row['source']} is {value}: its weights were not finite")
                 str(row["source"])
             points.append(
                 Point(Path(path).stem if len(origins) == 1 else f"{Path(path).stem}-{k + 1}", settings, made, rows)

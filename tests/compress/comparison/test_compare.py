@@ -4,6 +4,7 @@ import argparse
 import copy
 import csv
 import json
+import math
 import re
 import shlex
 import shutil
@@ -24,6 +25,7 @@ from svdrd.__main__ import main as svdrd
 from svdrd.compress import load_codec
 from svdrd.compress.commands import call, compare
 from svdrd.compress.comparison.arms import parse_arms
+from svdrd.compress.comparison.results import read
 from svdrd.compress.errors import Stopped
 from tests.compress.conftest import synthetic_photograph
 
@@ -334,6 +336,7 @@ def test_a_decoder_that_reads_something_else(
         ({"--arm": ["base=text.json"]}, "text.json: not JSON"),
         ({"--arm": ["base=eval_model.json"]}, "eval_model.json: has no results of single images with the settings"),
         ({"--arm": ["base=broken.json"]}, "broken.json: not as svdrd evaluate writes it"),
+        ({"--arm": ["base=nan.json"]}, r"nan.json: .*the bpp of .*\.png is nan: its weights were not finite"),
         ({"--arm": ["base=elsewhere.json"]}, "elsewhere.json: not of the images of crops"),
         (
             {"--arm": ["base=float.json"]},
@@ -380,6 +383,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     variants = {
         "eval_model": {key: result[key] for key in ("name", "description", "results")},
         "broken": result | {"images": result["images"][:0]},
+        "nan": result | {"images": [row | {"results": row["results"] | {"bpp": math.nan}} for row in result["images"]]},
         "elsewhere": result | {"settings": result["settings"] | {"images": "0" * 64}},
         "float": result | {"settings": result["settings"] | {"quality": "float"}},
         "estimated": result | {"settings": result["settings"] | {"rate": "estimated"}},
@@ -401,6 +405,12 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert errors[0].startswith("svdrd compare: error: ")
     assert re.search(said, errors[0])
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_results_with_a_byte_order_mark(compared: Path, tmp_path: Path):
+    kept = compared / "evaluations" / "crops" / f"{MODEL}-basis" / "basis-0.0035-checkpoint.json"
+    (tmp_path / kept.name).write_bytes(b"\xef\xbb\xbf" + kept.read_bytes())
+    assert read(tmp_path / kept.name) == read(kept)
 
 
 def test_results_of_other_images_of_the_same_names(
