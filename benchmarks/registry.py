@@ -187,7 +187,7 @@ class Truth(NamedTuple):
 
     outputs: tuple[Tensor, ...]
     cotangents: tuple[Tensor, ...]
-    # Each of them is right. Of the loss there are two: the sign of a difference below 16 eps counts as 0 in svdrd, and as
+    # Each is right. Of the loss there are two: the sign of a difference below 16 eps counts as 0 in svdrd, and as
     # what it is in plain PyTorch.
     derivatives: tuple[Tensor, ...]
 
