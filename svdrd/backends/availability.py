@@ -58,12 +58,20 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
+def _no_device() -> str | None:
+    """Why no GPU kernel can run; None where there is a GPU for them. PyTorch for ROCm calls AMD's GPUs "cuda", too."""
+    if torch.version.hip is not None:
+        return "this PyTorch is for ROCm, and the kernels are for NVIDIA's GPUs: on AMD's the torch backend computes"
+    return None if torch.version.cuda is not None and torch.cuda.is_available() else "no CUDA device"
+
+
 @cache
 def _load_triton() -> tuple[bool, str]:
     """Whether Triton can launch kernels here. Called when first needed, because importing Triton takes a while."""
     on_cpu = interpreted()
-    if not on_cpu and (torch.version.cuda is None or not torch.cuda.is_available()):
-        return False, "no CUDA device (TRITON_INTERPRET=1 runs the kernels on the CPU: slow, for tests)"
+    missing = _no_device()
+    if not on_cpu and missing is not None:
+        return False, f"{missing} (TRITON_INTERPRET=1 runs the kernels on the CPU: slow, for tests)"
     try:
         triton = importlib.import_module("triton")
         if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
@@ -123,9 +131,8 @@ def _describe_cuda() -> tuple[bool, str]:
     module, reason = _load_cuda()
     if module is None or emulation():
         return module is not None, reason
-    if torch.version.cuda is None or not torch.cuda.is_available():
-        return False, f"no CUDA device ({reason})"
-    return True, reason
+    missing = _no_device()
+    return missing is None, reason if missing is None else f"{missing} ({reason})"
 
 
 def refusal(name: str, device: torch.device) -> str | None:

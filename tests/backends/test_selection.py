@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -125,6 +126,48 @@ def test_automatic_order_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> No
     assert selection.select(device) == "triton"
     present.discard("triton")
     assert selection.select(device) == "torch"
+
+
+def test_amds_gpus_are_left_to_the_torch_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch for ROCm calls them "cuda" and has a compute capability for them."""
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    monkeypatch.setattr(selection, "_chosen", None)
+    monkeypatch.setattr(availability, "interpreted", lambda: False)
+    monkeypatch.setattr(availability, "emulation", lambda: "")
+    monkeypatch.setattr(availability, "_load_cuda", lambda: (ModuleType("_cuda"), "CUDA kernels"))
+    monkeypatch.setattr(availability, "_load_triton", availability._load_triton.__wrapped__)
+    device = torch.device("cuda", 0)
+    assert selection.select(device) == "torch"
+    for name in selection.ON_CUDA:
+        with (
+            pytest.raises(RuntimeError, match=r"for ROCm.*on AMD's the torch backend computes"),
+            svdrd.use_backend(name),
+        ):
+            pass
+    # What the torch backend does there beyond LAPACK's kin is made of PyTorch's own products.
+    assert routes.route("polar_factor", 64, 64, device=device) == "products"
+    assert routes.route("svd", 8, 8, device=device) == routes.DEFAULT
+
+
+def test_triton_compiles_for_amds_gpus() -> None:
+    """Waves of 64 threads instead of warps of 32, and other tensor cores: the kernels assume neither."""
+    code = """
+from svdrd.backends.triton import aot
+kinds = {}
+for one in aot.configurations():
+    if one.name.startswith(("loss_kernel fp32 M=4 N=4", "symmetric_kernel fp32", "product_kernel fp64")):
+        kinds.setdefault((one.kernel.__name__, one.dtype), one)
+for one in kinds.values():
+    resources = aot.compile_ahead(one, "gfx942")
+    print(one.kernel.__name__, resources.problem(), 0 < resources.registers <= 512)
+"""
+    pytest.importorskip("triton.backends.amd")
+    result = python(code, TRITON_INTERPRET="")
+    kernels = ("loss_kernel", "symmetric_kernel", "product_kernel")
+    assert result.stdout.splitlines() == [f"{name} None True" for name in kernels], result.stderr
 
 
 def test_environment_variable() -> None:

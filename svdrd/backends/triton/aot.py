@@ -4,6 +4,9 @@ It prints registers, spilled bytes and shared memory of each, and fails where on
 A new module with kernels goes into ``MODULES`` and lists its configurations in a function ``configurations()``.
 
     python -m svdrd.backends.triton.aot [--target sm_90] [--only WORD]
+
+``--target gfx942`` asks what Triton makes of them for an AMD GPU (MI300). It is compiled only when asked for: there the
+torch backend computes (:mod:`svdrd.backends.availability`).
 """
 
 from __future__ import annotations
@@ -25,15 +28,16 @@ from svdrd.backends.triton.configuration import Configuration
 
 MODULES: tuple[str, ...] = ("jacobi", "products")
 # Shared memory that one block may have, in bytes: CUDA C++ Programming Guide, "Technical Specifications per Compute
-# Capability".
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+# Capability"; of AMD's, the local data share in the "CDNA3 ISA Reference Guide".
+SHARED_MEMORY = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
+TARGETS = tuple(target for target in SHARED_MEMORY if target.startswith("sm_"))
 
 
 class Resources(NamedTuple):
     """What one configuration takes on one target."""
 
     name: str
-    target: int
+    target: str
     registers: int
     spilled: int
     shared: int
@@ -74,8 +78,8 @@ def signature(configuration: Configuration) -> tuple[dict[str, str], dict[tuple[
     return types, attributes
 
 
-def compile_ahead(configuration: Configuration, target: int) -> Resources:
-    """Compiles for compute capability ``target`` and reads what the machine code needs."""
+def compile_ahead(configuration: Configuration, target: str) -> Resources:
+    """Compiles for ``target`` and reads what the machine code needs."""
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -83,12 +87,11 @@ def compile_ahead(configuration: Configuration, target: int) -> Resources:
     source = triton.compiler.ASTSource(
         configuration.kernel, types, constexprs=dict(configuration.constants), attrs=attributes
     )
-    compiled = triton.compile(
-        source,
-        target=GPUTarget("cuda", target, 32),
-        options=configuration.options,
-    )
-    registers, spilled = resource_usage(compiled.asm["cubin"])
+    nvidia = target.startswith("sm_")
+    gpu = GPUTarget("cuda", int(target.removeprefix("sm_")), 32) if nvidia else GPUTarget("hip", target, 64)
+    compiled = triton.compile(source, target=gpu, options=configuration.options)
+    usage = resource_usage(compiled.asm["cubin"]) if nvidia else parse_metadata(compiled.asm["amdgcn"])
+    registers, spilled = usage
     return Resources(configuration.name, target, registers, spilled, compiled.metadata.shared)
 
 
@@ -113,19 +116,29 @@ def parse_resource_usage(output: str) -> tuple[int, int]:
     return registers, stack + local
 
 
-def _compile_numbered(index: int, target: int) -> Resources:
+def parse_metadata(assembly: str) -> tuple[int, int]:
+    """Vector registers a thread and bytes of stack, from the metadata in an AMD GPU's assembly."""
+    registers, stack = (
+        re.search(rf"\.{name}:\s+(\d+)", assembly) for name in ("vgpr_count", "private_segment_fixed_size")
+    )
+    if registers is None or stack is None:
+        raise ValueError(f"the assembly has no metadata: {assembly[-200:]!r}")
+    return int(registers.group(1)), int(stack.group(1))
+
+
+def _compile_numbered(index: int, target: str) -> Resources:
     return compile_ahead(list(configurations())[index], target)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compiles, prints the table, and returns 1 where a configuration is not fit for its target."""
     parser = argparse.ArgumentParser(prog="python -m svdrd.backends.triton.aot", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--target", action="append", choices=[f"sm_{target}" for target in SHARED_MEMORY])
+    parser.add_argument("--target", action="append", choices=list(SHARED_MEMORY))
     parser.add_argument("--only", default="", help="configurations with this word in their name")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args(argv)
     os.environ.pop("TRITON_INTERPRET", None)  # an interpreted kernel cannot be compiled
-    targets = [int(target.removeprefix("sm_")) for target in arguments.target or [f"sm_{t}" for t in SHARED_MEMORY]]
+    targets = arguments.target or TARGETS
     chosen = [index for index, one in enumerate(configurations()) if arguments.only in one.name]
     work = [(index, target) for target in targets for index in chosen]
     failures = 0
@@ -135,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             problem = resources.problem()
             failures += problem is not None
             print(
-                f"sm_{resources.target:<4} {resources.registers:4} registers {resources.spilled:5} spilled "
+                f"{resources.target:<7} {resources.registers:4} registers {resources.spilled:5} spilled "
                 f"{resources.shared:7} shared  {resources.name}{f'  FAILS: {problem}' if problem else ''}",
                 flush=True,
             )
