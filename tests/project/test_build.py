@@ -390,6 +390,16 @@ def test_fast_math_of_the_environment_is_taken_back(tmp_path: Path) -> None:
     assert "crtfastmath" not in shown.stderr
 
 
+def test_loading_the_module_leaves_denormal_numbers_alone() -> None:
+    from svdrd.backends import availability
+
+    if availability.native is None:
+        pytest.skip("no native module")
+    folder = Path(str(availability.native.__file__)).parent
+    program = "tiny = 5e-324; before = tiny * 1.0; import _native; print(before > 0, tiny * 1.0 > 0)"
+    assert python(program, folder).strip() == "True True"
+
+
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
