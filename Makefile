@@ -18,7 +18,8 @@ GPU_CHECK_ARGS ?=
 CUDA_RESOURCES_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench sanitize aot ptx emulation counted cuda-resources gpu-check clean FORCE
+.PHONY: help install test lint format demo bench sanitize aot ptx emulation counted cuda-resources gpu-check docs docs-links notebook \
+  clean FORCE
 
 help:
 	@echo "make install    create .venv and install svdrd with everything for development (the other targets do it too)"
@@ -33,6 +34,8 @@ help:
 	@echo "make counted    what bounds the GPU kernels' times, counted in an emulator, into docs/design/counted.md"
 	@echo "make cuda-resources   the CUDA kernels compiled: registers, spills, shared memory"
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks, a training step, the bars   PIECES='bench report'"
+	@echo "make docs       the pages with the reference, into build/docs/html; make docs-links asks the addresses in them"
+	@echo "make notebook   run examples/basis_loss.ipynb and write its outputs"
 	@echo "make clean      remove what the targets above left, except .venv"
 	@echo
 	@echo "PYTHON=python3.12 chooses what .venv is made with; SVDRD_BUILD=auto|none|cpu|cuda what is compiled"
@@ -133,6 +136,25 @@ gpu-check: $(VENV)/.requirements
 	$(BIN)/python -m benchmarks.gpu_check --only-ask
 	$(MAKE) install emulation
 	$(BIN)/python -m benchmarks.gpu_check $(PIECES) $(GPU_CHECK_ARGS)
+
+# Tools that only the next three need. pip reads the group, not the package, which stays as it is.
+$(VENV)/.docs: pyproject.toml $(VENV)/.requirements
+	$(BIN)/pip install --group docs
+	@touch $@
+
+# All is read again: what Sphinx keeps from an earlier build it does not warn of.
+SPHINX := $(BIN)/python -m sphinx -c docs -d build/docs/doctrees -E -a
+
+docs: $(VENV)/.docs
+	$(SPHINX) -q -W --keep-going . build/docs/html
+	@echo "open build/docs/html/index.html"
+
+# A target of its own, because the pages themselves are built without a network.
+docs-links: $(VENV)/.docs
+	$(SPHINX) -q -b linkcheck . build/docs/links
+
+notebook: install $(VENV)/.docs
+	$(BIN)/python docs/notebook.py
 
 clean:
 	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_cuda*.so svdrd/_build_info.json $(VENV)/.installed

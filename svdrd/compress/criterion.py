@@ -21,8 +21,8 @@ class BasisRateDistortionLoss(nn.Module):
     r"""CompressAI's ``RateDistortionLoss`` plus the basis term.
 
     .. math::
-        L &= R + \lambda \, (255^2 \, \mathrm{MSE} + \mu \, c \, B)            \quad \text{metric "mse"} \\
-        L &= R + \lambda \, (1 - \text{MS-SSIM} + \mu \, c \, B)               \quad \text{metric "ms-ssim"}
+        L &= R + \lambda \, (255^2 \, \mathrm{MSE} + \mu \, c \, B)            \quad \text{metric mse} \\
+        L &= R + \lambda \, (1 - \text{MS-SSIM} + \mu \, c \, B)               \quad \text{metric ms-ssim}
 
     ``R`` is the estimated rate in bits per pixel, ``B = basis_loss(x_hat, x)`` compares the polar factors ``U V^T`` of
     the decoded and the original image, one matrix a channel (or a block), and ``c`` is ``basis_scale``. The paper does
