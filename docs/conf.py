@@ -67,6 +67,7 @@ napoleon_use_param = False  # "x_hat, x" stay one entry
 napoleon_use_rtype = False
 
 templates_path = ["_templates"]
+# Two columns that become one on a phone, tables and code that scroll by themselves, a dark theme, plain CSS.
 html_theme = "furo"
 html_title = f"svdrd {release}"
 html_static_path = ["_static"]

@@ -51,6 +51,11 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: ``name`` is none of these.
         RuntimeError: the backend is not there (with the recorded reason), or, on use, cannot take a tensor's device.
+
+    Example::
+
+        with svdrd.use_backend("torch"):
+            loss = svdrd.ops.basis_loss(x_hat, x)
     """
     global _chosen
     _require(name, f"use_backend({name!r})")

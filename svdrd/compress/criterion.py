@@ -47,6 +47,11 @@ class BasisRateDistortionLoss(nn.Module):
     Raises:
         BadInput: (a ValueError) for a value outside the ranges above.
 
+    Example::
+
+        criterion = svdrd.compress.BasisRateDistortionLoss(lmbda=0.013, mu=10)
+        criterion(net(x), x)["loss"].backward()
+
     Source: Chen, Chen, Wang, Li, "Optimizing Image Compression: Perspectives on SVD-Based Restoration", Eqn. 4.
     """
 

@@ -44,6 +44,11 @@ def basis_loss(
         ValueError: shapes or devices differ, fewer than two dimensions, ``block_size`` does not divide the size (the
             message says what would), or an option is out of range.
 
+    Example::
+
+        loss = svdrd.ops.basis_loss(x_hat, x, block_size=8)
+        loss.backward()
+
     Source: Chen, Chen, Wang, Li, "Optimizing Image Compression: Perspectives on SVD-Based Restoration", Eqn. 4.
     """
     dtype = arguments.compute_dtype("basis_loss", x_hat=x_hat, x=x)

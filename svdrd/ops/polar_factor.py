@@ -39,6 +39,11 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
         TypeError: ``a`` is no dense tensor of a real floating dtype; ``rcond`` or ``smooth`` is no number.
         ValueError: ``a`` has fewer than two dimensions; ``rcond`` or ``smooth`` is out of range.
 
+    Example::
+
+        p = svdrd.ops.polar_factor(a)
+        p.mT @ p  # the identity, if a is tall and has full rank
+
     Source: N. J. Higham, "Functions of Matrices", SIAM 2008, chapter 8 (the canonical polar decomposition).
     """
     dtype = arguments.compute_dtype("polar_factor", a=a)

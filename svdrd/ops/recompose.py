@@ -21,6 +21,10 @@ def recompose(x_hat: Tensor, x: Tensor, block_size: int | None = None) -> Tensor
     Raises:
         TypeError, ValueError: as :func:`svdrd.ops.basis_loss`.
 
+    Example::
+
+        better = svdrd.ops.recompose(x_hat, x, block_size=8)
+
     Source: Chen, Chen, Wang, Li, "Optimizing Image Compression: Perspectives on SVD-Based Restoration", Sec. II-A.
     """
     dtype = arguments.compute_dtype("recompose", x_hat=x_hat, x=x)

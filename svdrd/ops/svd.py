@@ -37,6 +37,11 @@ def svd(a: Tensor) -> SVD:
     Raises:
         TypeError: ``a`` is no dense tensor of a real floating dtype.
         ValueError: ``a`` has fewer than two dimensions.
+
+    Example::
+
+        U, S, Vh = svdrd.ops.svd(a)
+        (U * S[..., None, :]) @ Vh  # a, but for rounding
     """
     dtype = arguments.compute_dtype("svd", a=a)
     u, s, vh = direct.svd(arguments.flattened(a, dtype))

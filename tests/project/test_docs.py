@@ -7,6 +7,7 @@ import inspect
 import re
 import shlex
 import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +160,42 @@ def test_commands_on_the_pages_have_these_options(page: str) -> None:
             parser.parse_args(words[1:])
 
 
-def test_the_docstrings_examples_run() -> None:
-    (example,) = re.findall(r"Example::\n\n((?:    .*\n?)+)", inspect.getdoc(svdrd.BasisLoss) or "")
-    x = torch.rand(1, 3, 32, 32)
+def reference(page: str) -> list[str]:
+    """The names whose docstrings `make docs` writes into a page of docs/api."""
+    text = (ROOT / "docs" / "api" / page).read_text()
+    return re.findall(r"^\.\. auto(?:function|class|exception):: (\S+)$", text, re.MULTILINE)
+
+
+REFERENCE = [*reference("ops.md"), *reference("compress.md")]
+
+
+def example(name: str) -> str:
+    """The code below ``Example::`` in the docstring of a public name; none of an exception."""
+    package, _, own = name.rpartition(".")
+    docstring = inspect.getdoc(getattr(importlib.import_module(package), own)) or ""
+    return textwrap.dedent("".join(re.findall(r"^Example::\n\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)))
+
+
+@pytest.mark.parametrize("name", [name for name in REFERENCE if name != "svdrd.compress.BadInput"])
+def test_the_docstrings_example_runs(name: str) -> None:
+    if name.startswith("svdrd.compress"):
+        pytest.importorskip("compressai", reason="pip install 'svdrd[compress]' brings what the example is about")
+    torch.manual_seed(0)
+    a, x = torch.rand(5, 3, dtype=torch.float64), torch.rand(1, 3, 32, 32)
     x_hat = x.flip(-1).requires_grad_()
-    exec(inspect.cleandoc(example), {"svdrd": svdrd, "x": x, "x_hat": x_hat})
-    assert torch.isfinite(x_hat.grad).all()
+    net = lambda x: {"x_hat": x_hat * 1.0, "likelihoods": {"y": torch.full((1, 4), 0.5)}}  # noqa: E731
+    *statements, last = example(name).strip().splitlines()
+    names: dict[str, Any] = {"svdrd": svdrd, "torch": torch, "a": a, "x": x, "x_hat": x_hat, "net": net}
+    exec("\n".join([*statements, last]), names)
+    if last.endswith(".backward()"):
+        assert torch.isfinite(x_hat.grad).all()
+        assert x_hat.grad.any()
+    if name == "svdrd.ops.polar_factor":
+        torch.testing.assert_close(eval(last, names), torch.eye(3, dtype=torch.float64))
+    if name == "svdrd.ops.svd":
+        torch.testing.assert_close(eval(last, names), a)
+    if name == "svdrd.compress.lambda_for":
+        assert eval(last, names) == float(last.partition("# ")[2])
 
 
 def test_the_readme_is_two_screens() -> None:
@@ -185,6 +216,13 @@ def anchors(page: Path) -> set[str]:
     """As GitHub makes them of headings."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "![" in (ROOT / page).read_text()])
+def test_figures_have_an_alternative_text(page: str) -> None:
+    texts = re.findall(r"!\[([^\]]*)\]\(", (ROOT / page).read_text())
+    assert texts
+    assert not [text for text in texts if len(text) < 20]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -239,10 +277,8 @@ def test_every_public_name_is_in_the_reference(package: str, page: str) -> None:
     """`make docs` writes its docstring there."""
     if package == "svdrd.compress":
         pytest.importorskip("compressai", reason="pip install 'svdrd[compress]' brings what the reference describes")
-    text = (ROOT / "docs" / "api" / f"{page}.md").read_text()
-    documented = re.findall(r"^\.\. auto\w+:: (\S+)$", text, re.MULTILINE)
     names = {f"{package}.{name}" for name in importlib.import_module(package).__all__ if not name.startswith("__")}
-    assert names <= set(documented)
+    assert names <= set(reference(f"{page}.md"))
 
 
 def test_every_page_is_in_the_index() -> None:

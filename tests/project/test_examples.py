@@ -44,7 +44,10 @@ def test_every_example_is_run_here_and_says_how():
         if path.suffix == ".py":
             assert f"\n    python examples/{path.name}" in path.read_text()
             assert f'python("{path.name}"' in Path(__file__).read_text()
-    assert {path.name for path in EXAMPLES.iterdir() if path.suffix not in (".py", "")} == {TRAINER.name, "basis_loss.ipynb"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.suffix not in (".py", "")} == {
+        TRAINER.name,
+        "basis_loss.ipynb",
+    }
 
 
 def test_basis_loss(tmp_path: Path):

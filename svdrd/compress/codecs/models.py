@@ -56,6 +56,10 @@ def lambda_for(name: str, quality: int, metric: str = "mse") -> float:
 
     Raises:
         BadInput: an unknown model, metric or quality, or a model without qualities.
+
+    Example::
+
+        svdrd.compress.lambda_for("bmshj2018-hyperprior", 3)  # 0.0067
     """
     _check_quality(name, quality)
     if metric not in ZOO_LAMBDAS:
@@ -92,6 +96,10 @@ def load_codec(
         BadInput: (a ValueError) an unknown name (similar ones are suggested), a quality out of range, weights that
             cannot be had, a checkpoint of another model, arguments the class does not take, code that is not there;
             weights that are not finite, or tables that cannot be made of them.
+
+    Example::
+
+        net = svdrd.compress.load_codec("bmshj2018-hyperprior", init="random", N=64, M=96)
     """
     model = _load(name, quality, metric, checkpoint, init, lic_tcm_repo, model_args)
     check_sound(model, name, checkpoint)
