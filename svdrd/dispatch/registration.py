@@ -79,15 +79,15 @@ def register(operator: Operator) -> None:
     OPERATORS[name] = operator
     if name in _libraries:
         _libraries.pop(name)._destroy()
-    _library = _libraries[name] = torch.library.Library("svdrd", "FRAGMENT")
-    _library.define(operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    library = _libraries[name] = torch.library.Library("svdrd", "FRAGMENT")
+    library.define(operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
     # Looked up for every call, so that a test can stand in its way.
-    _library.impl(name, lambda *arguments: compute(name, *arguments), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"svdrd::{name}", operator.fake, lib=_library)
-    differentiation.register(_library, getattr(ops, name).default, operator.formulas)
+    library.impl(name, lambda *arguments: compute(name, *arguments), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"svdrd::{name}", operator.fake, lib=library)
+    differentiation.register(library, getattr(ops, name).default, operator.formulas)
     # Autocast: these are float32 operators. On other devices only the default computes, without it.
     for device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"svdrd::{name}", device, torch.float32, lib=_library)
+        torch.library.register_autocast(f"svdrd::{name}", device, torch.float32, lib=library)
 
 
 def without_derivative(reason: str) -> Formulas:
