@@ -228,7 +228,7 @@ def exit_code(argv: list[str]) -> int:
         (["--precision", "fp8"], "argument --precision: invalid choice: 'fp8'"),
         (["--freeze", "encodr"], "--freeze encodr: no such part; encoder, decoder, entropy, or one of"),
         (["--config", "missing.toml"], "--config missing.toml: No such file or directory"),
-        (["--config", "a file"], "--config a file: not TOML"),
+        (["--config", "a file"], "--config a file: not UTF-8"),
         (["-o", "a file"], "--save-dir a file: not writable"),
         (["-o", "a file/below"], "--save-dir a file/below: not writable"),
         (["-o", "a run"], "--save-dir a run: holds a run already"),
