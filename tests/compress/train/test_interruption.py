@@ -27,6 +27,15 @@ from tests.compress.train.several import CONTEXT, _main, errors, finetune_with
 ROUNDS = int(os.environ.get("SVDRD_KILL_ROUNDS", "3"))
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the processes that are killed: on some processors oneDNN's sums depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def arguments(photographs: Path, out: Path, *options: object) -> list[str]:
     # A checkpoint after every step.
     often = ["--checkpoint-minutes", "0", "--resume", "auto"]
