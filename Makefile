@@ -16,9 +16,11 @@ PIECES ?=
 GPU_CHECK_ARGS ?=
 # Of cuda-resources: --log FILE --module FILE judges what was compiled before.
 CUDA_RESOURCES_ARGS ?=
+# Of wheel: options of tests/project/prove_wheel.py.
+WHEEL_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench sanitize aot ptx emulation counted cuda-resources gpu-check docs docs-links notebook \
+.PHONY: help install test lint format demo bench sanitize aot ptx emulation counted cuda-resources gpu-check docs docs-links notebook wheel \
   clean FORCE
 
 help:
@@ -36,6 +38,7 @@ help:
 	@echo "make gpu-check  on a GPU: tests, compute-sanitizer, benchmarks, a training step, the bars   PIECES='bench report'"
 	@echo "make docs       the pages with the reference, into build/docs/html; make docs-links asks the addresses in them"
 	@echo "make notebook   run examples/basis_loss.ipynb and write its outputs"
+	@echo "make wheel      a wheel of the CPU kernels for Linux on x86-64, into dist; it is installed and tested   WHEEL_ARGS=--torch=DIR"
 	@echo "make clean      remove what the targets above left, except .venv"
 	@echo
 	@echo "PYTHON=python3.12 chooses what .venv is made with; SVDRD_BUILD=auto|none|cpu|cuda what is compiled"
@@ -155,6 +158,17 @@ docs-links: $(VENV)/.docs
 
 notebook: install $(VENV)/.docs
 	$(BIN)/python docs/notebook.py
+
+# Made from the source distribution, so that it is complete. The folder of the unpacked sources is kept, and with it what is
+# compiled. A wheel that needs a newer system than the tag says is refused by auditwheel.
+wheel: $(VENV)/.requirements
+	rm -rf dist build/sdist/wheel build/sdist/svdrd-*/build/lib* build/sdist/svdrd-*/build/bdist*
+	$(BIN)/python -c 'from setuptools import build_meta; build_meta.build_sdist("dist")'
+	mkdir -p build/sdist && tar -xzf dist/svdrd-*.tar.gz -C build/sdist
+	SVDRD_BUILD=cpu SVDRD_OLD_GLIBC=ON $(BIN)/pip wheel -v --no-build-isolation --no-deps -w build/sdist/wheel \
+	  build/sdist/$$(basename dist/svdrd-*.tar.gz .tar.gz)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --plat manylinux_2_28_x86_64 -w dist build/sdist/wheel/svdrd-*.whl
+	$(BIN)/python -m tests.project.prove_wheel dist/svdrd-*.whl $(WHEEL_ARGS)
 
 clean:
 	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_cuda*.so svdrd/_build_info.json $(VENV)/.installed

@@ -15,6 +15,8 @@ missing.
 ``Hopper``, ``native`` (those that are here), ``All``. Where it is set, ``auto`` and ``cuda`` compile for these GPUs,
 whether one is here or not.
 
+``SVDRD_OLD_GLIBC=ON`` makes a module for older systems than this one, for wheels (``make wheel``).
+
 What was built, and why the rest was not, is written to ``svdrd/_build_info.json``, which ``python -m svdrd`` shows.
 """
 
@@ -314,7 +316,8 @@ def compile_native(version: str, target: Path) -> str:
     """Builds ``_native`` into ``target``; returns the compiler's name and version."""
     compiler = compiler_command()
     path = str(shutil.which(shlex.split(compiler)[0]))
-    return (compile_module(version, target, "_native", {}, [compiler, path]) / "compiler.txt").read_text()
+    settings = {"SVDRD_OLD_GLIBC": os.environ.get("SVDRD_OLD_GLIBC", "OFF")}
+    return (compile_module(version, target, "_native", settings, [compiler, path]) / "compiler.txt").read_text()
 
 
 def compile_cuda(version: str, target: Path) -> str:

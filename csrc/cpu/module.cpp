@@ -162,6 +162,14 @@ std::map<std::string, std::string> flags_per_instruction_set() {
   return flags;
 }
 
+void use_openmp(Address parallel, Address thread_number, Address give_up_threads) {
+  svdrd::OpenMP library{};
+  library.parallel = reinterpret_cast<decltype(library.parallel)>(parallel);
+  library.thread_number = reinterpret_cast<decltype(library.thread_number)>(thread_number);
+  library.give_up_threads = reinterpret_cast<decltype(library.give_up_threads)>(give_up_threads);
+  svdrd::use_openmp(library);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = SVDRD_VERSION;
@@ -193,6 +201,9 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
              release_gil());
   module.def("instruction_set", &svdrd::instruction_set,
              "The instruction set the kernels run with on this processor; SVDRD_ISA in the environment lowers it.");
+  module.def("use_openmp", &use_openmp, py::arg("GOMP_parallel"), py::arg("omp_get_thread_num"),
+             py::arg("omp_pause_resource_all"),
+             "From now on threads are those of the OpenMP whose functions have these addresses.");
   module.def("threads_of", &svdrd::threads_of,
              "Whose threads compute for the calling thread: 'OpenMP', those of torch's operators, or 'own'.");
   module.def("build_info", &build_info, "Version, compiler, flags per instruction set, and whether CUDA is in.");

@@ -6,21 +6,22 @@
 // fork() copies the calling thread alone. GCC's OpenMP does not notice: the copy's next parallel region, ours or torch's,
 // waits forever for threads that are not there. So before each fork the calling thread gives its OpenMP threads up, and the
 // next region of parent or child starts new ones.
+//
+// The module is not linked with OpenMP: PyTorch's copy has another name or folder on each system, and a second copy would be
+// a second set of threads. Who imports the module hands over the functions of the copy that PyTorch calls.
 #include "cpu/threads.h"
 
-#ifdef _OPENMP
-#include <dlfcn.h>
-#include <omp.h>
+#ifdef __linux__
 #include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <fstream>
-#include <sstream>
-#include <string>
+#include <cstdio>
+#include <cstring>
 #endif
 
 #include <cstddef>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -41,29 +42,30 @@ void on_own_threads(int count, const std::function<void(int)>& task) {
   for (std::thread& thread : started) thread.join();
 }
 
-#ifdef _OPENMP
+#ifdef __linux__
 
-// omp_pause_resource_all of OpenMP 5 (GCC 9); null where the OpenMP that is loaded is older than the compiler's and lacks it.
-using Pause = int (*)(int);
-Pause give_up_threads = nullptr;
+OpenMP openmp{};
 constexpr int keep_settings = 1;  // omp_pause_soft: what omp_set_num_threads has set stays
 
 // Whether this process was forked and runs its parent's program, as of now; true where that cannot be known. In such a
 // process the first thread may have lost its OpenMP threads before this module was here to see to it.
 bool forked() {
-  std::ifstream file("/proc/self/stat");
-  std::ostringstream text;
-  text << file.rdbuf();
-  const std::string stat = text.str();
-  const size_t name_end = stat.rfind(')');  // the program's name is in parentheses, and may hold anything
-  if (name_end == std::string::npos) return true;
-  std::istringstream fields(stat.substr(name_end + 1));
-  std::string skipped;
-  for (int i = 0; i < 6; ++i) fields >> skipped;
+  char stat[1024];
+  std::FILE* file = std::fopen("/proc/self/stat", "r");
+  if (file == nullptr) return true;
+  const size_t size = std::fread(stat, 1, sizeof stat - 1, file);
+  std::fclose(file);
+  stat[size] = 0;
+  // The program's name is in parentheses, and may hold anything. The flags are the seventh field behind it.
+  const char* field = std::strrchr(stat, ')');
+  for (int i = 0; i < 7 && field != nullptr; ++i) field = std::strchr(field + 1, ' ');
+  if (field == nullptr) return true;
   unsigned long flags = 0;
-  fields >> flags;
+  for (const char* digit = field + 1; *digit >= '0' && *digit <= '9'; ++digit) {
+    flags = 10 * flags + static_cast<unsigned long>(*digit - '0');
+  }
   constexpr unsigned long forked_and_no_exec = 0x40;  // PF_FORKNOEXEC of Linux' sched.h
-  return !fields || (flags & forked_and_no_exec) != 0;
+  return (flags & forked_and_no_exec) != 0;
 }
 
 enum class Threads { unknown, openmp, own };
@@ -77,34 +79,44 @@ Threads threads_here() {
   // A thread that the forked process has started itself has OpenMP threads of its own to start, too.
   if (threads == Threads::unknown) {
     const bool lost = loaded_after_fork && syscall(SYS_gettid) == getpid();
-    threads = lost || give_up_threads == nullptr ? Threads::own : Threads::openmp;
+    threads = lost || openmp.parallel == nullptr ? Threads::own : Threads::openmp;
   }
   return threads;
 }
 
 // OpenMP refuses inside a parallel region.
-void before_fork() { kept_over_fork = threads_here() == Threads::openmp && give_up_threads(keep_settings) != 0; }
+void before_fork() { kept_over_fork = threads_here() == Threads::openmp && openmp.give_up_threads(keep_settings) != 0; }
 
 void in_child() {
   if (kept_over_fork) threads = Threads::own;
 }
 
-const bool prepared = [] {
-  give_up_threads = reinterpret_cast<Pause>(dlsym(RTLD_DEFAULT, "omp_pause_resource_all"));
-  loaded_after_fork = forked();
-  pthread_atfork(before_fork, nullptr, in_child);
-  return true;
-}();
+void one_of_region(void* data) noexcept {
+  const auto& task = *static_cast<const std::function<void(int)>*>(data);
+  task(openmp.thread_number());
+}
 
 #endif
 
 }  // namespace
 
+void use_openmp(const OpenMP& library) {
+#ifdef __linux__
+  if (openmp.parallel != nullptr) return;  // svdrd is imported again
+  openmp = library;
+  loaded_after_fork = forked();
+  pthread_atfork(before_fork, nullptr, in_child);
+#else
+  static_cast<void>(library);
+  throw std::logic_error("OpenMP's threads are used on Linux alone");
+#endif
+}
+
 void on_threads(int count, const std::function<void(int)>& task) {
-#ifdef _OPENMP
+#ifdef __linux__
   if (threads_here() == Threads::openmp) {
-#pragma omp parallel num_threads(count)
-    task(omp_get_thread_num());
+    // What GCC makes of "#pragma omp parallel num_threads(count)".
+    openmp.parallel(one_of_region, const_cast<std::function<void(int)>*>(&task), static_cast<unsigned>(count), 0);
     return;
   }
 #endif
@@ -112,7 +124,7 @@ void on_threads(int count, const std::function<void(int)>& task) {
 }
 
 const char* threads_of() {
-#ifdef _OPENMP
+#ifdef __linux__
   if (threads_here() == Threads::openmp) return "OpenMP";
 #endif
   return "own";

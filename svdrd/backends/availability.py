@@ -6,11 +6,13 @@ CUDA devices.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.util
 import json
 import os
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +41,26 @@ def build_record() -> dict[str, object]:
     return record
 
 
+# What csrc/cpu/threads.cpp calls of OpenMP: GCC's way to begin a parallel region, and two functions of the standard.
+OPENMP_FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_pause_resource_all")
+
+
+def openmp_of_torch() -> list[int] | None:
+    """The addresses of ``OPENMP_FUNCTIONS`` in the OpenMP that PyTorch's own operators call; None where it has none.
+
+    PyTorch brings a copy of its own, under a name that differs from one build to the next. ``dlsym`` searches a library
+    and then those that it was linked with, so this finds that copy by whatever name, and no other one of the process.
+    """
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        library = ctypes.CDLL("libtorch_cpu.so", mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        functions = [ctypes.cast(getattr(library, name), ctypes.c_void_p) for name in OPENMP_FUNCTIONS]
+    except (OSError, AttributeError):
+        return None
+    return [function.value or 0 for function in functions]
+
+
 def _load_native() -> tuple[ModuleType | None, str]:
     try:
         module = importlib.import_module("svdrd._native")
@@ -47,6 +69,11 @@ def _load_native() -> tuple[ModuleType | None, str]:
         if record.get("native"):
             return None, f"the compiled module does not load: {error}"
         return None, f"no compiled module: {record.get('reason')}"
+    if not hasattr(module, "use_openmp"):
+        return None, "the compiled module is of an earlier checkout: build it again, e.g. by make install"
+    openmp = openmp_of_torch()
+    if openmp is not None:
+        module.use_openmp(*openmp)
     return module, f"C++ kernels, {module.instruction_set()}"
 
 
