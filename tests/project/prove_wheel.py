@@ -20,7 +20,16 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ("tests/ops", "tests/dispatch", "tests/backends/test_threads.py")
+# A part that takes a minute or two; --tests tests/ops tests/dispatch is the whole.
+TESTS = (
+    "tests/ops/test_svd.py",
+    "tests/ops/test_polar_factor.py",
+    "tests/ops/test_basis_loss.py",
+    "tests/ops/test_recompose.py",
+    "tests/dispatch/test_automatic.py",
+    "tests/dispatch/test_routes.py",
+    "tests/backends/test_threads.py",
+)
 SECONDS_TO_INSTALL = 10
 # Run in the new environment: what is imported, and whose OpenMP is loaded.
 LOOK = """

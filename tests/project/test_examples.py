@@ -158,6 +158,25 @@ def test_trainer_finds_its_criterion_in_compressais_registry(trainer: dict[str, 
         assert set(meters) - (MEASURED_BY_THE_RUNNER if loader == "infer" else set()) <= losses.keys()
 
 
+def test_the_control_arm_trains_with_compressais_loss_and_reports_the_basis_loss(trainer: dict[str, Any]):
+    pytest.importorskip("compressai")
+    from compressai.losses import RateDistortionLoss
+    from compressai.registry import CRITERIONS
+
+    import svdrd.compress  # noqa: F401
+
+    kwargs = trainer["criterion"] | {"mu": 0}
+    control = CRITERIONS[kwargs.pop("type")](**kwargs)
+    x = torch.rand(2, 3, 16, 24)
+    x_hat = x.flip(0).requires_grad_()
+    output = {"x_hat": x_hat, "likelihoods": {"y": torch.rand(2, 4, 1, 2)}}
+    ours, theirs = control(output, x), RateDistortionLoss(lmbda=kwargs["lmbda"])(output, x)
+    assert ours["basis_loss"] > 0
+    torch.testing.assert_close(ours["loss"], theirs["loss"])
+    gradients = [torch.autograd.grad(losses["loss"], x_hat)[0] for losses in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
 def trainer_command() -> list[str]:
     """The one in the comment at the head of the file: python -c PROGRAM --config-dir=..."""
     lines = re.findall(r"^#   (.*)$", TRAINER.read_text(), re.M)
@@ -173,17 +192,43 @@ def test_trainers_first_import_registers_the_criterion(trainer: dict[str, Any]):
     assert run([sys.executable, "-c", f"{first_import}; {look}"], ROOT).split() == ["True"]
 
 
-def test_trainer_takes_the_configuration():
-    """The command that the file gives, as far as the trainer's Hydra composes the configuration with it."""
-    pytest.importorskip("compressai_trainer", reason="CompressAI-Trainer is not installed: it is not on PyPI")
+def commands_of_the_page() -> list[list[str]]:
+    """Those of docs/guide/trainer.md that start the trainer."""
+    page = EXAMPLES.parent / "docs" / "guide" / "trainer.md"
+    if not page.exists():
+        pytest.skip("the documentation is not beside these tests")
+    fences = re.findall(r"^```\n(python .*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [[sys.executable, *shlex.split(fence.replace("\\\n", ""))[1:]] for fence in fences]
+
+
+def test_the_page_starts_the_trainer_as_the_file_says_and_a_control_arm():
+    with_loss, control = commands_of_the_page()
+
+    def words(command: list[str]) -> list[str]:
+        return [" ".join(word.split()) for word in command]
+
+    assert words(with_loss) == words(trainer_command())
+    assert words(control) == [*words(with_loss), "criterion.mu=0", "exp.name=control"]
+
+
+@pytest.mark.parametrize(("arm", "mu", "name"), [(0, 10.0, "basis_loss"), (1, 0, "control")])
+def test_trainer_takes_the_configuration(arm: int, mu: float, name: str):
+    """The commands that the page gives, as far as the trainer's Hydra composes the configuration with them."""
+    pytest.importorskip(
+        "compressai_trainer",
+        reason="CompressAI-Trainer is not installed; docs/guide/trainer.md says how, it is on no package index",
+    )
     from compressai_trainer.config import create_criterion, create_runner
     from omegaconf import OmegaConf
 
     from svdrd.compress import BasisRateDistortionLoss
 
-    configuration = OmegaConf.create(run([*trainer_command(), "--cfg=job"], ROOT))
+    configuration = OmegaConf.create(run([*commands_of_the_page()[arm], "--cfg=job"], ROOT))
+    assert configuration.exp.name == name
     assert configuration.paths.model_checkpoint == "base.pth.tar"
     assert configuration.dataset.train.config.root == "/data/datasets/DIV2K"
     assert configuration.optimizer.net.lr == 1e-5
-    assert type(create_criterion(configuration.criterion)) is BasisRateDistortionLoss
+    criterion = create_criterion(configuration.criterion)
+    assert type(criterion) is BasisRateDistortionLoss
+    assert (criterion.lmbda, criterion.mu) == (0.0067, mu)
     assert "basis_loss" in create_runner(configuration.runner)._meter_keys["train"]
