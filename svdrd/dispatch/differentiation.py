@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch
+from torch._functorch.eager_transforms import _unwrap_all_tensors_from_functional, _wrap_all_tensors_to_functional
+from torch._functorch.pyfunctorch import FunctionalizeInterpreter, retrieve_current_functorch_interpreter
 from torch.autograd import forward_ad
 
 
@@ -56,6 +58,9 @@ def register(library: torch.library.Library, operator: torch._ops.OpOverload, fo
         return _below_autograd(operator, keyset, arguments)
 
     def transform(*arguments: Any) -> Any:
+        interpreter = retrieve_current_functorch_interpreter()
+        if isinstance(interpreter, FunctionalizeInterpreter):  # the one transform that functions have no rule for
+            return _functionalized(operator, interpreter, arguments)
         # A function's apply goes through all transforms that are active, one after the other, and then calls forward.
         return function.apply(*arguments, None)
 
@@ -68,6 +73,16 @@ def _below_autograd(
 ) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
         return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+
+def _functionalized(
+    operator: torch._ops.OpOverload, interpreter: FunctionalizeInterpreter, arguments: tuple[Any, ...]
+) -> Any:
+    """The operator, which changes nothing in place, of what the tensors of ``torch.func.functionalize`` hold."""
+    inside = _unwrap_all_tensors_from_functional(arguments, reapply_views=interpreter.functionalize_add_back_views())
+    with interpreter.lower():
+        outputs = operator(*inside)
+    return _wrap_all_tensors_to_functional(outputs, interpreter.level())
 
 
 def _function(operator: torch._ops.OpOverload, formulas: Formulas) -> type[torch.autograd.Function]:
@@ -99,7 +114,11 @@ def _function(operator: torch._ops.OpOverload, formulas: Formulas) -> type[torch
             # level, from being differentiated by it again, but an outer jvp's tangents are lost in the formula.
             with forward_ad._set_fwd_grad_enabled(True):
                 saved = [forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
-                return formulas.jvp(ctx, saved, *tangents[:-1])
+                by_outputs = formulas.jvp(ctx, saved, *tangents[:-1])
+            # A tangent laid out unlike its output is copied by PyTorch, which fails where sizes are symbols.
+            if isinstance(by_outputs, tuple):
+                return tuple(None if x is None else x.contiguous() for x in by_outputs)
+            return None if by_outputs is None else by_outputs.contiguous()
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, functionalize, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import svdrd
 from svdrd.dispatch import registration
@@ -225,6 +225,36 @@ def test_compiled(name: str, transform: str) -> None:
     a = matrices(2, rows=2, columns=4)
     compiled = torch.compile(lambda a: transformed[transform](a), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(a), transformed[transform](a))
+
+
+@pytest.mark.automatic
+def test_a_tangent_is_compiled_for_any_number_of_matrices() -> None:
+    """PyTorch cannot copy it into its output's layout where the sizes are symbols."""
+
+    def along(a: Tensor) -> Tensor:
+        return jvp(lambda a: tuple(svd(a)), (a,), (a.flip(-1),))[1][1]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(along, fullgraph=True, backend="aot_eager", dynamic=True)
+    torch.testing.assert_close(compiled(matrices(3)), along(matrices(3)))
+    torch.testing.assert_close(compiled(matrices(5)), along(matrices(5)))
+
+
+@EVERY
+@pytest.mark.automatic
+def test_functionalize(name: str) -> None:
+    operation = OPERATIONS[name]
+
+    def in_place(a: Tensor) -> Tensor:
+        a = a.clone()
+        a[0] += 1
+        return operation(a).mul_(2)
+
+    a = matrices(2)
+    torch.testing.assert_close(functionalize(in_place)(a), in_place(a))
+    torch.testing.assert_close(vmap(functionalize(operation))(a[None]), operation(a)[None])
+    gradient = grad(lambda a: functionalize(operation)(a).sum())(a)
+    torch.testing.assert_close(gradient, grad(lambda a: operation(a).sum())(a))
 
 
 @pytest.mark.automatic
