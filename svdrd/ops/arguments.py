@@ -97,7 +97,10 @@ def check_pair(call: str, x_hat: Tensor, x: Tensor) -> None:
 def _number(call: str, name: str, value: object, default: str) -> float:
     """``value`` as a float; what is no number is refused."""
     if isinstance(value, (int, float, numbers.Real, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:  # an int or a fraction beyond float64
+            return -math.inf if value < 0 else math.inf
     if hasattr(value, "dtype"):  # a tensor, or an array, which the compiler takes NumPy's numbers for
         raise TypeError(
             f"{call}: {name} is of type {type(value).__name__}; it has to be a number. There is no derivative by it, "

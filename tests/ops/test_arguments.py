@@ -124,6 +124,7 @@ X = torch.rand(2, 8, 12, generator=torch.Generator().manual_seed(0))
         ({"smooth": np.array(0.1)}, TypeError, r"smooth is of type ndarray.*smooth=float\(smooth\)"),
         ({"smooth": float("nan")}, ValueError, "smooth is nan"),
         ({"smooth": -1}, ValueError, r"smooth is -1\.0"),
+        ({"smooth": 10**400}, ValueError, "smooth is inf; it has to be finite"),
         ({"reduction": None}, ValueError, "reduction is None; it has to be 'mean', 'sum' or 'none'"),
         ({"reduction": torch.ones(2)}, ValueError, "reduction is tensor"),
     ],
