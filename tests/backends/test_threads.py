@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -193,3 +194,17 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     print(pool.map_async(of_one, range(4)).get(60))
 """
     assert answers(program) == ["[True]", "[True]", "[True, True, True, True]"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP's threads are used on Linux alone")
+def test_the_openmp_is_the_one_that_torch_brings() -> None:
+    """One copy in the process, and no link to another that a system may lack."""
+    assert availability.native is not None
+    assert b"libgomp" not in Path(availability.native.__file__).read_bytes()
+    program = """
+ours()
+elementwise()
+libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
+print(threads_of(), len(libraries))
+"""
+    assert answers(program) == ["OpenMP 1"]
