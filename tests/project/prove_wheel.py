@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-# A part that takes a minute or two; --tests tests/ops tests/dispatch is the whole.
+# A part that takes two minutes; --tests tests/ops tests/dispatch is the whole.
 TESTS = (
     "tests/ops/test_svd.py",
     "tests/ops/test_polar_factor.py",
