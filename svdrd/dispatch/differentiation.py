@@ -115,10 +115,10 @@ def _function(operator: torch._ops.OpOverload, formulas: Formulas) -> type[torch
             with forward_ad._set_fwd_grad_enabled(True):
                 saved = [forward_ad.unpack_dual(x, level=0).primal for x in ctx.saved_tensors]
                 by_outputs = formulas.jvp(ctx, saved, *tangents[:-1])
-            # A tangent laid out unlike its output is copied by PyTorch, which fails where sizes are symbols.
-            if isinstance(by_outputs, tuple):
-                return tuple(None if x is None else x.contiguous() for x in by_outputs)
-            return None if by_outputs is None else by_outputs.contiguous()
+                # A tangent laid out unlike its output is copied by PyTorch, which fails where sizes are symbols.
+                if isinstance(by_outputs, tuple):
+                    return tuple(None if x is None else x.contiguous() for x in by_outputs)
+                return None if by_outputs is None else by_outputs.contiguous()
 
         @staticmethod
         def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ microseconds without a gradient and 90 with one, as much as torch.linalg.svd tak
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from svdrd.backends import cpp, selection
-from svdrd.dispatch import basis_loss as operator
+from svdrd.dispatch import basis_loss as loss_operator
+from svdrd.dispatch import polar_factor as polar_operator
 from svdrd.dispatch import routes
-from svdrd.dispatch.differentiation import may_be_differentiated
+from svdrd.dispatch.differentiation import differentiated_again, may_be_differentiated
 from svdrd.dispatch.registration import ops
 
 # Looked up once: what follows is asked in every call.
@@ -56,10 +58,28 @@ class _BasisLoss(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         output = cpp.basis_loss(*inputs)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*operator.setup(ctx, inputs, output))
+        ctx.save_for_backward(*loss_operator.setup(ctx, inputs, output))
         return output
 
-    backward = staticmethod(operator.grad)
+    backward = staticmethod(loss_operator.grad)
+
+
+class _PolarFactor(torch.autograd.Function):
+    """``ops.polar_factor`` with its derivative; the derivative's own is the operator's."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        output = cpp.polar_factor(*inputs)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*polar_operator.setup(ctx, inputs, output))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
+        if grad is None or differentiated_again() or not _only_autograd_takes_part(grad):
+            return polar_operator.grad(ctx, grad)
+        a, p, u, s, vh = ctx.saved_tensors
+        return cpp.polar_factor_backward(grad, a, p, u, s, vh, ctx.rcond, ctx.smooth), None, None, None
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,3 +117,13 @@ def basis_loss(x_hat: Tensor, x: Tensor, *options: Any) -> Tensor:
     by_x_hat, by_x = captured or may_be_differentiated(x_hat), captured or may_be_differentiated(x)
     loss = ops.basis_loss(x_hat, x, *options, by_x_hat, by_x)[0]
     return loss
+
+
+def polar_factor(a: Tensor, rcond: float, smooth: float) -> Tensor:
+    """The first result of ``ops.polar_factor``, whose last argument is found here."""
+    differentiated = may_be_differentiated(a)
+    save_factors = differentiated and routes.saves_factors(a.device, a.dtype, *a.shape[-2:])
+    compute: Callable[..., tuple[Tensor, ...]] = ops.polar_factor
+    if _only_autograd_takes_part(a):
+        compute = _PolarFactor.apply if differentiated else cpp.polar_factor
+    return compute(a, rcond, smooth, save_factors)[0]

@@ -31,18 +31,20 @@ def _case(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> Case:
     return Case(a.shape[1], a.shape[2], a.dtype, a.device, rcond, save_factors)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What the backward pass of the polar factor needs; also for the way past the dispatcher."""
     a, ctx.rcond, ctx.smooth, _ = inputs
     ctx.mark_non_differentiable(*output[1:])
     return a, *output
 
 
-def _grad(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
-    if grad is None:
+def grad(ctx: Any, grad_p: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
+    """The backward pass of the polar factor."""
+    if grad_p is None:
         return None, None, None, None
     a, p, *factors = ctx.saved_tensors
     # Detached: the second derivative is that of the whole operation by a, and p must not add its own.
-    return ops.polar_factor_backward(grad, a, p.detach(), *factors, ctx.rcond, ctx.smooth), None, None, None
+    return ops.polar_factor_backward(grad_p, a, p.detach(), *factors, ctx.rcond, ctx.smooth), None, None, None
 
 
 def _jvp(ctx: Any, saved: list[Tensor], tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
@@ -60,7 +62,7 @@ register(
         " -> (Tensor p, Tensor u, Tensor s, Tensor vh)",
         fake=_fake,
         default=_default,
-        formulas=Formulas(_setup, _grad, _jvp),
+        formulas=Formulas(setup, grad, _jvp),
         case=_case,
     )
 )

@@ -2,9 +2,7 @@
 
 from torch import Tensor
 
-from svdrd.dispatch import routes
-from svdrd.dispatch.differentiation import may_be_differentiated
-from svdrd.dispatch.registration import ops
+from svdrd.dispatch import direct
 from svdrd.ops import arguments
 
 
@@ -49,6 +47,5 @@ def polar_factor(a: Tensor, rcond: float | None = None, smooth: float = 0.0) -> 
     dtype = arguments.compute_dtype("polar_factor", a=a)
     rcond = arguments.check_rcond("polar_factor", rcond, dtype)
     smooth = arguments.check_smooth("polar_factor", smooth)
-    save_factors = may_be_differentiated(a) and routes.saves_factors(a.device, dtype, *a.shape[-2:])
-    p = ops.polar_factor(arguments.flattened(a, dtype), rcond, smooth, save_factors)[0]
+    p = direct.polar_factor(arguments.flattened(a, dtype), rcond, smooth)
     return arguments.restored(p, a.shape[:-2], a.dtype)

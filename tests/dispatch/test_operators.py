@@ -73,18 +73,25 @@ def test_whoever_listens_sees_the_operators(backend: str) -> None:
     a, b = torch.randn(2, 3, 4, 4)
 
     def both(x: Tensor) -> Tensor:
-        return svd(x).S.sum() + basis_loss(x, b)
+        return svd(x).S.sum() + basis_loss(x, b) + polar_factor(x).sum()
 
     expected = both(a)
     with Listener() as listener:
         assert torch.equal(both(a), expected)
-    assert {ops.svd.default, ops.basis_loss.default} <= listener.seen
+    assert {ops.svd.default, ops.basis_loss.default, ops.polar_factor.default} <= listener.seen
 
     graph = make_fx(both)(a).graph
-    assert {ops.svd.default, ops.basis_loss.default} <= {node.target for node in graph.nodes}
+    targets = {node.target for node in graph.nodes}
+    assert {ops.svd.default, ops.basis_loss.default, ops.polar_factor.default} <= targets
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert isinstance(both(mode.from_tensor(a)), FakeTensor)
         assert isinstance(svd(torch.empty(2, 3, 3)).U, FakeTensor)
+
+    leaf = a.clone().requires_grad_()
+    result = polar_factor(leaf)
+    with Listener() as listener:
+        torch.autograd.grad(result.sum(), leaf)
+    assert ops.polar_factor_backward.default in listener.seen
 
     class Subclass(Tensor):
         pass
