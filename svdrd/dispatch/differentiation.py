@@ -40,9 +40,11 @@ def differentiated_again() -> bool:
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
-def register(library: torch.library.Library, operator: torch._ops.OpOverload, formulas: Formulas) -> None:
-    """Makes the operator differentiable, and its batches batches of its own."""
-    name = operator._schema.name.partition("::")[2]
+def kernels(operator: torch._ops.OpOverload, formulas: Formulas) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What stands at the dispatch keys of autograd, ``(keyset, *arguments)``, and of transforms, ``(*arguments)``.
+
+    They make the operator differentiable, and its batches batches of its own.
+    """
     function = _function(operator, formulas)
 
     def autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
@@ -64,8 +66,7 @@ def register(library: torch.library.Library, operator: torch._ops.OpOverload, fo
         # A function's apply goes through all transforms that are active, one after the other, and then calls forward.
         return function.apply(*arguments, None)
 
-    library.impl(name, autograd, "Autograd", with_keyset=True)
-    library.impl(name, transform, "FuncTorchDynamicLayerFrontMode")
+    return autograd, transform
 
 
 def _below_autograd(

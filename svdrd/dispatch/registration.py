@@ -18,9 +18,11 @@ from svdrd.dispatch.routes import Case
 from svdrd.reference import devices
 
 ops = torch.ops.svdrd
-# The library of each operator. It is kept with PyTorch's own object: when a module is reloaded, or this package removed
-# from sys.modules and imported again, the first registration of an operator has to be taken back before the second.
-_libraries: dict[str, torch.library.Library] = vars(ops).setdefault("_libraries", {})
+# Of each operator its schema, its library, and the functions that its dispatch keys lead to. It is kept with PyTorch's
+# own object: when a module is reloaded, or this package removed from sys.modules and imported again, the operator stays
+# and leads to the new functions. Graphs hold operators, and one that was taken back is a dangling pointer in them.
+_registered: dict[str, tuple[str, torch.library.Library, dict[str, Callable[..., Any]]]]
+_registered = vars(ops).setdefault("_registered", {})
 
 
 @dataclass(frozen=True)
@@ -74,17 +76,34 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def register(operator: Operator) -> None:
-    """Makes ``torch.ops.svdrd.<name>``, and takes back what was registered under this name before."""
+    """Makes ``torch.ops.svdrd.<name>``, or gives the one that is there the functions of ``operator``."""
     name = operator.name
     OPERATORS[name] = operator
-    if name in _libraries:
-        _libraries.pop(name)._destroy()
-    library = _libraries[name] = torch.library.Library("svdrd", "FRAGMENT")
-    library.define(operator.schema, tags=(torch.Tag.pt2_compliant_tag,))
+    schema, library, functions = _registered.get(name, ("", None, {}))
+    if schema != operator.schema:
+        if library is not None:
+            library._destroy()
+        library = torch.library.Library("svdrd", "FRAGMENT")
+        functions = {}
+        _define(operator.schema, library, functions)
+        _registered[name] = operator.schema, library, functions
     # Looked up for every call, so that a test can stand in its way.
-    library.impl(name, lambda *arguments: compute(name, *arguments), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"svdrd::{name}", operator.fake, lib=library)
-    differentiation.register(library, getattr(ops, name).default, operator.formulas)
+    functions["compute"] = lambda *arguments: compute(name, *arguments)
+    functions["fake"] = operator.fake
+    overload = getattr(ops, name).default
+    functions["autograd"], functions["transform"] = differentiation.kernels(overload, operator.formulas)
+
+
+def _define(schema: str, library: torch.library.Library, functions: dict[str, Callable[..., Any]]) -> None:
+    """An operator whose dispatch keys lead to the ``functions`` of the time of the call."""
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    name = schema.partition("(")[0]
+    library.impl(name, lambda *arguments: functions["compute"](*arguments), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"svdrd::{name}", lambda *arguments: functions["fake"](*arguments), lib=library)
+    library.impl(
+        name, lambda keyset, *arguments: functions["autograd"](keyset, *arguments), "Autograd", with_keyset=True
+    )
+    library.impl(name, lambda *arguments: functions["transform"](*arguments), "FuncTorchDynamicLayerFrontMode")
     # Autocast: these are float32 operators. On other devices only the default computes, without it.
     for device in ("cpu", "cuda"):
         torch.library.register_autocast(f"svdrd::{name}", device, torch.float32, lib=library)

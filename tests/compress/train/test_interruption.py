@@ -23,8 +23,8 @@ from svdrd.compress.codecs import checkpoints
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing, equal
 from tests.compress.train.several import CONTEXT, _main, errors, finetune_with
 
-# Kills of each run below; by hand: SVDRD_KILL_ROUNDS=20.
-ROUNDS = int(os.environ.get("SVDRD_KILL_ROUNDS", "3"))
+# Kills of each run below; in the night more.
+ROUNDS = int(os.environ.get("SVDRD_KILL_ROUNDS", "1"))
 
 
 @pytest.fixture(autouse=True)
