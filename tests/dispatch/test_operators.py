@@ -102,8 +102,8 @@ def test_whoever_listens_sees_the_operators(backend: str) -> None:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_compile_without_a_graph_break(backend: str, name: str) -> None:
     torch._dynamo.reset()
-    # What is traced is the same for all backends. Inductor takes ten times as long: it compiles one graph. Without a C++
-    # compiler it cannot build its own CPU code.
+    # What is traced is the same for all backends. Inductor takes ten times as long: it compiles one graph.
+    # Without a C++ compiler it cannot build its own CPU code.
     can_compile = any(map(shutil.which, ("g++", "clang++", "c++")))
     compiler = "inductor" if (backend, name) == ("cpp", "basis_loss") and can_compile else "aot_eager"
     compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend=compiler)
