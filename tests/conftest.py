@@ -113,6 +113,15 @@ def _unwritten_output_is_nan() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch computes with one thread, for tests that say why."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def kodak() -> list[Path]:
     """The Kodak photographs, where they lie beside the project."""
     files = sorted((PHOTOGRAPHS / "kodak").glob("*.png"))

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -67,14 +68,20 @@ def _load_native() -> tuple[ModuleType | None, str]:
     except ImportError as error:
         record = build_record()
         if record.get("native"):
-            return None, f"the compiled module does not load: {error}"
+            return None, _slow(f"the compiled module does not load: {error}")
         return None, f"no compiled module: {record.get('reason')}"
     if not hasattr(module, "use_openmp"):
-        return None, "the compiled module is of an earlier checkout: build it again, e.g. by make install"
+        return None, _slow("the compiled module is of an earlier checkout: build it again, e.g. by make install")
     openmp = openmp_of_torch()
     if openmp is not None:
         module.use_openmp(*openmp)
     return module, f"C++ kernels, {module.instruction_set()}"
+
+
+def _slow(reason: str) -> str:
+    """``reason``, and a warning: who has compiled the kernels expects their speed."""
+    warnings.warn(f"svdrd computes with plain PyTorch, which is much slower: {reason}", RuntimeWarning, stacklevel=2)
+    return reason
 
 
 native, _native_reason = _load_native()

@@ -20,16 +20,19 @@ def let_streams_show_everything() -> None:
 def show(text: str, file: TextIO | None = None) -> None:
     """Prints to ``file`` (stdout without it) at once.
 
-    Where that takes nothing any more (a closed pipe, a full disk), the work goes on in silence.
+    Where that takes nothing any more, the work goes on: in silence where the reader of a pipe has gone; else stderr
+    says so.
     """
     file = file or sys.stdout
     try:
         print(text, file=file, flush=True)
-    except OSError:
+    except OSError as error:
         # Python flushes what is left at its end, which would raise again.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, file.fileno())
         os.close(nowhere)
+        if file is not sys.stderr and not isinstance(error, BrokenPipeError):
+            show(f"the output takes no more ({error.strerror}): what follows is not shown", file=sys.stderr)
 
 
 def printable(text: str) -> str:

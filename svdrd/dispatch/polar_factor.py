@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,17 +43,21 @@ def grad(ctx: Any, grad_p: Tensor | None, *_: Any) -> tuple[Tensor | None, None,
     """The backward pass of the polar factor."""
     if grad_p is None:
         return None, None, None, None
-    a, p, *factors = ctx.saved_tensors
-    # Detached: the second derivative is that of the whole operation by a, and p must not add its own.
-    return ops.polar_factor_backward(grad_p, a, p.detach(), *factors, ctx.rcond, ctx.smooth), None, None, None
+    return _along(ctx, ctx.saved_tensors, grad_p), None, None, None
 
 
 def _jvp(ctx: Any, saved: list[Tensor], tangent: Tensor | None, *_: Any) -> tuple[Tensor | None, None, None, None]:
     """The Jacobian is symmetric."""
     if tangent is None:
         return None, None, None, None
+    return _along(ctx, saved, tangent), None, None, None
+
+
+def _along(ctx: Any, saved: Sequence[Tensor], direction: Tensor) -> Tensor:
     a, p, *factors = saved
-    return ops.polar_factor_backward(tangent, a, p.detach(), *factors, ctx.rcond, ctx.smooth), None, None, None
+    # Detached: the second derivative is that of the whole operation by a, and p must not add its own.
+    derivative: Tensor = ops.polar_factor_backward(direction, a, p.detach(), *factors, ctx.rcond, ctx.smooth)
+    return derivative
 
 
 register(

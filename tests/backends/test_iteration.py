@@ -24,18 +24,12 @@ from tests import closed_form
 from tests.ops.test_photographs import by_autograd, crops, quantiles, relative_error
 from tests.zoo import SIZES, ZOO, with_spectrum
 
+# The products here are too small for two threads, which wait for each other most of the time.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 SHAPES = pytest.mark.parametrize(("m", "n"), [*SIZES, (64, 64), (63, 64), (100, 24), (24, 100)])
 SCALES = {torch.float32: (1.0, 1e30, 1e-30), torch.float64: (1.0, 1e300, 1e-300)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The products here are too small for two threads, which wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

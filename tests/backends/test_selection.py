@@ -180,6 +180,20 @@ def test_environment_variable() -> None:
     assert "names no backend: 'fast'" in python(code, SVDRD_BACKEND="fast").stderr
 
 
+def test_a_compiled_module_that_is_refused_is_no_secret() -> None:
+    code = """
+import sys, types
+sys.modules["svdrd._native"] = types.ModuleType("svdrd._native")  # as one of before use_openmp
+from svdrd.dispatch.routes import route
+print(route("svd", 8, 8))
+"""
+    result = python(code, SVDRD_BACKEND="")
+    assert result.stdout.strip() == "reference"
+    assert (
+        "RuntimeWarning: svdrd computes with plain PyTorch, which is much slower: the compiled module" in result.stderr
+    )
+
+
 def test_ops_need_nothing_but_torch() -> None:
     code = """
 import sys

@@ -71,8 +71,9 @@ def assert_equal_to_rounding(found: Tensor, expected: Tensor, x: Tensor, smooth:
 def test_a_symmetry_of_the_images_is_one_of_the_gradient(
     backend: str, name: str, m: int, n: int, smooth: float
 ) -> None:
-    x_hat = torch.cat([block(m, n) for block in BLOCKS.values()]).to(DTYPES[name])
-    x = torch.cat([block(m, n).roll(1, 0) * 0.75 for block in BLOCKS.values()]).to(DTYPES[name])
+    of_each = 2 if backend == "triton" and INTERPRETED else COUNT  # a matrix takes a tenth of a second there
+    x_hat = torch.cat([block(m, n)[:of_each] for block in BLOCKS.values()]).to(DTYPES[name])
+    x = torch.cat([block(m, n).roll(1, 0)[:of_each] * 0.75 for block in BLOCKS.values()]).to(DTYPES[name])
     expected = gradients(x_hat, x, smooth)
     rows, columns = (torch.randperm(size, generator=torch.Generator().manual_seed(1)) for size in (m, n))
     symmetries: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {

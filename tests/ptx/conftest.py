@@ -6,16 +6,9 @@ marked ``nightly`` are left out by ``make ptx PTX=short``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The operators of torch in between are small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _small_operators(one_thread: None) -> None:
+    """Those of torch in between are too small for several threads."""

@@ -23,17 +23,11 @@ from svdrd.compress.codecs import checkpoints
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, differing, equal
 from tests.compress.train.several import CONTEXT, _main, errors, finetune_with
 
+# As in the processes that are killed: on some processors oneDNN's sums depend on the number of threads.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Kills of each run below; in the night more.
 ROUNDS = int(os.environ.get("SVDRD_KILL_ROUNDS", "1"))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As in the processes that are killed: on some processors oneDNN's sums depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def arguments(photographs: Path, out: Path, *options: object) -> list[str]:
