@@ -12,6 +12,8 @@ from typing import Any
 from svdrd.compress.errors import BadInput
 
 METRICS = ("mse", "ms-ssim")
+# Of decoded images, beside PSNR and MS-SSIM; images/metrics.py says what they are.
+MEASURES = ("basis", "gmsd")
 SCHEDULES = ("plateau", "constant", "cosine", "step")
 PRECISIONS = ("fp32", "bf16", "fp16")
 # Four halvings of an 11-pixel window: pytorch_msssim refuses anything smaller.

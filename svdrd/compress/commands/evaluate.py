@@ -24,6 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     options.add_coding_arguments(parser, "one or more checkpoints of svdrd finetune or CompressAI")
     add("--estimate", action="store_true", help="estimate the rate instead of coding, for slow autoregressive models")
+    add(
+        "--also",
+        nargs="+",
+        choices=options.MEASURES,
+        default=[],
+        metavar="MEASURE",
+        help=f"measures of the decoded images beside PSNR and MS-SSIM: {', '.join(options.MEASURES)}",
+    )
     add("-o", "--output", type=Path, help="JSON file, in the form of CompressAI's eval_model")
     add("--decoded", type=Path, help="folder for the decoded images (PNG)")
     options.add_device_arguments(parser)
@@ -48,7 +56,12 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
         coding.make_ready(model, codec, args.device)
         try:
             coded = coding.evaluate(
-                model, images, estimated=args.estimate, decoded=args.decoded, progress=sys.stderr.isatty()
+                model,
+                images,
+                estimated=args.estimate,
+                decoded=args.decoded,
+                progress=sys.stderr.isatty(),
+                measures=args.also,
             )
         except coding.CodingFailed as error:
             raise Stopped(str(error)) from error
@@ -59,7 +72,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
             # Whole or not at all: who finds the file takes it for all of the images.
             write_json(args.output, coding.document(f"{args.model}-{args.metric}", points, made))
         show(f"{args.model} {' '.join(f'{key} {value}' for key, value in codec.items())}")
-        show(table(coded, coding.average(coded), args.estimate))
+        show(table(coded, coding.average(coded), args.estimate, args.also))
     return 0
 
 
@@ -77,13 +90,17 @@ def check_output(output: Path | None, decoded: Path | None, codecs: int) -> None
         check_writable("--decoded", decoded)
 
 
-def table(per_image: Sequence[dict[str, Any]], mean: dict[str, float], estimated: bool) -> str:
+def table(
+    per_image: Sequence[dict[str, Any]], mean: dict[str, float], estimated: bool, measures: Sequence[str] = ()
+) -> str:
     """The results as text, a line an image and one for the mean."""
     bpp = "bpp (estimate)" if estimated else "bpp"
     width = max(len(image["source"]) for image in [*per_image, {"source": "image"}])
-    lines = [f"{'image':{width}}  {bpp:>14}  PSNR (dB)  MS-SSIM  encode (s)  decode (s)"]
+    heading = f"{'image':{width}}  {bpp:>14}  PSNR (dB)  MS-SSIM  encode (s)  decode (s)"
+    lines = [heading + "".join(f"  {name:>8}" for name in measures)]
     for image in [*per_image, {"source": "mean", "results": mean}]:
         rate, psnr_rgb, ms_ssim_rgb, *times = (image["results"][key] for key in COLUMNS)
         line = f"{image['source']:{width}}  {rate:14.4f}  {psnr_rgb:9.3f}  {ms_ssim_rgb:7.5f}"
-        lines.append(line + "".join(f"  {seconds:10.3f}" for seconds in times))
+        line += "".join(f"  {seconds:10.3f}" for seconds in times)
+        lines.append(line + "".join(f"  {image['results'][name]:8.6f}" for name in measures))
     return "\n".join(lines)

@@ -29,7 +29,7 @@ from svdrd.compress.compressai import CompressionModel, EntropyModel, GaussianCo
 from svdrd.compress.errors import BadInput
 from svdrd.compress.evaluation.progress import InsideAnImage
 from svdrd.compress.images.folders import ImageFolder
-from svdrd.compress.images.metrics import ms_ssim_8bit, psnr, to_8bit
+from svdrd.compress.images.metrics import MEASURES, ms_ssim_8bit, psnr, to_8bit
 from svdrd.compress.options import MS_SSIM_SMALLEST_SIDE
 
 # Real decoding and `forward` quantise the same latents; where the decoder's entropy parameters differ from the
@@ -236,12 +236,14 @@ def evaluate(
     estimated: bool = False,
     decoded: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    measures: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Code each image (or estimate its rate) and return, for each, `{"source": name, "results": {...}}`.
 
     `results` holds `psnr-rgb` (dB), `ms-ssim-rgb`, `bpp`, `encoding_time` and `decoding_time` (s), as in `eval_model`.
-    With `decoded`, a folder, the decoded images are written there as PNG, in the subfolders they had. The model is
-    left in eval mode. Raises CodingFailed, with the name of the image.
+    Those of `measures`, names of `metrics.MEASURES`, follow. With `decoded`, a folder, the decoded images are written
+    there as PNG, in the subfolders they had. The model is left in eval mode. Raises CodingFailed, with the name of the
+    image.
     """
     model.eval()
     device = next(model.parameters()).device
@@ -261,6 +263,7 @@ def evaluate(
             "bpp": coded.bpp,
             "encoding_time": coded.encoding_time,
             "decoding_time": coded.decoding_time,
+            **{name: MEASURES[name](coded.x_hat, x).item() for name in measures},
         }
         source = path.relative_to(images.root)
         per_image.append({"source": source.as_posix(), "results": results})

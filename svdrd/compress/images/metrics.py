@@ -1,12 +1,18 @@
-"""PSNR and MS-SSIM of 8-bit images, as CompressAI's ``eval_model`` computes them."""
+"""Measures of decoded 8-bit images: PSNR and MS-SSIM as CompressAI's ``eval_model`` computes them, and others."""
 
 import math
+from collections.abc import Callable
 
+import piq
 import torch
 from pytorch_msssim import ms_ssim
 from torch import Tensor
 
 from svdrd.compress.options import MS_SSIM_SMALLEST_SIDE
+from svdrd.ops import basis_loss
+
+# The side of the patches of basis_distance: that of the paper's training.
+BASIS_SIDE = 256
 
 
 def to_8bit(x: Tensor) -> Tensor:
@@ -33,3 +39,37 @@ def ms_ssim_8bit(x_hat: Tensor, x: Tensor) -> Tensor:
         for c in range(x.shape[1])
     ]
     return torch.stack(channels).mean(0)
+
+
+def basis_distance(x_hat: Tensor, x: Tensor) -> Tensor:
+    """The basis loss of each image on 8-bit values; (N, C, H, W) in [0, 1] to (N,).
+
+    Its matrices are the channels of the patches of 256 x 256 pixels that lie side by side around the centre; of an
+    image that is smaller, of one patch as large as the image allows.
+    """
+    sides = [min(side, BASIS_SIDE) for side in x.shape[-2:]]
+    rows, columns = (_central(size, side) for size, side in zip(x.shape[-2:], sides, strict=True))
+    patches = [
+        (to_8bit(image) / 255)[..., rows, columns].unfold(-2, sides[0], sides[0]).unfold(-2, sides[1], sides[1])
+        for image in (x_hat, x)
+    ]
+    return basis_loss(*patches, reduction="none").flatten(1).mean(1)
+
+
+def _central(size: int, side: int) -> slice:
+    """As many whole sides as ``size`` has, from its middle."""
+    start = size % side // 2
+    return slice(start, start + size // side * side)
+
+
+def gmsd_8bit(x_hat: Tensor, x: Tensor) -> Tensor:
+    """Gradient magnitude similarity deviation of the luma of each image on 8-bit values, by ``piq``: 0 is equal.
+
+    (N, 3, H, W) in [0, 1] to (N,). Source: Xue, Zhang, Mou, Bovik, "Gradient Magnitude Similarity Deviation", 2014.
+    """
+    deviation: Tensor = piq.gmsd(to_8bit(x_hat), to_8bit(x), reduction="none", data_range=255)
+    return deviation
+
+
+# Those of svdrd.compress.options.MEASURES, by the keys of their results.
+MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"basis": basis_distance, "gmsd": gmsd_8bit}

@@ -9,14 +9,14 @@ from typing import Any
 
 from svdrd.compress.codecs import checkpoints, models
 from svdrd.compress.errors import BadInput
-from svdrd.compress.options import METRICS
+from svdrd.compress.options import MEASURES, METRICS
 from svdrd.compress.study.contents import Contents
 from svdrd.compress.study.stages import CompareStage, EvaluateStage, FinetuneStage, Stage, finetune_parser
 from svdrd.compress.train.command_line import read_configuration, words_of
 
 BASE = "base"
 KEYS = ("output", "model", "metric", "lambdas", "qualities", "seeds", "base", "finetune", "arms", "evaluate", "report")
-EVALUATE_KEYS = ("folders", "estimate", "device")
+EVALUATE_KEYS = ("folders", "also", "estimate", "device")
 # Anchors: base answers what all of the fine-tuning gave, the control arm what the loss gave beyond further training.
 REPORT_KEYS = ("anchors",)
 
@@ -65,14 +65,17 @@ class Rate:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file describes it; option lists are words of a command line."""
+    """A study as its file describes it; option lists are words of a command line.
+
+    ``seeds`` holds for each seed the rates, in the order of ``rates``, that its arms are trained at.
+    """
 
     path: str
     output: Path
     model: str
     metric: str
     rates: tuple[Rate, ...]
-    seeds: tuple[int, ...]
+    seeds: Mapping[int, tuple[Rate, ...]]
     base_weights: str | None
     base_options: tuple[str, ...] | None
     finetune_options: tuple[str, ...]
@@ -103,8 +106,8 @@ class Study:
 
     def _arms(self, contents: Contents) -> Iterator[Stage]:
         """Seed by seed: a study that is stopped has whole curves."""
-        for seed in self.seeds:
-            for rate in self.rates:
+        for seed, rates in self.seeds.items():
+            for rate in rates:
                 start = self._start(rate)
                 begin = [] if start is None else ["--checkpoint", str(start)]
                 for arm, its_options in self.arms.items():
@@ -122,8 +125,8 @@ class Study:
                 start = self._start(rate)
                 codec = {"quality": rate.quality} if start is None else {"checkpoint": str(start)}
                 yield stage(self._evaluation(name, BASE, rate), codec, images)
-            for seed in self.seeds:
-                for rate in self.rates:
+            for seed, rates in self.seeds.items():
+                for rate in rates:
                     for arm in self.arms:
                         checkpoint = self.output / self._arm(arm, rate, seed) / checkpoints.LAST
                         yield stage(self._evaluation(name, arm, rate, seed), {"checkpoint": str(checkpoint)}, images)
@@ -131,12 +134,12 @@ class Study:
     def comparisons(self, contents: Contents) -> Iterator[CompareStage]:
         """Seed by seed: arms of equal seed have seen the same crops."""
         for name in self.folders:
-            for seed in self.seeds:
+            for seed, rates in self.seeds.items():
                 arms = {}
                 for arm in (BASE, *self.arms):
                     its_seed = None if arm == BASE else seed
-                    files = [self.output / f"{self._evaluation(name, arm, rate, its_seed)}.json" for rate in self.rates]
-                    arms[arm] = [(file, rate.lmbda) for file, rate in zip(files, self.rates, strict=True)]
+                    files = [self.output / f"{self._evaluation(name, arm, rate, its_seed)}.json" for rate in rates]
+                    arms[arm] = [(file, rate.lmbda) for file, rate in zip(files, rates, strict=True)]
                 path = f"report/{name}/seed-{seed}"
                 yield CompareStage(contents, self.output, path, arms, self.anchors)
 
@@ -210,7 +213,7 @@ def read_study(path: str, output: str | None = None) -> Study:
         model=model,
         metric=metric,
         rates=rates,
-        seeds=_seeds(path, config),
+        seeds=_seeds(path, config, rates),
         base_weights=weights,
         base_options=_options(parser, f"{path}: [base]", base, SET_BY_US) if base else None,
         finetune_options=_options(parser, f"{path}: [finetune]", common, FINETUNE_SET_BY_US),
@@ -249,12 +252,33 @@ def _rates(path: str, config: Mapping[str, Any], model: str, metric: str) -> tup
     return tuple(Rate(models.lambda_for(model, value, metric), value) for value in values)
 
 
-def _seeds(path: str, config: Mapping[str, Any]) -> tuple[int, ...]:
+def _seeds(path: str, config: Mapping[str, Any], rates: Sequence[Rate]) -> dict[int, tuple[Rate, ...]]:
+    """``[0, 1]``, all rates with each seed, or a table that gives each seed its lambdas."""
     seeds = config.get("seeds", [0])
+    if isinstance(seeds, dict):
+        return _seeds_of_table(path, seeds, rates)
     valid = isinstance(seeds, list) and seeds and all(_is_number(seed, int) and seed >= 0 for seed in seeds)
     if not valid or len(set(seeds)) != len(seeds):
         raise BadInput(f"{path}: seeds = {seeds!r}: wanted a list of different whole numbers, for example [0, 1]")
-    return tuple(seeds)
+    return dict.fromkeys(seeds, tuple(rates))
+
+
+def _seeds_of_table(path: str, seeds: Mapping[str, Any], rates: Sequence[Rate]) -> dict[int, tuple[Rate, ...]]:
+    known = [rate.lmbda for rate in rates]
+    found = {}
+    for seed, lambdas in seeds.items():
+        chosen = (
+            lambdas if isinstance(lambdas, list) and all(_is_number(value, (int, float)) for value in lambdas) else []
+        )
+        if not (seed.isdecimal() and chosen and set(chosen) <= set(known)):
+            raise BadInput(
+                f"{path}: [seeds] {seed} = {lambdas!r}: wanted a whole number and lambdas of the study for it: "
+                f"0 = [{', '.join(f'{lmbda:g}' for lmbda in known)}]"
+            )
+        found[int(seed)] = tuple(rate for rate in rates if rate.lmbda in chosen)
+    if not found:
+        raise BadInput(f"{path}: [seeds]: none; for example seeds = [0]")
+    return found
 
 
 def _check_weights(path: str, weights: Any, rates: Sequence[Rate]) -> None:
@@ -282,10 +306,13 @@ def _folders(path: str, evaluate: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _evaluate_options(path: str, evaluate: Mapping[str, Any]) -> tuple[str, ...]:
-    estimate, device = evaluate.get("estimate", False), evaluate.get("device")
+    estimate, device, also = evaluate.get("estimate", False), evaluate.get("device"), evaluate.get("also", [])
     if not isinstance(estimate, bool) or not (device is None or isinstance(device, str)):
         raise BadInput(f"{path}: [evaluate]: estimate is true or false, device a name")
-    return (*(("--estimate",) if estimate else ()), *(("--device", device) if device else ()))
+    if not isinstance(also, list) or not all(measure in MEASURES for measure in also):
+        raise BadInput(f"{path}: [evaluate] also = {also!r}: wanted a list of {', '.join(MEASURES)}")
+    measures = ("--also", *also) if also else ()
+    return (*measures, *(("--estimate",) if estimate else ()), *(("--device", device) if device else ()))
 
 
 def _table(path: str, config: Mapping[str, Any], key: str) -> dict[str, Any]:

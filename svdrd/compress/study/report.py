@@ -83,34 +83,37 @@ def _bd_rates(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _rd_losses(comparisons: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    first = next(iter(comparisons.values()))
     seeds = [f"seed {seed}" for seed in comparisons]
+    keys = ("arm", "anchor", "lmbda")
+    by_key = [
+        {tuple(row[key] for key in keys): row["percent"] for row in comparison["rd_losses"]}
+        for comparison in comparisons.values()
+    ]
     rows = []
-    for row in first["rd_losses"]:
-        keys = ("arm", "anchor", "lmbda")
-        found = [
-            next(other for other in comparison["rd_losses"] if all(other[key] == row[key] for key in keys))["percent"]
-            for comparison in comparisons.values()
-        ]
-        lmbda = "mean of all" if row["lmbda"] is None else f"{row['lmbda']:g}"
-        rows.append([row["arm"], row["anchor"], lmbda, *_with_mean(found, "+.3f")])
+    for arm, anchor, lmbda in dict.fromkeys(key for found in by_key for key in found):
+        estimates = [found.get((arm, anchor, lmbda)) for found in by_key]
+        rows.append([arm, anchor, "mean of all" if lmbda is None else f"{lmbda:g}", *_with_mean(estimates, "+.3f")])
     title = (
         "RD loss `bpp + lambda 255^2 MSE` at equal lambda, paired by image: the difference in percent of the anchor's; "
-        "in brackets 95 % intervals over the images."
+        "in brackets 95 % intervals over the images. The mean of all is over the lambdas of the seed."
     )
     head = ["arm", "anchor", "lambda", *seeds, *_mean_heading(seeds)]
     return [title, "", *markdown_table(head, rows, 3)]
 
 
-def _with_mean(found: Sequence[Mapping[str, Any]], form: str) -> list[str]:
+def _with_mean(found: Sequence[Mapping[str, Any] | None], form: str) -> list[str]:
+    """A cell for each seed, empty where it has no run, and one for the mean of those that have."""
     cells = []
     for estimate in found:
+        if estimate is None:
+            cells.append("")
+            continue
         cell = "none" if estimate["value"] is None else f"{estimate['value']:{form}}"
         if estimate["low"] is not None:
             cell += f" [{estimate['low']:{form}}, {estimate['high']:{form}}]"
         cells.append(cell)
-    values = [estimate["value"] for estimate in found]
-    if len(values) == 1:
+    values = [estimate["value"] for estimate in found if estimate is not None]
+    if len(found) == 1:
         return cells
     return [*cells, "none" if None in values else f"{fmean(values):{form}}"]
 

@@ -11,6 +11,7 @@ from svdrd.compress.codecs import checkpoints
 from svdrd.compress.errors import BadInput
 from svdrd.compress.evaluation.provenance import weights_of
 from svdrd.compress.files import read_text, write_json
+from svdrd.compress.options import MEASURES
 from svdrd.compress.study.contents import NOT_YET, Contents
 from svdrd.compress.train.command_line import add_arguments, as_config, read_configuration
 from svdrd.compress.train.config import TrainConfig
@@ -216,6 +217,7 @@ class EvaluateStage(Stage):
             "rate": "estimated" if "--estimate" in self.options else "coded",
             "weights": self.zoo if self.checkpoint is None else self.contents.weights(self.checkpoint),
             "images": self.contents.images(self.images),
+            **{f"measure {name}": True for name in MEASURES if name in self.options},
         }
 
     def result(self) -> str:
@@ -230,12 +232,15 @@ class EvaluateStage(Stage):
         if not self.file.exists():
             return None
         try:
-            said = json.loads(read_text(self.file))["settings"]
+            content = json.loads(read_text(self.file))
+            said, results = content["settings"], content["results"]
             return {
                 "model": said["model"],
                 "rate": said["rate"],
                 "weights": said["points"][0]["weights"],
                 "images": said["images"],
+                # Those that nobody asks for any more do no harm.
+                **{f"measure {name}": True for name in MEASURES if name in results and name in self.options},
             }
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise BadInput(f"{self.name}: {self.file} is no result of svdrd evaluate ({error}); remove it") from error

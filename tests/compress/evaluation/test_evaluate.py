@@ -23,6 +23,7 @@ from svdrd.compress import BadInput, load_codec
 from svdrd.compress.commands import call
 from svdrd.compress.evaluation import coding
 from svdrd.compress.images.folders import ImageFolder
+from svdrd.compress.images.metrics import MEASURES
 
 MODEL = "bmshj2018-hyperprior"
 SIZES = {"wide.png": (161, 180), "tall.png": (178, 161)}
@@ -125,6 +126,22 @@ def test_json_lists_codecs_and_images(folder: Path, checkpoint: Path, tmp_path: 
         assert means[0] == pytest.approx(sum(of_images[:2]) / 2)
     # CompressAI's plot tool reads the file.
     assert parse_json_file(tmp_path / "out.json", "psnr")["xs"] == document["results"]["bpp"]
+
+
+def test_further_measures_are_those_of_the_decoded_files(
+    folder: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-m", MODEL, "-d", folder, "--checkpoint", checkpoint, "--decoded", tmp_path / "decoded"]
+    document = evaluated(tmp_path / "out.json", *options, "--also", "gmsd", "basis")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[-2:] == ["gmsd", "basis"]
+    for image, line in zip(document["images"], lines[2:], strict=False):
+        x, x_hat = (to_tensor(Image.open(place / image["source"])) for place in (folder, tmp_path / "decoded"))
+        for name, printed in zip(("gmsd", "basis"), line.split()[-2:], strict=True):
+            expected = MEASURES[name](x_hat.unsqueeze(0), x.unsqueeze(0)).item()
+            assert image["results"][name] == pytest.approx(expected, rel=1e-6)
+            assert float(printed) == pytest.approx(expected, abs=1e-6)
+    assert "basis" not in evaluated(tmp_path / "plain.json", *options)["results"]
 
 
 @pytest.mark.parametrize("estimated", [False, True])

@@ -7,7 +7,7 @@ pytest.importorskip("compressai")
 
 from compressai.utils.eval_model.__main__ import compute_metrics
 
-from svdrd.compress.images.metrics import ms_ssim_8bit, psnr, to_8bit
+from svdrd.compress.images.metrics import MEASURES, basis_distance, gmsd_8bit, ms_ssim_8bit, psnr, to_8bit
 
 
 def test_agree_with_eval_model_image_by_image():
@@ -37,3 +37,48 @@ def test_ms_ssim_of_images_too_small_for_it():
     x = torch.rand(2, 3, 160, 400)
     assert torch.isnan(ms_ssim_8bit(x, x)).tolist() == [True, True]
     assert ms_ssim_8bit(torch.ones(1, 3, 161, 161), torch.ones(1, 3, 161, 161)).item() == pytest.approx(1)
+
+
+def polar(a: torch.Tensor) -> torch.Tensor:
+    u, _, vh = torch.linalg.svd(a.double(), full_matrices=False)
+    return u @ vh
+
+
+def test_the_basis_distance_is_that_of_the_patches_around_the_centre() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 512 + 6, 256 + 9, generator=generator)
+    x_hat = (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+    a, b = (to_8bit(image)[:, :, 3 : 3 + 512, 4 : 4 + 256] / 255 for image in (x_hat, x))
+    differences = [(polar(a[:, :, rows]) - polar(b[:, :, rows])).abs() for rows in (slice(256), slice(256, 512))]
+    expected = torch.stack(differences).mean((0, 2, 3, 4))
+    assert basis_distance(x_hat, x).double() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_small_image_is_one_patch() -> None:
+    x = torch.rand(1, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    x_hat = x.flip(0) * 0.9 + 0.05 * x.roll(1, -1)
+    expected = (polar(to_8bit(x_hat)) - polar(to_8bit(x))).abs().mean().item()
+    assert basis_distance(x_hat, x).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_gmsd_is_the_deviation_of_the_similarity_of_gradients() -> None:
+    """By hand, from the paper: Prewitt gradients of the halved luma, T = 170."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, 40, 40, generator=generator)
+    x_hat = (x + 0.1 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+    prewitt = torch.tensor([[1.0, 0, -1]] * 3) / 3
+    magnitudes = []
+    for image in (x_hat, x):
+        luma = (to_8bit(image) * torch.tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)).sum(1, keepdim=True)
+        halved = torch.nn.functional.avg_pool2d(luma, 2)
+        kernels = torch.stack([prewitt, prewitt.T]).unsqueeze(1)
+        magnitudes.append(torch.nn.functional.conv2d(halved, kernels, padding=1).square().sum(1).sqrt())
+    similarity = (2 * magnitudes[0] * magnitudes[1] + 170) / (magnitudes[0] ** 2 + magnitudes[1] ** 2 + 170)
+    assert gmsd_8bit(x_hat, x).item() == pytest.approx(similarity.std(correction=0).item(), rel=0.02)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_equal_images_have_no_distance(name: str) -> None:
+    x = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(0))
+    assert MEASURES[name](x, x).tolist() == [0, 0]
+    assert (MEASURES[name](x * 0.5, x) > 0).all()

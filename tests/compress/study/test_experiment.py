@@ -200,6 +200,42 @@ def test_arms_differ_in_nothing_but_their_options(place: Path, monkeypatch: pyte
     assert all(map(torch.equal, crops["arms/basis/lambda-0.001/seed-1"], crops["arms/basis/lambda-0.016/seed-1"]))
 
 
+def test_seeds_at_some_of_the_rates(place: Path, capsys: pytest.CaptureFixture[str]):
+    write_study(*SHORT, ("seeds = [0]", "[seeds]\n1 = [0.016]\n0 = [0.016, 0.001]"))
+    Path("study.toml").write_text(top_first(Path("study.toml").read_text()))
+    assert svdrd(["experiment", "study.toml"]) == 0
+    runs = [name for name in stages_run(capsys.readouterr().out) if name.startswith("arms/basis")]
+    order = ["lambda-0.016/seed-1", "lambda-0.001/seed-0", "lambda-0.016/seed-0"]
+    assert runs == [f"arms/basis/{name}" for name in order]
+    report = Path("study/report/report.md").read_text()
+    assert "| arm | anchor | lambda | seed 1 | seed 0 | mean of the seeds |" in report
+    # Of seed 1 there is nothing to say about the lower lambda.
+    row = next(line for line in report.splitlines() if line.startswith("| basis | control | 0.001 |"))
+    assert row.split("|")[4].strip() == ""
+    assert row.split("|")[5].split()[0] == row.split("|")[6].strip()
+
+
+def top_first(text: str) -> str:
+    """The table of seeds behind the other keys of the file's top, where TOML wants it."""
+    seeds = text[text.index("[seeds]") : text.index("[base]")]
+    return text.replace(seeds, "") + seeds
+
+
+def test_measures_of_the_evaluation(place: Path, capsys: pytest.CaptureFixture[str]):
+    one_rate = ("lambdas = [0.001, 0.004, 0.016, 0.064]", "lambdas = [0.016]")
+    write_study(one_rate, ("[evaluate]", '[evaluate]\nalso = ["basis"]'))
+    assert svdrd(["experiment", "study.toml"]) == 0
+    results = json.loads(Path("study/evaluations/held-out/basis/lambda-0.016/seed-0.json").read_text())["results"]
+    assert "basis" in results
+    assert "gmsd" not in results
+    # Fewer measures are there already; more are not.
+    write_study(one_rate)
+    assert svdrd(["experiment", "study.toml"]) == 0
+    capsys.readouterr()
+    write_study(one_rate, ("[evaluate]", '[evaluate]\nalso = ["basis", "gmsd"]'))
+    changed("evaluations/held-out/base/lambda-0.016: measure gmsd was None, is True", capsys)
+
+
 def changed(said: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = tree(Path("study"))
     assert svdrd(["experiment", "study.toml"]) == 2
@@ -428,6 +464,10 @@ def test_a_stage_that_fails_ends_the_study_and_says_so(
         (("[0.001, 0.004, 0.016, 0.064]", "[0]"), "lambdas = [0]: wanted a list of numbers above 0"),
         (("lambdas = [0.001, 0.004, 0.016, 0.064]", "qualities = [1, 2]"), "qualities: these are the zoo's weights"),
         (("seeds = [0]", "seeds = [0, 0]"), "seeds = [0, 0]: wanted a list of different whole numbers"),
+        (("seeds = [0]", "seeds = { 0 = [0.002] }"), "[seeds] 0 = [0.002]: wanted a whole number and lambdas of the"),
+        (("seeds = [0]", "seeds = { a = [0.001] }"), "[seeds] a = [0.001]: wanted a whole number and lambdas of the"),
+        (("seeds = [0]", "seeds = {}"), "[seeds]: none; for example seeds = [0]"),
+        (("[evaluate]", '[evaluate]\nalso = ["vif"]'), "[evaluate] also = ['vif']: wanted a list of basis, gmsd"),
         (("[arms.basis]", "[arms.base]"), "[arms.base]: not a name for an arm's folder"),
         (("mu = 300", "m = 300"), "[arms.basis]: no option 'm'; did you mean mu?"),
         (("mu = 300", "mu = -1"), "--mu -1.0: wanted a finite value of at least 0"),
