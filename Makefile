@@ -173,5 +173,5 @@ wheel: $(VENV)/.requirements
 
 clean:
 	rm -rf build dist svdrd.egg-info svdrd/_native*.so svdrd/_cuda*.so svdrd/_build_info.json $(VENV)/.installed
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo/run demo/rd.png demo/side_by_side.png restoration.png
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks demo/run demo/rd.png demo/basis_distance.png demo/side_by_side.png restoration.png
 	find svdrd tests demo examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -33,7 +33,7 @@ extensions = [
 ]
 root_doc = "docs/index"
 include_patterns = [
-    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "demo/base/README.md", "docs/**", "examples/*.ipynb",
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/**", "examples/*.ipynb",
 ]  # fmt: skip
 exclude_patterns = [".*", "build", "csrc", "runs", "svdrd.egg-info", "tests"]
 

@@ -111,7 +111,7 @@ def checkpoint(folder: Path) -> None:
 
 
 # What a page's Python finds in its folder; of what takes long, one round.
-FOUND = {"docs/studies/compact_codec.md": photographs, "demo/base/README.md": checkpoint}
+FOUND = {"docs/studies/compact_codec.md": photographs, "docs/studies/compact_codec/start/README.md": checkpoint}
 SHORTER = {"docs/studies/compact_codec.md": ("range(6)", "range(1)")}
 # These pages have tests of their own above, which look at what their Python computes.
 ABOVE = ("README.md", "docs/guide/loss.md")

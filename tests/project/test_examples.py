@@ -74,7 +74,7 @@ def test_finetune(tmp_path: Path):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         synthetic_photograph(100, 120, seed).save(path)
-    base = ROOT / "demo" / "base" / "checkpoint.pth.tar"
+    base = ROOT / "docs" / "studies" / "dose_response" / "base" / "lambda-0.013.pth.tar"
     codec = ["-m", "bmshj2018-hyperprior", "--checkpoint", base, "--lambda", 0.013]
     options = ["-d", "images", "--patch-size", 64, 64, "--batch-size", 2, "-e", 2, "-n", 0, "--save-dir", "saved"]
     printed = run(python("finetune.py", *codec, *options), tmp_path)

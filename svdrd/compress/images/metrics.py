@@ -47,13 +47,13 @@ def basis_distance(x_hat: Tensor, x: Tensor) -> Tensor:
     Its matrices are the channels of the patches of 256 x 256 pixels that lie side by side around the centre; of an
     image that is smaller, of one patch as large as the image allows.
     """
-    sides = [min(side, BASIS_SIDE) for side in x.shape[-2:]]
-    rows, columns = (_central(size, side) for size, side in zip(x.shape[-2:], sides, strict=True))
-    patches = [
-        (to_8bit(image) / 255)[..., rows, columns].unfold(-2, sides[0], sides[0]).unfold(-2, sides[1], sides[1])
-        for image in (x_hat, x)
-    ]
-    return basis_loss(*patches, reduction="none").flatten(1).mean(1)
+    height, width = (min(size, BASIS_SIDE) for size in x.shape[-2:])
+    rows, columns = _central(x.shape[-2], height), _central(x.shape[-1], width)
+
+    def patches(image: Tensor) -> Tensor:
+        return (to_8bit(image) / 255)[..., rows, columns].unfold(-2, height, height).unfold(-2, width, width)
+
+    return basis_loss(patches(x_hat), patches(x), reduction="none").flatten(1).mean(1)
 
 
 def _central(size: int, side: int) -> slice:

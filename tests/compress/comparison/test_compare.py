@@ -30,7 +30,7 @@ from svdrd.compress.errors import Stopped
 from tests.compress.conftest import synthetic_photograph
 
 MODEL = "bmshj2018-hyperprior"
-BASE = Path(__file__).resolve().parents[3] / "demo" / "base" / "checkpoint.pth.tar"
+BASE = Path(__file__).resolve().parents[3] / "docs" / "studies" / "dose_response" / "base" / "lambda-0.013.pth.tar"
 # The quantisation step relative to the codec's own, and the lambda that its file claims.
 STEPS = {0.0035: 2.0, 0.0067: 1.4, 0.013: 1.0, 0.025: 0.7}
 IMAGES = {"a.png": (161, 176), "b.png": (170, 165), "below/c.png": (176, 176)}

@@ -25,7 +25,7 @@ MODEL = "bmshj2018-hyperprior"
 STAND_IN = Path(__file__).parents[1] / "codecs" / "stand_in"
 
 
-BASE = Path(__file__).parents[3] / "demo" / "base" / "checkpoint.pth.tar"
+BASE = Path(__file__).parents[3] / "docs" / "studies" / "dose_response" / "base" / "lambda-0.013.pth.tar"
 
 
 @pytest.fixture(scope="module")

@@ -532,11 +532,11 @@ def test_the_committed_study(beside_the_documentation: Path, capsys: pytest.Capt
     assert svdrd(["experiment", "study.toml", "--dry-run"]) == 0
     assert (
         "\nbase/lambda-0.013: to do\n"
-        "$ svdrd finetune -m bmshj2018-hyperprior --lambda 0.013 --checkpoint=demo/base/checkpoint.pth.tar --mu=0 "
-        "--dataset=photographs/cid22 --val-dataset=photographs/val4 --patch-size 128 128 --batch-size=8 "
-        "--crops-per-image=20 --learning-rate=0.0005 --aux-learning-rate=0.01 --lr-schedule=cosine --steps=3500 "
-        "--num-workers=0 --seed=0 --precision=bf16 --channels-last --device=cpu -o runs/study/base/lambda-0.013 "
-        "--resume auto\n"
+        "$ svdrd finetune -m bmshj2018-hyperprior --lambda 0.013 "
+        "--checkpoint=docs/studies/compact_codec/start/checkpoint.pth.tar --mu=0 --dataset=photographs/cid22 "
+        "--val-dataset=photographs/val4 --patch-size 128 128 --batch-size=8 --crops-per-image=20 "
+        "--learning-rate=0.0005 --aux-learning-rate=0.01 --lr-schedule=cosine --steps=3500 --num-workers=0 --seed=0 "
+        "--precision=bf16 --channels-last --device=cpu -o runs/study/base/lambda-0.013 --resume auto\n"
     ) in capsys.readouterr().out
 
 
