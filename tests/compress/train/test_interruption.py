@@ -122,9 +122,14 @@ def _killed_in_save(_rank: int, where: str, number: int) -> None:
     checkpoints.Path.replace = rename
 
 
+PLACES = ("half written", "written", "before the rename", "after the rename")
 # Two epochs of three steps save ten times: after steps 1, 2, 3, the best and the last after validation; 4, 5, 6, both.
-@pytest.mark.parametrize("where", ["half written", "written", "before the rename", "after the rename"])
-@pytest.mark.parametrize("number", [2, 4, 5, 9])
+SAVES = (2, 4, 5, 9)
+# Every place and every save; in the night every pair of them.
+KILLS = [(place, number) for place in PLACES for number in SAVES]
+
+
+@pytest.mark.parametrize(("where", "number"), KILLS if ROUNDS > 1 else list(zip(PLACES, SAVES, strict=True)))
 def test_killed_while_saving(
     train: Callable[..., dict[str, Any]], photographs: Path, tmp_path: Path, where: str, number: int
 ):
