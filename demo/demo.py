@@ -198,7 +198,7 @@ def plot_rd(demo: Demo, measured: dict[str, dict[str, float]], curve: Sequence[d
     zoom.axvline(0, color="0.7", linewidth=0.8)
     context.legend()
     # Below the axes: the points can be anywhere inside.
-    zoom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, fontsize=8, columnspacing=1)
+    zoom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize=8)
     for axes in (context, zoom):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=140)
@@ -243,9 +243,7 @@ def plot_side_by_side(demo: Demo, path: Path) -> None:
         # Sixteen levels are white: the arms differ by one or two in most places.
         row[3].imshow(difference[window], cmap="gray", vmin=0, vmax=16, interpolation="nearest")
         row[3].set_title("|basis - control|", fontsize=11)
-        row[3].set_xlabel(
-            f"black 0, white 16 of 255; mean {difference[window].mean():.2f}, whole {difference.mean():.2f}"
-        )
+        row[3].set_xlabel(f"0 to 16 of 255; mean {difference[window].mean():.1f}, whole {difference.mean():.1f}")
         for axes in row:
             axes.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=140)
