@@ -110,8 +110,21 @@ def checkpoint(folder: Path) -> None:
     torch.save(state, folder / "stage3" / "checkpoint.pth.tar")
 
 
+def settled(folder: Path) -> None:
+    """A checkpoint, where the page about the base codecs of the second study takes one from."""
+    from svdrd.compress import load_codec
+
+    (folder / "settled").mkdir()
+    codec = load_codec("bmshj2018-hyperprior", init="random", N=8, M=12)
+    torch.save({"state_dict": codec.state_dict()}, folder / "settled" / "checkpoint.pth.tar")
+
+
 # What a page's Python finds in its folder; of what takes long, one round.
-FOUND = {"docs/studies/compact_codec.md": photographs, "docs/studies/compact_codec/start/README.md": checkpoint}
+FOUND = {
+    "docs/studies/compact_codec.md": photographs,
+    "docs/studies/compact_codec/start/README.md": checkpoint,
+    "docs/studies/dose_response/base/README.md": settled,
+}
 SHORTER = {"docs/studies/compact_codec.md": ("range(6)", "range(1)")}
 # These pages have tests of their own above, which look at what their Python computes.
 ABOVE = ("README.md", "docs/guide/loss.md")

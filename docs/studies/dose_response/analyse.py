@@ -2,7 +2,8 @@
 
     python docs/studies/dose_response/analyse.py
 
-reads points.csv and jpeg.csv, writes responses.csv and the figures beside them, and prints the page's tables.
+reads points.csv and jpeg.csv, writes responses.csv (once there are arms) and the figures beside them, and prints the
+page's tables.
 With --collect RUNS it first makes points.csv anew from the evaluations of `svdrd experiment` below the folder RUNS, and
 with --jpeg FOLDER jpeg.csv from the photographs.
 """
@@ -159,7 +160,7 @@ def tables(rows: Sequence[Mapping[str, Any]], points: Points) -> list[str]:
     """The page's tables: responses by dose and rate, and the points of base and control."""
     lambdas = sorted({lmbda for _, lmbda, _ in points})
     lines: list[str] = []
-    for name, (title, unit) in RESPONSES.items():
+    for name, (title, unit) in RESPONSES.items() if rows else ():
         cells = []
         for arm in (*(arm for arm in ARMS if any(row["arm"] == arm for row in rows)), CONTROL):
             line = [NAMES.get(arm, "control, another seed")]

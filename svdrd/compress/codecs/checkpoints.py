@@ -3,11 +3,12 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from svdrd.compress.errors import BadInput
 from svdrd.compress.files import replacing
@@ -73,3 +74,26 @@ def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu")
     if not isinstance(state, dict):
         raise BadInput(f"checkpoint {str(path)!r}: holds a {type(state).__name__}, wanted a dict with a 'state_dict'")
     return state
+
+
+def with_constants(
+    state_dict: Mapping[str, Tensor], of_code: Callable[[], Mapping[str, Tensor]]
+) -> Mapping[str, Tensor]:
+    """``state_dict`` with the constants of the code where it holds them in 16 bits, as after ``model.half()``.
+
+    CompressAI keeps bounds and offsets as buffers. In float16 1e-9, under which no likelihood falls, is 0, and so is the
+    2^-36 inside GDN. A likelihood of 0 has an infinite rate, and its gradient is NaN.
+
+    Args:
+        state_dict: weights by name.
+        of_code: makes those of a new model of the same class; called where they are needed.
+    """
+    rounded = [
+        key
+        for key, value in state_dict.items()
+        if key.endswith((".bound", ".pedestal")) and value.dtype in (torch.float16, torch.bfloat16)
+    ]
+    if not rounded:
+        return state_dict
+    constants = of_code()
+    return {**state_dict, **{key: constants[key] for key in rounded if key in constants}}

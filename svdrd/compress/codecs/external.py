@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from svdrd.compress.codecs import checkpoints
 from svdrd.compress.compressai import CompressionModel
 from svdrd.compress.errors import BadInput
 from svdrd.compress.options import LIC_TCM_ADDRESS
@@ -200,7 +201,7 @@ def _load_weights(
     try:
         # Not all take `strict`, so that the keys have been compared above.
         if not problems:
-            model.load_state_dict(dict(state_dict))
+            model.load_state_dict(dict(checkpoints.with_constants(state_dict, lambda: expected)))
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         problems = [f"{len(mismatches)} shapes differ, the first: {mismatches[0]}" if mismatches else _line(error)]

@@ -228,6 +228,7 @@ def _from_checkpoint(
     name: str, codec_class: type[CompressionModel], checkpoint: str | os.PathLike[str]
 ) -> CompressionModel:
     state_dict = state_dict_of(checkpoints.load(checkpoint), checkpoint)
+    state_dict = dict(checkpoints.with_constants(state_dict, lambda: _small(codec_class).state_dict()))
     # The variable-rate bottleneck of the variable-rate codecs is one that their class builds only on request.
     options = {"vr_entbttlnck": True} if any(key.startswith("gayn2zqstep.") for key in state_dict) else {}
     try:
@@ -264,8 +265,7 @@ def state_dict_of(state: dict[str, Any], path: str | os.PathLike[str]) -> dict[s
 
 
 def _difference(codec_class: type[CompressionModel], state_dict: dict[str, Tensor], error: Exception) -> str:
-    required = [p.name for p in inspect.signature(codec_class.__init__).parameters.values() if p.default is p.empty]
-    expected = codec_class(**{key: 8 for key in ("N", "M") if key in required}).state_dict()
+    expected = _small(codec_class).state_dict()
     missing = [key for key in expected if key not in state_dict]
     unexpected = [key for key in state_dict if key not in expected]
     if missing or unexpected:
@@ -278,6 +278,11 @@ def _difference(codec_class: type[CompressionModel], state_dict: dict[str, Tenso
     if mismatches:
         return f"{len(mismatches)} shapes differ, the first: {mismatches[0]}"
     return f"{type(error).__name__}: {error}"
+
+
+def _small(codec_class: type[CompressionModel]) -> CompressionModel:
+    required = [p.name for p in inspect.signature(codec_class.__init__).parameters.values() if p.default is p.empty]
+    return codec_class(**{key: 8 for key in ("N", "M") if key in required})
 
 
 def _check_quality(name: str, quality: int) -> None:

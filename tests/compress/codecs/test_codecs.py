@@ -182,6 +182,17 @@ def test_lic_tcm_of_the_official_repository(crops: Path, tmp_path: Path):
     assert all(torch.equal(value, weights(resumed)[key]) for key, value in model.state_dict().items())
 
 
+def test_a_factorys_checkpoint_in_16_bits(tmp_path: Path, package: str):
+    codec = load_codec(f"{package}:build")
+    torch.save({"state_dict": codec.half().state_dict()}, tmp_path / "half.pth.tar")
+    loaded = load_codec(f"{package}:build", checkpoint=tmp_path / "half.pth.tar")
+    bounds = {
+        name: value.item() for name, value in loaded.named_buffers() if name.endswith("likelihood_lower_bound.bound")
+    }
+    assert bounds
+    assert set(bounds.values()) == {torch.tensor(1e-9).item()}
+
+
 def test_factory(small_crops: Path, tmp_path: Path, package: str):
     name = f"{package}:build"
     codec = ["-m", name, "--model-args", "width=10", "gain=0.5"]

@@ -36,6 +36,26 @@ def test_every_image_model_of_the_zoo_is_known_and_nothing_but_codecs():
     assert len(codecs) < len(MODELS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_16_bits_keeps_the_constants_of_the_code(tmp_path: Path, dtype: torch.dtype):
+    """1e-9 is 0 in float16: likelihoods would be 0, rates infinite and their gradients NaN."""
+    path = tmp_path / "half.pth.tar"
+    codec = load_codec("bmshj2018-hyperprior", init="random", N=8, M=12)
+    torch.save({"state_dict": {key: value.to(dtype) for key, value in codec.state_dict().items()}}, path)
+    loaded = load_codec("bmshj2018-hyperprior", checkpoint=path)
+    for (name, value), expected in zip(loaded.named_buffers(), codec.buffers(), strict=True):
+        if name.endswith((".bound", ".pedestal")):
+            assert torch.equal(value, expected), name
+    for (name, value), expected in zip(loaded.named_parameters(), codec.parameters(), strict=True):
+        assert torch.equal(value, expected.to(dtype).float()), name
+    x = torch.rand(1, 3, 64, 64)
+    # Latents far outside of what their scales allow.
+    likelihoods = loaded.gaussian_conditional(100 * loaded.g_a(x), torch.full((1, 12, 4, 4), 0.11))[1]
+    assert likelihoods.min() == torch.tensor(1e-9)
+    (gradient,) = torch.autograd.grad(-likelihoods.log2().sum(), [loaded.g_a[0].weight])
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("name", FIXED_RATE)
 def test_random_model_of_every_name(name: str):
     model = tiny(name)

@@ -168,7 +168,7 @@ def test_responses_of_known_points() -> None:
         analyse.points_of([*rows("base", "", 1, 0), *rows("mu-10", "0", 1, 0)[1:]])
 
 
-@pytest.mark.skipif(not (STUDY / "points.csv").exists(), reason="the study's arms have not been run yet")
+@pytest.mark.skipif(not (STUDY / "responses.csv").exists(), reason="the study's arms have not been run yet")
 def test_the_committed_numbers_are_those_of_the_committed_points(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
