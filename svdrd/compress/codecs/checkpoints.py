@@ -81,7 +81,7 @@ def with_constants(
 ) -> Mapping[str, Tensor]:
     """``state_dict`` with the constants of the code where it holds them in 16 bits, as after ``model.half()``.
 
-    CompressAI keeps bounds and offsets as buffers. In float16 1e-9, under which no likelihood falls, is 0, and so is the
+    CompressAI keeps bounds and offsets as buffers. In float16 1e-9, under which no likelihood falls, is 0; so is the
     2^-36 inside GDN. A likelihood of 0 has an infinite rate, and its gradient is NaN.
 
     Args:
