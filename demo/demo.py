@@ -15,7 +15,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 from statistics import fmean
 
@@ -33,6 +32,7 @@ from torchvision.transforms.functional import to_tensor
 
 from svdrd.__main__ import main as svdrd
 from svdrd.compress import lambda_for
+from svdrd.compress.comparison import jpeg
 from svdrd.compress.comparison.crops import window_means
 from svdrd.ops import basis_loss
 
@@ -156,14 +156,7 @@ def jpeg_curve(files: Sequence[Path]) -> tuple[list[float], list[float]]:
     """Mean bpp and PSNR of Pillow's JPEG (optimised, 4:2:0), to tell where the codec stands."""
     rates, psnrs = [], []
     for quality in (5, 10, 15, 20, 30, 40, 50, 60):
-        coded = []
-        for file in files:
-            original = Image.open(file)
-            stream = BytesIO()
-            original.save(stream, "JPEG", quality=quality, optimize=True, subsampling="4:2:0")
-            error = np.asarray(original, np.float64) - np.asarray(Image.open(stream), np.float64)
-            bits = 8 * len(stream.getvalue())
-            coded.append((bits / (original.width * original.height), 10 * math.log10(255**2 / np.mean(error**2))))
+        coded = [jpeg.code(Image.open(file), quality) for file in files]
         rates.append(fmean(rate for rate, _ in coded))
         psnrs.append(fmean(psnr for _, psnr in coded))
     return rates, psnrs

@@ -1,6 +1,5 @@
 """`make demo` with tiny settings: rows that differ, and figures with something in them."""
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -18,18 +17,14 @@ pytest.importorskip("skimage", reason="the demo needs pip install 'svdrd[demo]'"
 from svdrd.compress import load_codec
 from svdrd.compress.evaluation import coding
 from svdrd.compress.images import metrics
+from tests.scripts import script
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "demo.py"
 
 
 @pytest.fixture
 def demo() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("demo", DEMO)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return script(DEMO)
 
 
 def test_demo(

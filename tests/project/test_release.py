@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from tests.scripts import script
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / ".ci" / "release.py"
@@ -19,12 +20,7 @@ if not SCRIPT.exists():
 
 @pytest.fixture(scope="module")
 def release() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("release", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return script(SCRIPT)
 
 
 @pytest.fixture

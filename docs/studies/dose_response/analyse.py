@@ -11,10 +11,8 @@ with --jpeg FOLDER jpeg.csv from the photographs.
 import argparse
 import csv
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from svdrd.compress.comparison import jpeg
 from svdrd.compress.comparison.bootstrap import interval, resamples
 from svdrd.compress.comparison.tables import markdown_table
 
@@ -78,15 +77,11 @@ def collect(runs: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def jpeg(folder: Path) -> Iterator[dict[str, Any]]:
+def jpeg_rows_of(folder: Path) -> Iterator[dict[str, Any]]:
     """Pillow's JPEG, optimised, 4:2:0."""
     for quality in (5, 10, 15, 20, 25, 30, 40, 50, 60, 70):
         for path in sorted(folder.iterdir()):
-            original, stream = Image.open(path).convert("RGB"), BytesIO()
-            original.save(stream, "JPEG", quality=quality, optimize=True, subsampling="4:2:0")
-            error = np.asarray(original, np.float64) - np.asarray(Image.open(stream), np.float64)
-            bpp = 8 * len(stream.getvalue()) / (original.width * original.height)
-            psnr = 10 * math.log10(255**2 / np.mean(error**2))
+            bpp, psnr = jpeg.code(Image.open(path), quality)
             yield {"quality": quality, "image": path.stem, "bpp": f"{bpp:.7g}", "psnr": f"{psnr:.7g}"}
 
 
@@ -269,7 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.collect:
         write(folder / "points.csv", collect(arguments.collect))
     if arguments.jpeg:
-        write(folder / "jpeg.csv", list(jpeg(arguments.jpeg)))
+        write(folder / "jpeg.csv", list(jpeg_rows_of(arguments.jpeg)))
     points, jpeg_rows = points_of(read(folder / "points.csv")), read(folder / "jpeg.csv")
     rows = responses(points)
     if rows:

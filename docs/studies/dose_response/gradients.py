@@ -2,8 +2,8 @@
 
     python docs/studies/dose_response/gradients.py --images photographs/val16
 
-computes gradients.csv and gradients_by_index.csv beside this file (five minutes) and draws gradients.png from them;
---draw only draws.
+computes gradients.csv and gradients_by_index.csv beside this file (two minutes), draws gradients.png from them and
+prints the tables of docs/studies/dose_response.md. --draw only draws and prints.
 """
 
 import argparse
@@ -20,10 +20,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 from torchvision.transforms.functional import center_crop, to_tensor
 
-from svdrd.compress import load_codec
+from svdrd.compress import BasisRateDistortionLoss, load_codec
+from svdrd.compress.comparison.tables import markdown_table
 from svdrd.compress.images.folders import ImageFolder
 from svdrd.losses import BasisLoss
 
@@ -56,14 +56,13 @@ def of_weights(lmbda: float, images: ImageFolder) -> list[dict[str, Any]]:
     """Gradients by the weights, as a training step has them: of a batch each, and of all patches together."""
     codec = load_codec("bmshj2018-hyperprior", checkpoint=HERE / "base" / f"lambda-{lmbda:g}.pth.tar")
     weights = [p for name, p in codec.named_parameters() if not name.endswith(".quantiles")]
+    criterion = BasisRateDistortionLoss(lmbda, mu=0, monitor_basis=False)
     torch.manual_seed(0)
     found: dict[str, list[Tensor]] = {}
     for x in batches(images):
         output = codec(x)
-        bits = sum(likelihoods.log2().sum() for likelihoods in output["likelihoods"].values())
         terms = {
-            "rate": -bits / (x.numel() / 3),
-            "mse": lmbda * 255**2 * mse_loss(output["x_hat"], x),
+            **criterion.terms(criterion(output, x)),
             **{way: lmbda * BasisLoss(**options)(output["x_hat"], x) for way, options in WAYS.items()},
         }
         for name, term in terms.items():
@@ -73,7 +72,7 @@ def of_weights(lmbda: float, images: ImageFolder) -> list[dict[str, Any]]:
     for way in WAYS:
         of_all = {name: [torch.stack(parts).mean(0)] for name, parts in found.items()}
         for patches, gradients in (("a batch", found), ("all", of_all)):
-            pairs = list(zip(gradients[way], gradients["mse"], gradients["rate"], strict=True))
+            pairs = list(zip(gradients[way], gradients["mse"], gradients["bpp"], strict=True))
             rows.append(
                 {
                     "lambda": lmbda,
@@ -139,6 +138,34 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def tables(folder: Path) -> list[str]:
+    """The page's tables: sizes beside the MSE's, directions, and how many directions hold half of a gradient."""
+    rows = [row for row in read(folder / "gradients.csv") if row["patches"] == "all"]
+    sizes, cosines = [], []
+    for way in WAYS:
+        of_way = [row for row in rows if row["way"] == way]
+        ratios = [float(row["norm over that of the mse"]) for row in of_way]
+        equal = f"{1 / max(ratios):.0f} to {1 / min(ratios):.0f}"
+        sizes.append([way, *(f"{1000 * ratio:.2f} %" for ratio in ratios), equal])
+        cosines.append([way, *(f"{float(row['cosine with the mse']):+.3f}" for row in of_way)])
+    halves = []
+    by_index = read(folder / "gradients_by_index.csv")
+    for name in ("mse", *WAYS):
+        counts = []
+        for lmbda in LAMBDAS:
+            shares = [float(row[f"share up to it, {name}"]) for row in by_index if float(row["lambda"]) == lmbda]
+            counts.append(str(sum(share >= 0.5 for share in shares)))
+        halves.append([name, *counts])
+    lambdas = [f"lambda {lmbda:g}" for lmbda in LAMBDAS]
+    return [
+        *markdown_table(["size at mu = 10", *lambdas, "mu for equal size"], sizes, 1),
+        "",
+        *markdown_table(["cosine", *lambdas], cosines, 1),
+        "",
+        *markdown_table([f"last directions of {PATCH} that hold half", *lambdas], halves, 1),
+    ]
+
+
 def draw(folder: Path) -> None:
     rows = [row for row in read(folder / "gradients.csv") if row["patches"] == "all"]
     figure, (size, direction, index) = plt.subplots(1, 3, figsize=(14, 4.4), layout="constrained")
@@ -178,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", default="photographs/val16", help="folder (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=HERE, help="folder (default: that of this file)")
-    parser.add_argument("--draw", action="store_true", help="only draw, from the files that are there")
+    parser.add_argument("--draw", action="store_true", help="only draw and print, from the files that are there")
     arguments = parser.parse_args(argv)
     if not arguments.draw:
         images = ImageFolder(arguments.images, decode=True)
@@ -186,6 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [row for lmbda in LAMBDAS for row in by_index(lmbda, images)]
         write(arguments.output / "gradients_by_index.csv", rows)
     draw(arguments.output)
+    print("\n".join(tables(arguments.output)))
     return 0
 
 

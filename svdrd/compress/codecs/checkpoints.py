@@ -76,9 +76,7 @@ def load(path: str | os.PathLike[str], map_location: str | torch.device = "cpu")
     return state
 
 
-def with_constants(
-    state_dict: Mapping[str, Tensor], of_code: Callable[[], Mapping[str, Tensor]]
-) -> Mapping[str, Tensor]:
+def with_constants(state_dict: Mapping[str, Tensor], of_code: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """``state_dict`` with the constants of the code where it holds them in 16 bits, as after ``model.half()``.
 
     CompressAI keeps bounds and offsets as buffers. In float16 1e-9, under which no likelihood falls, is 0; so is the
@@ -93,7 +91,5 @@ def with_constants(
         for key, value in state_dict.items()
         if key.endswith((".bound", ".pedestal")) and value.dtype in (torch.float16, torch.bfloat16)
     ]
-    if not rounded:
-        return state_dict
-    constants = of_code()
+    constants = of_code() if rounded else {}
     return {**state_dict, **{key: constants[key] for key in rounded if key in constants}}

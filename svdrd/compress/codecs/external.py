@@ -201,7 +201,7 @@ def _load_weights(
     try:
         # Not all take `strict`, so that the keys have been compared above.
         if not problems:
-            model.load_state_dict(dict(checkpoints.with_constants(state_dict, lambda: expected)))
+            model.load_state_dict(checkpoints.with_constants(state_dict, lambda: expected))
     except (KeyError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         mismatches = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         problems = [f"{len(mismatches)} shapes differ, the first: {mismatches[0]}" if mismatches else _line(error)]

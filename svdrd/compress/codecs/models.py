@@ -228,12 +228,12 @@ def _from_checkpoint(
     name: str, codec_class: type[CompressionModel], checkpoint: str | os.PathLike[str]
 ) -> CompressionModel:
     state_dict = state_dict_of(checkpoints.load(checkpoint), checkpoint)
-    state_dict = dict(checkpoints.with_constants(state_dict, lambda: _small(codec_class).state_dict()))
+    state_dict = checkpoints.with_constants(state_dict, lambda: _small(codec_class).state_dict())
     # The variable-rate bottleneck of the variable-rate codecs is one that their class builds only on request.
     options = {"vr_entbttlnck": True} if any(key.startswith("gayn2zqstep.") for key in state_dict) else {}
     try:
         # A fresh model each time: a model whose CDFs have been updated refuses those of another checkpoint.
-        return codec_class.from_state_dict(dict(state_dict), **options)
+        return codec_class.from_state_dict(state_dict, **options)
     except (KeyError, IndexError, TypeError, RuntimeError, ValueError, AttributeError) as error:
         raise BadInput(
             f"checkpoint {str(checkpoint)!r}: not a {name}: {_difference(codec_class, state_dict, error)}"

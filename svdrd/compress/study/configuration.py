@@ -265,12 +265,12 @@ def _seeds(path: str, config: Mapping[str, Any], rates: Sequence[Rate]) -> dict[
 
 def _seeds_of_table(path: str, seeds: Mapping[str, Any], rates: Sequence[Rate]) -> dict[int, tuple[Rate, ...]]:
     known = [rate.lmbda for rate in rates]
-    found = {}
+    found: dict[int, tuple[Rate, ...]] = {}
     for seed, lambdas in seeds.items():
         chosen = (
             lambdas if isinstance(lambdas, list) and all(_is_number(value, (int, float)) for value in lambdas) else []
         )
-        if not (seed.isdecimal() and chosen and set(chosen) <= set(known)):
+        if not (seed.isdecimal() and int(seed) not in found and chosen and set(chosen) <= set(known)):
             raise BadInput(
                 f"{path}: [seeds] {seed} = {lambdas!r}: wanted a whole number and lambdas of the study for it: "
                 f"0 = [{', '.join(f'{lmbda:g}' for lmbda in known)}]"

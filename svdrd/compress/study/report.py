@@ -51,8 +51,10 @@ def _settings(study: Study) -> list[str]:
     rows = [
         ("configuration", study.path),
         ("codec", study.model),
-        ("lambdas", ", ".join(f"{rate.lmbda:g}" for rate in study.rates)),
-        ("seeds", ", ".join(map(str, study.seeds))),
+        *(
+            (f"seed {seed}", f"lambdas {', '.join(f'{rate.lmbda:g}' for rate in rates)}")
+            for seed, rates in study.seeds.items()
+        ),
         (BASE, source),
         ("fine-tuning, all arms", shlex.join(study.finetune_options) or "defaults"),
         *((f"arm {arm}", shlex.join(options) or "defaults") for arm, options in study.arms.items()),

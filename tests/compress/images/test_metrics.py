@@ -7,6 +7,7 @@ pytest.importorskip("compressai")
 
 from compressai.utils.eval_model.__main__ import compute_metrics
 
+from svdrd.compress import options
 from svdrd.compress.images.metrics import MEASURES, basis_distance, gmsd_8bit, ms_ssim_8bit, psnr, to_8bit
 
 
@@ -75,6 +76,10 @@ def test_gmsd_is_the_deviation_of_the_similarity_of_gradients() -> None:
         magnitudes.append(torch.nn.functional.conv2d(halved, kernels, padding=1).square().sum(1).sqrt())
     similarity = (2 * magnitudes[0] * magnitudes[1] + 170) / (magnitudes[0] ** 2 + magnitudes[1] ** 2 + 170)
     assert gmsd_8bit(x_hat, x).item() == pytest.approx(similarity.std(correction=0).item(), rel=0.02)
+
+
+def test_the_options_name_all_measures() -> None:
+    assert tuple(MEASURES) == options.MEASURES
 
 
 @pytest.mark.parametrize("name", MEASURES)

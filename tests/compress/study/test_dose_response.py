@@ -1,13 +1,11 @@
 """The study of docs/studies/dose_response: its configuration, shrunk, and what its scripts make of the results."""
 
 import csv
-import importlib.util
 import json
 import math
 import re
 import shutil
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,18 +17,11 @@ pytest.importorskip("compressai")
 from svdrd.__main__ import main as svdrd
 from svdrd.compress.study import run as study_run
 from tests.compress.conftest import synthetic_photograph
+from tests.scripts import script
 
 ROOT = Path(__file__).resolve().parents[3]
 STUDY = ROOT / "docs" / "studies" / "dose_response"
-
-
-def script(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(name, STUDY / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+PAGE = ROOT / "docs" / "studies" / "dose_response.md"
 
 
 @pytest.fixture
@@ -78,7 +69,7 @@ def test_the_study_shrunk(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     for folder in ("report/kodak/seed-0", "report/kodak/seed-1"):
         assert (Path("runs/dose_response") / folder / "comparison.json").is_file()
 
-    analyse = script("analyse")
+    analyse = script(STUDY / "analyse.py")
     Path("found").mkdir()
     assert analyse.main(["--collect", "runs/dose_response", "--jpeg", "photographs/kodak", "--folder", "found"]) == 0
     printed = capsys.readouterr().out
@@ -103,7 +94,7 @@ def test_the_study_shrunk(place: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_responses_of_known_points() -> None:
-    analyse = script("analyse")
+    analyse = script(STUDY / "analyse.py")
     generator = np.random.default_rng(0)
     bpp, psnr, ms_ssim = (
         generator.uniform(0.2, 0.6, 24),
@@ -174,16 +165,16 @@ def test_the_committed_numbers_are_those_of_the_committed_points(
 ) -> None:
     for name in ("points.csv", "jpeg.csv"):
         shutil.copy(STUDY / name, tmp_path)
-    assert script("analyse").main(["--folder", str(tmp_path)]) == 0
+    assert script(STUDY / "analyse.py").main(["--folder", str(tmp_path)]) == 0
     assert (tmp_path / "responses.csv").read_text() == (STUDY / "responses.csv").read_text()
-    page = (ROOT / "docs" / "studies" / "dose_response.md").read_text()
+    page = PAGE.read_text()
     tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line for line in tables if line not in page] == []
 
 
 def test_the_gradient_of_a_patch_by_singular_index(place: Path) -> None:
     """The shares are those of the entries of U^T G V, and grow to 1."""
-    gradients = script("gradients")
+    gradients = script(STUDY / "gradients.py")
     from svdrd.compress.images.folders import ImageFolder
 
     for path in Path("photographs/val16").iterdir():
@@ -205,7 +196,7 @@ def test_the_gradient_of_a_patch_by_singular_index(place: Path) -> None:
 
 
 def test_gradients_by_the_weights_are_drawn(place: Path) -> None:
-    gradients = script("gradients")
+    gradients = script(STUDY / "gradients.py")
     from svdrd.compress.images.folders import ImageFolder
 
     rows = gradients.of_weights(0.013, ImageFolder("photographs/val16", decode=True))
@@ -213,8 +204,37 @@ def test_gradients_by_the_weights_are_drawn(place: Path) -> None:
     for row in rows:
         assert 0 < row["norm over that of the mse"] < 1
         assert -1 <= row["cosine with the mse"] <= 1
-    for name in ("gradients.csv", "gradients_by_index.csv"):
-        assert len(list(csv.DictReader((STUDY / name).open(newline="")))) in (32, 1024)
-        shutil.copy(STUDY / name, place)
-    gradients.draw(place)
-    assert len(np.unique(np.asarray(Image.open(place / "gradients.png").convert("L")))) > 50
+        assert math.isfinite(row["cosine with mse and rate"])
+
+
+def test_the_committed_gradients(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are whole, the figure is drawn from them, and the page has their tables."""
+    for name, count in (("gradients.csv", 2 * 4 * 4), ("gradients_by_index.csv", 4 * 256)):
+        shutil.copy(STUDY / name, tmp_path)
+        lines = (tmp_path / name).read_text().splitlines()
+        assert len(lines) == 1 + count
+        assert [line for line in lines if "nan" in line] == []
+    assert script(STUDY / "gradients.py").main(["--draw", "--output", str(tmp_path)]) == 0
+    assert len(np.unique(np.asarray(Image.open(tmp_path / "gradients.png").convert("L")))) > 50
+    page = PAGE.read_text().splitlines()
+    tables = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(tables) == (2 + 4) + (2 + 4) + (2 + 5)
+    assert [line for line in tables if line not in page] == []
+
+
+def test_the_base_codecs_lie_a_decibel_above_jpeg_on_kodak() -> None:
+    """By the committed points, which are those of the codecs' results; the pages say by how much."""
+    analyse = script(STUDY / "analyse.py")
+    points = analyse.points_of(analyse.read(STUDY / "points.csv"))
+    margins = analyse.above_jpeg(points, analyse.read(STUDY / "jpeg.csv"))
+    assert list(margins) == [0.0035, 0.0067, 0.013, 0.025]
+    assert min(margins.values()) >= 1
+    results = json.loads((STUDY / "base" / "kodak.json").read_text())["results"]
+    page = (STUDY / "base" / "README.md").read_text()
+    for index, (lmbda, margin) in enumerate(margins.items()):
+        means = {name: point.mean() for name, point in points["base", lmbda, None].items()}
+        for key, name in analyse.KEYS.items():
+            assert means[name] == pytest.approx(results[key][index], rel=1e-6)
+        row = f" | {means['bpp']:.4f} | {means['psnr']:.3f} | {means['ms-ssim']:.5f} | {margin:+.2f} dB | "
+        assert any(line.startswith(f"| {lmbda:g} ") and row in line for line in page.splitlines())
+        assert f"{margin:.2f}" in PAGE.read_text()

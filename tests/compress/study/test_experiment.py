@@ -466,6 +466,7 @@ def test_a_stage_that_fails_ends_the_study_and_says_so(
         (("seeds = [0]", "seeds = [0, 0]"), "seeds = [0, 0]: wanted a list of different whole numbers"),
         (("seeds = [0]", "seeds = { 0 = [0.002] }"), "[seeds] 0 = [0.002]: wanted a whole number and lambdas of the"),
         (("seeds = [0]", "seeds = { a = [0.001] }"), "[seeds] a = [0.001]: wanted a whole number and lambdas of the"),
+        (("seeds = [0]", "seeds = { 0 = [0.001], 00 = [0.004] }"), "[seeds] 00 = [0.004]: wanted a whole number and"),
         (("seeds = [0]", "seeds = {}"), "[seeds]: none; for example seeds = [0]"),
         (("[evaluate]", '[evaluate]\nalso = ["vif"]'), "[evaluate] also = ['vif']: wanted a list of basis, gmsd"),
         (("[arms.basis]", "[arms.base]"), "[arms.base]: not a name for an arm's folder"),
