@@ -688,6 +688,38 @@ void check_empty() {
   if (unused != T(1)) fail("empty batches", "empty", 0, 0, static_cast<double>(unused));
 }
 
+// Matrices large enough for a team of threads, alone and left over beside others: the bits of one thread.
+template <typename T>
+void check_teams(int64_t m, int64_t n) {
+  const int64_t count = 3, k = m < n ? m : n, size = m * n;
+  Generator g;
+  std::vector<T> x(static_cast<size_t>(count * size)), y = x;
+  for (size_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<T>(g.normal());
+    y[i] = x[i] + static_cast<T>(0.1 * g.normal());
+  }
+  const auto results = [&](int64_t batch, int threads) {
+    const auto zeros = [=](int64_t entries) { return std::vector<T>(static_cast<size_t>(batch * entries)); };
+    std::vector<T> u = zeros(m * k), s = zeros(k), vh = zeros(k * n), grad = zeros(size);
+    std::vector<T> p = zeros(size), loss = zeros(1), by_hat = zeros(size), by_x = zeros(size);
+    svdrd::svd(x.data(), batch, m, n, u.data(), s.data(), vh.data(), threads);
+    svdrd::svd_backward<T>(nullptr, s.data(), vh.data(), u.data(), s.data(), vh.data(), batch, m, n, grad.data(),
+                           threads);
+    svdrd::polar_factor<T>(x.data(), batch, m, n, 1e-6, 0.0, p.data(), nullptr, nullptr, nullptr, threads);
+    svdrd::basis_loss(y.data(), x.data(), batch, m, n, m, n, 1e-6, 0.0, loss.data(), by_hat.data(), by_x.data(),
+                      threads);
+    return std::vector<std::vector<T>>{u, s, vh, grad, p, loss, by_hat, by_x};
+  };
+  const std::vector<std::vector<T>> expected = results(count, 1);
+  for (int64_t batch = 1; batch <= count; ++batch)
+    for (int threads = 2; threads <= 4; ++threads) {
+      const std::vector<std::vector<T>> teams = results(batch, threads);
+      for (size_t i = 0; i < teams.size(); ++i)
+        if (std::memcmp(teams[i].data(), expected[i].data(), teams[i].size() * sizeof(T)) != 0)
+          fail("bits of a team", "random", m, n, threads);
+    }
+}
+
 template <typename Kernels>
 void check_shapes() {
   const int64_t shapes[][2] = {{1, 1},  {1, 7},   {7, 1},   {2, 2},   {3, 3},   {4, 4},   {5, 7},   {8, 8},  {8, 32},
@@ -711,6 +743,9 @@ int main(int count, char** arguments) {
     check_shapes<CpuKernels>();
     check_empty<float>();
     check_empty<double>();
+    check_teams<float>(208, 224);
+    check_teams<float>(130, 100);
+    check_teams<double>(210, 201);
   }
   std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);
   return failures == 0 ? 0 : 1;

@@ -16,10 +16,15 @@ struct LossProblem {
   double smooth;
 };
 
+class Team;
+
 // Hands out the batch in ranges of whole groups, to any number of threads.
 class RangeSource {
  public:
   virtual bool next(int64_t& begin, int64_t& end) = 0;
+
+  // The threads that share the work on each matrix; null where they share the matrices.
+  virtual Team* team() { return nullptr; }
 
  protected:
   ~RangeSource() = default;

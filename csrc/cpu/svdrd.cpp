@@ -1,4 +1,4 @@
-// cpu/svdrd.h: the choice of the instruction set and the division of a batch among threads.
+// cpu/svdrd.h: the choice of the instruction set and the division of a batch, or of a matrix, among threads.
 #include "cpu/svdrd.h"
 
 #include <atomic>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/team.h"
 #include "cpu/threads.h"
 
 namespace svdrd {
@@ -111,9 +112,28 @@ class SharedRanges final : public RangeSource {
 // Below this many multiply-adds a further thread costs more to wake or start (5-50 us) than it takes over.
 constexpr double work_per_thread = 1e6;
 
+// One matrix after the other, each of them by the whole team.
+class TeamRanges final : public RangeSource {
+ public:
+  TeamRanges(int64_t begin, int64_t end, Team* team) : at_(begin), end_(end), team_(team) {}
+
+  bool next(int64_t& begin, int64_t& end) override {
+    begin = at_++;
+    end = at_;
+    return begin < end_;
+  }
+
+  Team* team() override { return team_; }
+
+ private:
+  int64_t at_;
+  const int64_t end_;
+  Team* const team_;
+};
+
 // Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done.
 template <typename Work>
-void run(int64_t count, int64_t group, double work_per_item, int threads, const Work& work) {
+void run_side_by_side(int64_t count, int64_t group, double work_per_item, int threads, const Work& work) {
   if (count == 0) return;
   const int64_t groups = (count + group - 1) / group;
   int64_t wanted = static_cast<int64_t>(work_per_item * static_cast<double>(groups * group) / work_per_thread);
@@ -138,9 +158,59 @@ void run(int64_t count, int64_t group, double work_per_item, int threads, const 
     if (error) std::rethrow_exception(error);
 }
 
+// Lets a team of `threads` threads do the items begin .. end - 1, one after the other.
+template <typename Work>
+void run_as_team(int64_t begin, int64_t end, int threads, const Work& work) {
+  if (begin == end) return;
+  Team team(threads);
+  TeamRanges ranges(begin, end, &team);
+  std::exception_ptr error;
+  const auto member = [&](int thread) {
+    if (thread != 0) return team.help();
+    try {
+      work(ranges);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    team.dismiss();
+  };
+  on_threads(threads, std::ref(member));
+  if (error) std::rethrow_exception(error);
+}
+
+// What a team of so many threads makes of one: Amdahl's law, with the part that is not shared as measured with two
+// (docs/design/cpu_large.md).
+double team_gain(int threads) {
+  constexpr double alone = 0.2;
+  return 1 / (alone + (1 - alone) / threads);
+}
+
+// A product's multiply-adds, and what small matrices cost beside it.
 double cube(int64_t m, int64_t n) {
   const double k = static_cast<double>(m < n ? m : n);
   return static_cast<double>(m) * static_cast<double>(n) * k + 100.0 * k;
+}
+
+bool for_team(int64_t m, int64_t n, double least) { return cube(m, n) >= least && !in_lanes(m, n); }
+
+// Beyond that a thread would rather wait than help.
+constexpr int largest_team = 8;
+
+// Matrices of so many multiply-adds a product, and pairs of them, are done faster by a team than by its leader alone.
+// The two sides of a pair need nothing of each other.
+constexpr double least_for_team = 200.0 * 200 * 200, least_pair_for_team = 100.0 * 100 * 100;
+
+// Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done. As long as there is an item
+// for each thread they work side by side, for that is the faster way. What is left over, as is a single large matrix,
+// they do together, where that takes less time than one thread needs for one item.
+template <typename Work>
+void run(int64_t count, int64_t group, double work_per_item, bool for_team, int threads, const Work& work) {
+  const int size = threads < largest_team ? threads : largest_team;
+  const int64_t left_over = for_team && threads > 1 ? count % threads : 0;
+  const bool together = left_over > 0 && static_cast<double>(left_over) < team_gain(size);
+  const int64_t side_by_side = together ? count - left_over : count;
+  run_side_by_side(side_by_side, group, work_per_item, threads, work);
+  run_as_team(side_by_side, count, size, work);
 }
 
 }  // namespace
@@ -149,7 +219,7 @@ template <typename T>
 void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
   if (m == 0 || n == 0) return;
   const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many_svd);
-  run(batch, table.group, 15 * cube(m, n), threads,
+  run(batch, table.group, 15 * cube(m, n), for_team(m, n, least_for_team), threads,
       [&](RangeSource& ranges) { table.svd(ranges, a, m, n, u, s, vh); });
 }
 
@@ -158,7 +228,7 @@ void svd_backward(const T* grad_u, const T* grad_s, const T* grad_vh, const T* u
                   int64_t m, int64_t n, T* grad_a, int threads) {
   if (m == 0 || n == 0) return;
   const KernelTable<T>& table = chosen_kernels<T>(svd_backward_in_lanes(m, n), batch, kernels(T()).many);
-  run(batch, table.group, 6 * cube(m, n), threads, [&](RangeSource& ranges) {
+  run(batch, table.group, 6 * cube(m, n), for_team(m, n, least_for_team), threads, [&](RangeSource& ranges) {
     table.svd_backward(ranges, grad_u, grad_s, grad_vh, u, s, vh, m, n, grad_a);
   });
 }
@@ -168,7 +238,7 @@ void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond,
                   int threads) {
   if (m == 0 || n == 0) return;
   const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
-  run(batch, table.group, 30 * cube(m, n), threads,
+  run(batch, table.group, 30 * cube(m, n), for_team(m, n, least_for_team), threads,
       [&](RangeSource& ranges) { table.polar_factor(ranges, a, m, n, rcond, smooth, p, u, s, vh); });
 }
 
@@ -177,7 +247,7 @@ void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, i
                            double smooth, T* grad_a, int threads) {
   if (m == 0 || n == 0) return;
   const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
-  run(batch, table.group, 4 * cube(m, n), threads,
+  run(batch, table.group, 4 * cube(m, n), for_team(m, n, least_for_team), threads,
       [&](RangeSource& ranges) { table.polar_factor_backward(ranges, grad, u, s, vh, m, n, smooth, grad_a); });
 }
 
@@ -189,7 +259,8 @@ void basis_loss(const T* x_hat, const T* x, int64_t batch, int64_t height, int64
   const int64_t blocks = batch * (height / block_height) * (width / block_width);
   const KernelTable<T>& table =
       chosen_kernels<T>(in_lanes(block_height, block_width), blocks, kernels(T()).many_loss);
-  run(blocks, table.group, 60 * cube(block_height, block_width), threads,
+  run(blocks, table.group, 60 * cube(block_height, block_width),
+      for_team(block_height, block_width, least_pair_for_team), threads,
       [&](RangeSource& ranges) { table.basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x); });
 }
 

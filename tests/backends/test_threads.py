@@ -66,13 +66,16 @@ def elementwise():
     torch.ones(1000, 1000).exp().sum()
 
 
+large = torch.linspace(0, 1e4, 224 * 208).sin().reshape(1, 224, 208)
+
+
 def ours():
-    '''Two threads, the bits of one.'''
+    '''Two threads, the bits of one: many matrices side by side, and one by both.'''
     from svdrd.ops import svd
 
-    factors = svd(a)
+    factors = [*svd(a), *svd(large)]
     torch.set_num_threads(1)
-    assert all(map(torch.equal, factors, svd(a)))
+    assert all(map(torch.equal, factors, [*svd(a), *svd(large)]))
     torch.set_num_threads(2)
 
 
@@ -208,3 +211,32 @@ libraries = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" i
 print(threads_of(), len(libraries))
 """
     assert answers(program) == ["OpenMP 1"]
+
+
+def test_a_large_matrix_has_the_same_bits_with_any_number_of_threads() -> None:
+    """Also where some are left over beside others, and where there are more threads than cores."""
+    program = """
+from svdrd.ops import basis_loss, polar_factor, svd
+
+def results(x_hat, x):
+    x_hat = x_hat.clone().requires_grad_()
+    x = x.clone().requires_grad_()
+    losses = basis_loss(x_hat, x, reduction="none")
+    losses.sum().backward()
+    factor = polar_factor(x_hat, smooth=0.1)
+    (gradient,) = torch.autograd.grad((factor * x).sum(), x_hat)
+    return [*svd(x), factor, gradient, losses, x_hat.grad, x.grad]
+
+for dtype, *shape in [(torch.float32, 224, 208), (torch.float32, 104, 120), (torch.float64, 201, 230)]:
+    x = torch.randn(3, *shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    x_hat = x + 0.1 * x.flip(0)
+    torch.set_num_threads(1)
+    expected = results(x_hat, x)
+    for threads in (2, 3, 8):
+        torch.set_num_threads(threads)
+        for count in (1, 2, 3):
+            for result, right in zip(results(x_hat[:count], x[:count]), expected):
+                assert torch.equal(result, right[:count]), (dtype, shape, threads, count)
+    print("right")
+"""
+    assert answers(program) == ["right"] * 3

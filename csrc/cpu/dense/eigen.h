@@ -94,24 +94,36 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
           w[(panel + l) * stride + i] = a[(j0 + l) * stride + i];
           w[(2 * panel + l) * stride + i] = w[l * stride + i];
         }
-      gemm<double>(padded - end, padded - end, 2 * panel, transposed(w + panel * stride + end, stride),
-                   plain(w + end, stride), a + end * stride + end, stride, {-1, true, true});
+      // Not shared: the matrix would change caches for a few operations an entry.
+      gemm_alone<double>(padded - end, padded - end, 2 * panel, transposed(w + panel * stride + end, stride),
+                         plain(w + end, stride), a + end * stride + end, stride, {-1, true, true});
     }
   }
+}
+
+// What a merge of k poles shares: its roots and the sums over all poles, unless they are too few to be worth it.
+template <typename Part>
+inline void share_merge(Scratch& scratch, int64_t k, int64_t count, const Part& part) {
+  constexpr int64_t least_shared = 128;
+  if (k >= least_shared)
+    share(scratch, count, part);
+  else
+    for (int64_t i = 0; i < count; ++i) part(i);
 }
 
 // The roots of 1 + rho sum_i z_i^2 / (d_i - lambda) = 0, d ascending and distinct, rho > 0, every z_i nonzero, k >= 2.
 // Row i of gaps holds d_i - lambda_j to full relative accuracy, which is what makes the eigenvectors orthogonal. d and
 // z2 = z^2.
 inline void secular_equation(int64_t k, const double* d, const double* z2, double rho, double* lambda, double* gaps,
-                             int64_t stride) {
+                             int64_t stride, Scratch& scratch) {
   constexpr int64_t w = lanes<double>;
   constexpr int most_iterations = 80;
   const double inverse_rho = 1 / rho;
   double total = 0;
   for (int64_t i = 0; i < k; ++i) total += z2[i];
   const double reach = rho * total;
-  for (int64_t j0 = 0; j0 < k; j0 += w) {
+  share_merge(scratch, k, (k + w - 1) / w, [=](int64_t group) {
+    const int64_t j0 = group * w;
     Lanes d_low, d_high, z2_low, z2_high;
     LaneMask low{}, is_last{};
     for (int64_t l = 0; l < w; ++l) {
@@ -210,30 +222,33 @@ inline void secular_equation(int64_t k, const double* d, const double* z2, doubl
     for (int64_t i = 0; i < k; ++i) store(gaps + i * stride + j0, (d[i] - origin) - t);
     const Lanes roots = origin + t;
     for (int64_t l = 0; l < w && j0 + l < k; ++l) lambda[j0 + l] = roots[l];
-  }
+  });
 }
 
 // z as the roots imply it (Gu and Eisenstat): with these the computed lambda are the exact eigenvalues of a nearby
 // problem.
 inline void secular_weights(int64_t k, const double* d, const double* gaps, int64_t stride, const double* z,
-                            double* weights) {
+                            double* weights, Scratch& scratch) {
   constexpr int64_t w = lanes<double>;
-  for (int64_t i = 0; i < k; ++i) {
-    Lanes product = splat(1.0);
-    for (int64_t j0 = 0; j0 < k; j0 += w) {
-      Lanes gap = load(gaps + i * stride + j0), pole_gap = d[i] - load(d + j0);
-      if ((i >= j0 && i < j0 + w) || j0 + w > k)
-        for (int64_t l = 0; l < w; ++l) {
-          if (j0 + l == i) pole_gap[l] = 1;
-          if (j0 + l >= k) gap[l] = pole_gap[l] = 1;
-        }
-      product *= gap * reciprocal(pole_gap);
+  constexpr int64_t together = 16;
+  share_merge(scratch, k, (k + together - 1) / together, [=](int64_t part) {
+    for (int64_t i = part * together; i < k && i < (part + 1) * together; ++i) {
+      Lanes product = splat(1.0);
+      for (int64_t j0 = 0; j0 < k; j0 += w) {
+        Lanes gap = load(gaps + i * stride + j0), pole_gap = d[i] - load(d + j0);
+        if ((i >= j0 && i < j0 + w) || j0 + w > k)
+          for (int64_t l = 0; l < w; ++l) {
+            if (j0 + l == i) pole_gap[l] = 1;
+            if (j0 + l >= k) gap[l] = pole_gap[l] = 1;
+          }
+        product *= gap * reciprocal(pole_gap);
+      }
+      double parts[w], total = 1;
+      store(parts, product);
+      for (int64_t l = 0; l < w; ++l) total *= parts[l];
+      weights[i] = __builtin_copysign(__builtin_sqrt(__builtin_fabs(total)), z[i]);
     }
-    double parts[w], total = 1;
-    store(parts, product);
-    for (int64_t l = 0; l < w; ++l) total *= parts[l];
-    weights[i] = __builtin_copysign(__builtin_sqrt(__builtin_fabs(total)), z[i]);
-  }
+  });
 }
 
 // What is wanted beside the eigenvalues: the whole eigenvectors, the first and the last entry of each, which is what the
@@ -335,22 +350,27 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
     double* weights = scratch.take<double>(k);
     double* components = scratch.take<double>(k * gap_stride);
     double* norms = scratch.take_zeros<double>(padded);
-    secular_equation(k, poles, z2, rho, new_d, gaps, gap_stride);
+    secular_equation(k, poles, z2, rho, new_d, gaps, gap_stride, scratch);
     if (wanted == Wanted::nothing) {
       for (int64_t i = 0; i < n; ++i) d[i] = new_d[i];
       return;
     }
-    secular_weights(k, poles, gaps, gap_stride, z_kept, weights);
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < padded; j += w) {
-        const Lanes component = weights[i] * reciprocal(load(gaps + i * gap_stride + j));
-        store(components + place[i] * gap_stride + j, component);
-        store(norms + j, load(norms + j) + component * component);
-      }
-    for (int64_t j = 0; j < padded; j += w) store(norms + j, 1 / square_root(load(norms + j)));
-    for (int64_t i = 0; i < k; ++i)
-      for (int64_t j = 0; j < padded; j += w)
-        store(components + i * gap_stride + j, load(components + i * gap_stride + j) * load(norms + j));
+    secular_weights(k, poles, gaps, gap_stride, z_kept, weights, scratch);
+    constexpr int64_t columns_together = 64;
+    share_merge(scratch, k, (padded + columns_together - 1) / columns_together, [=](int64_t part) {
+      const int64_t begin = part * columns_together;
+      const int64_t end = padded < begin + columns_together ? padded : begin + columns_together;
+      for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = begin; j < end; j += w) {
+          const Lanes component = weights[i] * reciprocal(load(gaps + i * gap_stride + j));
+          store(components + place[i] * gap_stride + j, component);
+          store(norms + j, load(norms + j) + component * component);
+        }
+      for (int64_t j = begin; j < end; j += w) store(norms + j, 1 / square_root(load(norms + j)));
+      for (int64_t i = 0; i < k; ++i)
+        for (int64_t j = begin; j < end; j += w)
+          store(components + i * gap_stride + j, load(components + i * gap_stride + j) * load(norms + j));
+    });
     const int64_t second = count[0];
     if (ends) {
       for (int64_t j = 0; j < padded; j += w) {
@@ -366,9 +386,10 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
         }
       }
     } else {
-      gemm<double>(k, n1, count[0] + count[1], transposed(components, gap_stride), plain(rows, rows_stride), q, stride);
+      gemm<double>(k, n1, count[0] + count[1], transposed(components, gap_stride), plain(rows, rows_stride), q, stride,
+                   scratch);
       gemm<double>(k, n - n1, k - second, transposed(components + second * gap_stride, gap_stride),
-                   plain(rows + second * rows_stride + n1, rows_stride), q + n1, stride);
+                   plain(rows + second * rows_stride + n1, rows_stride), q + n1, stride, scratch);
     }
   }
   for (int64_t i = k; i < n; ++i) copy(q + i * stride, rows + i * rows_stride, columns);

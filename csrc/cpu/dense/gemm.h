@@ -1,8 +1,8 @@
-// Matrix products of one thread: C = alpha A B or C += alpha A B, float32 and float64.
+// Matrix products: C = alpha A B or C += alpha A B, float32 and float64.
 //
 // A tile of C lives in registers (8 x 3 vectors where there are 32 of them, 4 x 3 with 16) while a panel of B, short
 // enough for the first-level cache, is read once per row tile and the elements of A are broadcast from where they lie.
-// Only a B that is transposed, or a last narrow panel, is copied.
+// Only a B that is transposed, or a last narrow panel, is copied. A team shares the panels.
 #pragma once
 
 #include "cpu/dense/vector.h"
@@ -88,9 +88,9 @@ inline void gemm_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_column
 }
 
 template <typename T, int vectors>
-inline void gemm_panel(int64_t first_row, int64_t m, int64_t depth, Operand<T> a, const T* b, int64_t b_stride, T* c,
+inline void gemm_panel(int64_t m, int64_t depth, Operand<T> a, const T* b, int64_t b_stride, T* c,
                        int64_t c_stride, int64_t columns, T alpha, bool accumulate) {
-  int64_t i = first_row;
+  int64_t i = 0;
   for (; i + gemm_rows <= m; i += gemm_rows)
     gemm_tile<T, gemm_rows, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride,
                                      c_stride, columns, alpha, accumulate);
@@ -129,19 +129,21 @@ inline void pack_panel(const T* panel, Operand<T> b, int64_t depth, int64_t colu
 }
 
 // C (m x n, rows c_stride apart) = alpha A (m x k) B (k x n), or added to C. C must not overlap A or B.
-template <typename T>
-inline void gemm(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
-                 Product<T> product = {}) {
+// for_each(count, part) calls part(0) .. part(count - 1).
+template <typename T, typename ForEach>
+inline void gemm_in_panels(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
+                           Product<T> product, const ForEach& for_each) {
   constexpr int64_t w = lanes<T>;
   constexpr int64_t panel = gemm_vectors * w;
   if (k == 0 && !product.accumulate)
     for (int64_t i = 0; i < m; ++i)
       for (int64_t j = 0; j < n; ++j) c[i * c_stride + j] = T(0);
-  alignas(64) T packed[gemm_depth * panel];
-  for (int64_t k0 = 0; k0 < k; k0 += gemm_depth) {
-    const int64_t depth = k - k0 < gemm_depth ? k - k0 : gemm_depth;
-    const bool accumulate = product.accumulate || k0 > 0;
-    for (int64_t j0 = 0; j0 < n; j0 += panel) {
+  for (int64_t k0 = 0; k0 < k; k0 += gemm_depth)
+    for_each((n + panel - 1) / panel, [=](int64_t index) {
+      alignas(64) T packed[gemm_depth * panel];
+      const int64_t depth = k - k0 < gemm_depth ? k - k0 : gemm_depth;
+      const bool accumulate = product.accumulate || k0 > 0;
+      const int64_t j0 = index * panel;
       const int64_t columns = n - j0 < panel ? n - j0 : panel;
       const int64_t vectors = (columns + w - 1) / w;
       const T* b_panel = b.data + k0 * b.row + j0 * b.column;
@@ -159,16 +161,31 @@ inline void gemm(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T*
       const Operand<T> a_part = a.at(0, k0);
       T* c_part = c + j0;
       if (vectors == 3)
-        gemm_panel<T, 3>(0, rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha,
-                         accumulate);
+        gemm_panel<T, 3>(rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha, accumulate);
       else if (vectors == 2)
-        gemm_panel<T, 2>(0, rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha,
-                         accumulate);
+        gemm_panel<T, 2>(rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha, accumulate);
       else
-        gemm_panel<T, 1>(0, rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha,
-                         accumulate);
-    }
-  }
+        gemm_panel<T, 1>(rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha, accumulate);
+    });
+}
+
+// The product by the calling thread alone: for what is small, or itself a part of shared work.
+template <typename T>
+inline void gemm_alone(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
+                       Product<T> product = {}) {
+  gemm_in_panels<T>(m, n, k, a, b, c, c_stride, product, [](int64_t count, const auto& part) {
+    for (int64_t i = 0; i < count; ++i) part(i);
+  });
+}
+
+// The product, shared where it is worth it.
+template <typename T>
+inline void gemm(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride, Scratch& scratch,
+                 Product<T> product = {}) {
+  constexpr int64_t least_shared = 1 << 16;  // multiply-adds: some microseconds of one thread
+  if (m * n * (k < gemm_depth ? k : gemm_depth) < least_shared) return gemm_alone<T>(m, n, k, a, b, c, c_stride, product);
+  gemm_in_panels<T>(m, n, k, a, b, c, c_stride, product,
+                    [&](int64_t count, const auto& part) { share(scratch, count, part); });
 }
 
 }  // namespace dense

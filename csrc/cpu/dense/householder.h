@@ -10,6 +10,9 @@ namespace dense {
 
 constexpr int64_t reflector_block = 32;
 
+// So many rows at a time are reflected. They stay in the second-level cache while all the blocks pass over them.
+constexpr int64_t part_rows = 128;
+
 // Sums of squares below this are not normalised numbers any more, and a reflection built on one would not be
 // orthogonal. Matrices are scaled to entries near 1, so what is ignored is below 1e-15 (float32) or 1e-140 of the
 // largest.
@@ -43,7 +46,8 @@ inline T make_reflector(T* row, int64_t first, int64_t end, T& tau) {
 template <typename T>
 inline void block_reflector(const T* v, int64_t stride, int64_t count, int64_t columns, const T* tau, T* t) {
   T products[reflector_block * reflector_block];
-  gemm<T>(count, count, columns, plain(v, stride), transposed(v, stride), products, reflector_block, {1, false, true});
+  gemm_alone<T>(count, count, columns, plain(v, stride), transposed(v, stride), products, reflector_block,
+                {1, false, true});
   for (int64_t j = 0; j < count; ++j) {
     T* row = t + j * reflector_block;
     for (int64_t i = 0; i < reflector_block; ++i) row[i] = 0;
@@ -53,38 +57,61 @@ inline void block_reflector(const T* v, int64_t stride, int64_t count, int64_t c
   }
 }
 
-// Every row y of c becomes (I - V T V^T) y, or (I - V T V^T)^T y; t holds T^T.
+// A block of reflectors as rows y take it: y^T <- y^T - (y^T V) (T^T V^T), or with T in place of T^T for the transposed
+// block.
 template <typename T>
-inline void apply_block_reflector(T* c, int64_t c_stride, int64_t rows, const T* v, int64_t v_stride, int64_t count,
-                                  int64_t columns, const T* t, bool transpose, Scratch& scratch) {
-  if (rows == 0) return;
-  ScratchScope scope(scratch);
-  const int64_t stride = row_stride<T>(columns);
-  T* tv = scratch.take<T>(count * stride);
-  T* products = scratch.take<T>(rows * reflector_block);
-  // On rows, y^T <- y^T - (y^T V) (T^T V^T), T in place of T^T for the transposed block.
-  const Operand<T> factor = plain(t, reflector_block);
-  gemm<T>(count, columns, count, transpose ? factor.transposed() : factor, plain(v, v_stride), tv, stride);
-  gemm<T>(rows, count, columns, plain(c, c_stride), transposed(v, v_stride), products, reflector_block);
-  gemm<T>(rows, columns, count, plain(products, reflector_block), plain(tv, stride), c, c_stride, {-1, true, false});
-}
+struct BlockReflector {
+  const T* v;  // V^T
+  T* tv;       // T^T V^T or T V^T
+  int64_t v_stride;
+  int64_t tv_stride;
+  int64_t count;
+  int64_t columns;
+
+  void prepare(const T* tau, bool transpose) const {
+    T t[reflector_block * reflector_block];
+    block_reflector(v, v_stride, count, columns, tau, t);
+    const Operand<T> factor = plain(static_cast<const T*>(t), reflector_block);
+    gemm_alone<T>(count, columns, count, transpose ? factor.transposed() : factor, plain(v, v_stride), tv, tv_stride);
+  }
+
+  // products: rows x reflector_block.
+  void apply(T* c, int64_t c_stride, int64_t rows, T* products) const {
+    gemm_alone<T>(rows, count, columns, plain(static_cast<const T*>(c), c_stride), transposed(v, v_stride), products,
+                  reflector_block);
+    gemm_alone<T>(rows, columns, count, plain(static_cast<const T*>(products), reflector_block),
+                  plain(static_cast<const T*>(tv), tv_stride), c, c_stride, {-1, true, false});
+  }
+};
 
 // Every row y of c becomes H_0 H_1 ... H_(count-1) y. The reflector in row j of v starts at column j + shift. Where
 // `triangular`, c comes as the unit matrix, whose rows before j + shift that reflector cannot change.
 template <typename T>
 inline void apply_reflectors(T* c, int64_t c_stride, int64_t rows, const T* v, int64_t v_stride, int64_t count,
                              int64_t columns, int64_t shift, const T* tau, bool triangular, Scratch& scratch) {
-  T t[reflector_block * reflector_block];
-  for (int64_t end = count; end > 0;) {
-    const int64_t first = round_down(end - 1, reflector_block);
-    const int64_t start = round_down(first + shift, lanes<T>);
-    const T* block = v + first * v_stride + start;
-    block_reflector(block, v_stride, end - first, columns - start, tau + first, t);
-    const int64_t first_row = triangular ? first + shift : 0;
-    apply_block_reflector(c + first_row * c_stride + start, c_stride, rows - first_row, block, v_stride, end - first,
-                          columns - start, t, false, scratch);
-    end = first;
-  }
+  ScratchScope scope(scratch);
+  const int64_t blocks = (count + reflector_block - 1) / reflector_block;
+  const int64_t tv_stride = row_stride<T>(columns);
+  T* tv = scratch.take<T>(count * tv_stride);
+  T* products = scratch.take<T>(rows * reflector_block);
+  const auto block = [&](int64_t index) {
+    const int64_t first = index * reflector_block, start = round_down(first + shift, lanes<T>);
+    const int64_t size = count - first < reflector_block ? count - first : reflector_block;
+    return BlockReflector<T>{v + first * v_stride + start, tv + first * tv_stride + start, v_stride, tv_stride, size,
+                             columns - start};
+  };
+  share(scratch, blocks, [&](int64_t index) { block(index).prepare(tau + index * reflector_block, false); });
+  share(scratch, (rows + part_rows - 1) / part_rows, [&](int64_t part) {
+    const int64_t end = (part + 1) * part_rows < rows ? (part + 1) * part_rows : rows;
+    for (int64_t index = blocks - 1; index >= 0; --index) {
+      const int64_t begins = triangular ? index * reflector_block + shift : 0;
+      const int64_t first = begins > part * part_rows ? begins : part * part_rows;
+      if (first >= end) continue;
+      const BlockReflector<T> reflector = block(index);
+      reflector.apply(c + first * c_stride + (columns - reflector.columns), c_stride, end - first,
+                      products + first * reflector_block);
+    }
+  });
 }
 
 // QR factorisation of the matrix whose columns are the `count` rows of y, each of `length` >= count entries, by blocked
@@ -94,8 +121,10 @@ template <typename T>
 inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int64_t r_stride, T* q, int64_t q_stride,
                Scratch& scratch) {
   ScratchScope scope(scratch);
+  const int64_t tv_stride = row_stride<T>(length);
   T* tau = scratch.take<T>(count);
-  T t[reflector_block * reflector_block];
+  T* tv = scratch.take<T>(reflector_block * tv_stride);
+  T* products = scratch.take<T>(count * reflector_block);
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < i; ++j) r[i * r_stride + j] = 0;
   for (int64_t first = 0; first < count; first += reflector_block) {
@@ -110,11 +139,13 @@ inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int6
         add_scaled(other, -tau[j] * dot(row + start, other, length - start), row + start, length - start);
       }
     }
+    if (end == count) break;
     const int64_t start = round_down(first, lanes<T>);
-    const T* block = y + first * y_stride + start;
-    block_reflector(block, y_stride, end - first, length - start, tau + first, t);
-    apply_block_reflector(y + end * y_stride + start, y_stride, count - end, block, y_stride, end - first,
-                          length - start, t, true, scratch);
+    const BlockReflector<T> block{y + first * y_stride + start, tv, y_stride, tv_stride, end - first, length - start};
+    block.prepare(tau + first, true);
+    share_ranges(scratch, count - end, part_rows, [&](int64_t from, int64_t to) {
+      block.apply(y + (end + from) * y_stride + start, y_stride, to - from, products + from * reflector_block);
+    });
   }
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < length; ++j) q[i * q_stride + j] = i == j ? 1 : 0;

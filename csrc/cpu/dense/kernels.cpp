@@ -13,6 +13,7 @@ template <typename T>
 void svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s, T* vh) {
   const int64_t k = m < n ? m : n;
   DenseWorkspace<T> workspace;
+  workspace.scratch.team = ranges.team();
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i)
       dense_svd(a + i * m * n, m, n, u == nullptr ? nullptr : u + i * m * k, s + i * k,
@@ -24,6 +25,7 @@ void svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, const T
                   const T* vh, int64_t m, int64_t n, T* grad_a) {
   const int64_t k = m < n ? m : n;
   DenseWorkspace<T> workspace;
+  workspace.scratch.team = ranges.team();
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i)
       dense_svd_backward<T>(grad_u == nullptr ? nullptr : grad_u + i * m * k,
@@ -37,6 +39,7 @@ void polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, double 
                   T* vh) {
   const int64_t k = m < n ? m : n;
   DenseWorkspace<T> workspace;
+  workspace.scratch.team = ranges.team();
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i) {
       if (u == nullptr) {
@@ -53,6 +56,7 @@ void polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const
                            int64_t n, double smooth, T* grad_a) {
   const int64_t k = m < n ? m : n;
   DenseWorkspace<T> workspace;
+  workspace.scratch.team = ranges.team();
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i)
       dense_polar_factor_backward(grad + i * m * n, u + i * m * k, s + i * k, vh + i * k * n, m, n, smooth,
@@ -63,6 +67,7 @@ template <typename T>
 void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss, T* grad_x_hat,
                 T* grad_x) {
   DenseWorkspace<T> workspace;
+  workspace.scratch.team = ranges.team();
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = block_offset(problem, i);

@@ -108,9 +108,10 @@ inline PolarFactors<T> polar_factors(const Decomposition& d, double rcond, doubl
 
 // P (m x n) = left^T right.
 template <typename T>
-inline void multiply_polar_factors(const PolarFactors<T>& factors, int64_t m, int64_t n, T* p, int64_t stride) {
+inline void multiply_polar_factors(const PolarFactors<T>& factors, int64_t m, int64_t n, T* p, int64_t stride,
+                                   Scratch& scratch) {
   gemm<T>(m, n, factors.count, transposed(factors.left, factors.left_stride),
-          plain(factors.right, factors.right_stride), p, stride);
+          plain(factors.right, factors.right_stride), p, stride, scratch);
 }
 
 template <typename T>
@@ -188,13 +189,13 @@ inline void polar_vjp(const T* g, int64_t g_stride, int64_t m, int64_t n, Operan
   T* utg = nullptr;
   if (outside_v) {
     utg = scratch.take<T>(count * n_stride);
-    gemm<T>(count, n, m, u.transposed(), plain(g, g_stride), utg, n_stride);
-    gemm<T>(count, count, n, plain(utg, n_stride), vt.transposed(), w, w_stride);
+    gemm<T>(count, n, m, u.transposed(), plain(g, g_stride), utg, n_stride, scratch);
+    gemm<T>(count, count, n, plain(utg, n_stride), vt.transposed(), w, w_stride, scratch);
   }
   if (outside_u || !outside_v) {
     gv = scratch.take<T>(m * w_stride);
-    gemm<T>(m, count, n, plain(g, g_stride), vt.transposed(), gv, w_stride);
-    if (!outside_v) gemm<T>(count, count, m, u.transposed(), plain(gv, w_stride), w, w_stride);
+    gemm<T>(m, count, n, plain(g, g_stride), vt.transposed(), gv, w_stride, scratch);
+    if (!outside_v) gemm<T>(count, count, m, u.transposed(), plain(gv, w_stride), w, w_stride, scratch);
   }
   // The kept-kept part, less what the two outside parts below put there by using G itself in place of its projection.
   T* z = w;
@@ -219,12 +220,12 @@ inline void polar_vjp(const T* g, int64_t g_stride, int64_t m, int64_t n, Operan
         utg[i * n_stride + j] = clamp<T>(utg[i * n_stride + j] / radius[i], Limits<T>::largest_factor);
 
   if (outside_v && !outside_u) {
-    gemm<T>(count, n, count, plain(z, w_stride), vt, utg, n_stride, {1, true, false});
-    gemm<T>(m, n, count, u, plain(utg, n_stride), out, out_stride);
+    gemm<T>(count, n, count, plain(z, w_stride), vt, utg, n_stride, scratch, {1, true, false});
+    gemm<T>(m, n, count, u, plain(utg, n_stride), out, out_stride, scratch);
   } else {
-    gemm<T>(m, count, count, u, plain(z, w_stride), gv, w_stride, {1, outside_u, false});
-    gemm<T>(m, n, count, plain(gv, w_stride), vt, out, out_stride);
-    if (outside_v) gemm<T>(m, n, count, u, plain(utg, n_stride), out, out_stride, {1, true, false});
+    gemm<T>(m, count, count, u, plain(z, w_stride), gv, w_stride, scratch, {1, outside_u, false});
+    gemm<T>(m, n, count, plain(gv, w_stride), vt, out, out_stride, scratch);
+    if (outside_v) gemm<T>(m, n, count, u, plain(utg, n_stride), out, out_stride, scratch, {1, true, false});
   }
 
   int unit_exponent;
@@ -315,7 +316,7 @@ inline PolarFactors<T> loss_side(const T* x, int64_t stride, int64_t m, int64_t 
   finite = d.finite;
   if (!finite) return PolarFactors<T>{};
   PolarFactors<T> factors = polar_factors<T>(d, rcond, smooth, scratch);
-  multiply_polar_factors(factors, m, n, p, p_stride);
+  multiply_polar_factors(factors, m, n, p, p_stride, scratch);
   clear_empty_lines(x, stride, m, n, p, p_stride, scratch);
   if (gradient && smooth > 0) {
     // The smoothed gradient reaches into the null spaces, so it takes all vectors, orthonormal, and no weights.
@@ -346,7 +347,7 @@ inline void dense_polar_factor(const T* a, int64_t m, int64_t n, double rcond, d
     return;
   }
   const dense::PolarFactors<T> factors = dense::polar_factors<T>(d, rcond, smooth, scratch);
-  dense::multiply_polar_factors(factors, m, n, p, n);
+  dense::multiply_polar_factors(factors, m, n, p, n, scratch);
   dense::clear_empty_lines(a, n, m, n, p, n, scratch);
   if (u == nullptr) return;
   const int64_t kept = factors.count;
@@ -389,15 +390,25 @@ inline void dense_basis_loss(const T* x_hat, int64_t stride_hat, const T* x, int
                              DenseWorkspace<T>& workspace) {
   if (m == 0 || n == 0) return;
   dense::Scratch& scratch = workspace.scratch;
-  dense::ScratchScope scope(scratch);
+  dense::ScratchScope scope(scratch), scope_of_helper(workspace.of_helper);
   const int64_t p_stride = dense::row_stride<T>(n);
   T* p_hat = scratch.template take<T>(m * p_stride);
   T* p = scratch.template take<T>(m * p_stride);
   bool finite_hat, finite;
-  const dense::PolarFactors<T> hat = dense::loss_side(x_hat, stride_hat, m, n, rcond, smooth, grad_x_hat != nullptr,
-                                                      p_hat, p_stride, finite_hat, scratch);
-  const dense::PolarFactors<T> other =
-      dense::loss_side(x, stride, m, n, rcond, smooth, grad_x != nullptr, p, p_stride, finite, scratch);
+  dense::PolarFactors<T> hat, other;
+  const auto compute_hat = [&] {
+    hat = dense::loss_side(x_hat, stride_hat, m, n, rcond, smooth, grad_x_hat != nullptr, p_hat, p_stride, finite_hat,
+                           scratch);
+  };
+  const auto compute_other = [&](dense::Scratch& its_scratch) {
+    other = dense::loss_side(x, stride, m, n, rcond, smooth, grad_x != nullptr, p, p_stride, finite, its_scratch);
+  };
+  if (scratch.team != nullptr && scratch.team->size == 2) {
+    dense::share_two(scratch, compute_hat, [&] { compute_other(workspace.of_helper); });
+  } else {
+    compute_hat();
+    compute_other(scratch);
+  }
   if (!finite_hat || !finite) {
     dense::fill_nan(loss, 1, 1, 1);
     dense::fill_nan(grad_x_hat, m, n, stride_hat);

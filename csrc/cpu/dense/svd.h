@@ -126,10 +126,10 @@ inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, i
   double* vectors = scratch.take<double>(q * result.v_stride);
   double* values = scratch.take<double>(q);
   int64_t* order = scratch.take<int64_t>(q);
-  gemm<double>(q, q, p, tall.transposed(), tall, gram, result.v_stride, {1, false, true});
+  gemm<double>(q, q, p, tall.transposed(), tall, gram, result.v_stride, scratch, {1, false, true});
   symmetric_eigen(gram, result.v_stride, q, values, vectors, result.v_stride, order, scratch);
   for (int64_t i = 0; i < q; ++i) copy(result.v + i * result.v_stride, vectors + order[i] * result.v_stride, q);
-  gemm<double>(q, p, q, plain(result.v, result.v_stride), tall.transposed(), result.u, result.u_stride);
+  gemm<double>(q, p, q, plain(result.v, result.v_stride), tall.transposed(), result.u, result.u_stride, scratch);
   for (int64_t i = 0; i < q; ++i) {
     const double* row = result.u + i * result.u_stride;
     result.s[i] = __builtin_sqrt(dot(row, row, p));
@@ -148,7 +148,7 @@ inline bool gram_values(const float* a, int64_t stride, int64_t m, int64_t n, fl
   double* gram = scratch.take_zeros<double>(round_up(d.q, 8) * gram_stride);
   double* values = scratch.take<double>(d.q);
   int64_t* order = scratch.take<int64_t>(d.q);
-  gemm<double>(d.q, d.q, d.p, tall.transposed(), tall, gram, gram_stride, {1, false, true});
+  gemm<double>(d.q, d.q, d.p, tall.transposed(), tall, gram, gram_stride, scratch, {1, false, true});
   symmetric_eigenvalues(gram, gram_stride, d.q, values, order, scratch);
   for (int64_t i = 0; i < d.q; ++i) {
     const double square = values[order[i]];
@@ -173,7 +173,7 @@ inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q
   const double tolerance = epsilon * __builtin_sqrt(static_cast<double>(count));
   double* products = scratch.take<double>(count * r_stride);
   for (int sweep = 0; sweep < most_sweeps; ++sweep) {
-    gemm<double>(count, count, count, plain(r, r_stride), transposed(r, r_stride), products, r_stride,
+    gemm<double>(count, count, count, plain(r, r_stride), transposed(r, r_stride), products, r_stride, scratch,
                  {1, false, true});
     double largest = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -257,7 +257,7 @@ inline void refine_decomposition(Decomposition& d, Scratch& scratch) {
     for (int64_t j = 0; j < q; ++j) x[i * d.v_stride + j] = r[order[i] * d.v_stride + j] * inverse;
   }
   if (incomplete) complete_rows(x, d.v_stride, q, scratch);
-  gemm<double>(q, q, q, plain(x, d.v_stride), plain(d.v, d.v_stride), r, d.v_stride);
+  gemm<double>(q, q, q, plain(x, d.v_stride), plain(d.v, d.v_stride), r, d.v_stride, scratch);
   for (int64_t i = 0; i < q; ++i) {
     copy(d.v + i * d.v_stride, r + i * d.v_stride, q);
     const double* row = d.u + order[i] * d.u_stride;
@@ -296,7 +296,7 @@ inline void correct_rows(float* u, int64_t stride, int64_t count, int64_t length
   float* old_rows = scratch.take<float>(rows * stride);
   float* block = u + first * stride;
   const double* block_s = s + first;
-  gemm<float>(rows, rows, length, plain(block, stride), transposed(block, stride), e, e_stride);
+  gemm<float>(rows, rows, length, plain(block, stride), transposed(block, stride), e, e_stride, scratch);
   for (int64_t j = 0; j < rows; ++j) {
     copy(old_rows + j * stride, block + j * stride, length);
     for (int64_t i = 0; i < rows; ++i) {
@@ -304,7 +304,8 @@ inline void correct_rows(float* u, int64_t stride, int64_t count, int64_t length
       e[j * e_stride + i] = counts ? static_cast<float>(weight(first + i, first + j)) * e[j * e_stride + i] : 0;
     }
   }
-  gemm<float>(rows, length, rows, plain(e, e_stride), plain(old_rows, stride), block, stride, {-1, true, false});
+  gemm<float>(rows, length, rows, plain(e, e_stride), plain(old_rows, stride), block, stride, scratch,
+              {-1, true, false});
 }
 
 // Orthonormal rows u_i in T, where d holds V and either u_i (float64) or s_i u_i (float32).
@@ -385,6 +386,7 @@ inline void write_decomposition(const Decomposition& d, T* u, T* s, T* vh, Scrat
 template <typename T>
 struct DenseWorkspace {
   dense::Scratch scratch;
+  dense::Scratch of_helper;
 };
 
 // svdrd::svd for one matrix.

@@ -138,10 +138,10 @@ inline void dense_svd_backward(const T* grad_u, const T* grad_s, const T* grad_v
     dense::ScratchScope inner(scratch);
     const dense::Operand<double> basis = dense::as_double(u, m, k, scratch);
     double* g = dense::scaled_copy(grad_u, m, k, k_stride, to_vectors, scratch);
-    dense::gemm<double>(k, k, m, basis.transposed(), dense::plain(g, k_stride), projected_u, k_stride);
+    dense::gemm<double>(k, k, m, basis.transposed(), dense::plain(g, k_stride), projected_u, k_stride, scratch);
     if (m > n) {
       outside = true;
-      dense::gemm<double>(m, k, k, basis, dense::plain(projected_u, k_stride), g, k_stride, {-1, true, false});
+      dense::gemm<double>(m, k, k, basis, dense::plain(projected_u, k_stride), g, k_stride, scratch, {-1, true, false});
       for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < k; ++j) left[i * k_stride + j] = static_cast<T>(g[i * k_stride + j] * inverse[j]);
     }
@@ -152,10 +152,11 @@ inline void dense_svd_backward(const T* grad_u, const T* grad_s, const T* grad_v
     dense::ScratchScope inner(scratch);
     const dense::Operand<double> basis = dense::as_double(vh, k, n, scratch);
     double* g = dense::scaled_copy(grad_vh, k, n, n_stride, to_vectors, scratch);
-    dense::gemm<double>(k, k, n, basis, dense::transposed(g, n_stride), projected_v, k_stride);
+    dense::gemm<double>(k, k, n, basis, dense::transposed(g, n_stride), projected_v, k_stride, scratch);
     if (m < n) {
       outside = true;
-      dense::gemm<double>(k, n, k, dense::transposed(projected_v, k_stride), basis, g, n_stride, {-1, true, false});
+      dense::gemm<double>(k, n, k, dense::transposed(projected_v, k_stride), basis, g, n_stride, scratch,
+                          {-1, true, false});
       for (int64_t i = 0; i < k; ++i)
         for (int64_t j = 0; j < n; ++j) right[i * n_stride + j] = static_cast<T>(g[i * n_stride + j] * inverse[i]);
     }
@@ -167,11 +168,11 @@ inline void dense_svd_backward(const T* grad_u, const T* grad_s, const T* grad_v
                         distinct_gap<T>(m, n), k);
   const dense::Operand<T> core = dense::plain(dense::rounded(projected_u, k, k_stride, scratch, T()), k_stride);
   if (m >= n) {
-    dense::gemm<T>(m, k, k, dense::plain(u, k), core, left, k_stride, {1, outside, false});
-    dense::gemm<T>(m, n, k, dense::plain(left, k_stride), dense::plain(vh, n), grad_a, n);
+    dense::gemm<T>(m, k, k, dense::plain(u, k), core, left, k_stride, scratch, {1, outside, false});
+    dense::gemm<T>(m, n, k, dense::plain(left, k_stride), dense::plain(vh, n), grad_a, n, scratch);
   } else {
-    dense::gemm<T>(k, n, k, core, dense::plain(vh, n), right, n_stride, {1, outside, false});
-    dense::gemm<T>(m, n, k, dense::plain(u, k), dense::plain(right, n_stride), grad_a, n);
+    dense::gemm<T>(k, n, k, core, dense::plain(vh, n), right, n_stride, scratch, {1, outside, false});
+    dense::gemm<T>(m, n, k, dense::plain(u, k), dense::plain(right, n_stride), grad_a, n, scratch);
   }
 
   const dense::PowerOfTwo from_result(scale.result);

@@ -1,4 +1,4 @@
-// Vectors, scratch memory and the few vector loops that every dense algorithm needs.
+// Vectors and the few vector loops that every dense algorithm needs.
 //
 // The code in dense*.h is compiled once per instruction set into its own namespace. It instantiates no template of the
 // standard library that has code of its own: the linker would keep one copy for all instruction sets, perhaps the
@@ -6,10 +6,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <utility>
 
+#include "cpu/dense/scratch.h"
 #include "cpu/simd.h"
 
 namespace svdrd {
@@ -119,9 +118,6 @@ inline void transpose_block(const T* from, int64_t from_stride, T* to, int64_t t
   for (int i = 0; i < w; ++i) store(to + i * to_stride, rows[i]);
 }
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-constexpr int64_t round_down(int64_t n, int64_t multiple) { return n / multiple * multiple; }
-
 // Row stride of a scratch matrix: whole groups of 8 and vectors, and never a multiple of 1 KiB, where a walk down a
 // column would meet only a few sets of the first-level cache.
 template <typename T>
@@ -130,85 +126,6 @@ inline int64_t row_stride(int64_t columns) {
   const int64_t stride = round_up(columns, step);
   return stride * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? stride + 64 / static_cast<int64_t>(sizeof(T)) : stride;
 }
-
-// Scratch memory in stack order. Grows by blocks and keeps them for the next matrix; throws std::bad_alloc.
-class Scratch {
- public:
-  Scratch() = default;
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() {
-    while (first_ != nullptr) {
-      Block* next = first_->next;
-      std::free(first_);
-      first_ = next;
-    }
-  }
-
-  struct Mark {
-    void* block;
-    int64_t used;
-  };
-  Mark mark() const { return {current_, used_}; }
-  void release(Mark to) {
-    current_ = static_cast<Block*>(to.block);
-    used_ = to.used;
-  }
-
-  template <typename T>
-  T* take(int64_t count) {
-    const int64_t bytes = round_up(count * static_cast<int64_t>(sizeof(T)), alignment);
-    while (current_ == nullptr || used_ + bytes > current_->capacity) {
-      Block*& next = current_ == nullptr ? first_ : current_->next;
-      if (next == nullptr) next = new_block(bytes);
-      current_ = next;
-      used_ = 0;
-    }
-    char* memory = reinterpret_cast<char*>(current_) + header_bytes + used_;
-    used_ += bytes;
-    return reinterpret_cast<T*>(memory);
-  }
-
-  template <typename T>
-  T* take_zeros(int64_t count) {
-    T* memory = take<T>(count);
-    for (int64_t i = 0; i < count; ++i) memory[i] = T(0);
-    return memory;
-  }
-
- private:
-  struct Block {
-    Block* next;
-    int64_t capacity;
-  };
-  static constexpr int64_t alignment = 64;
-  static constexpr int64_t header_bytes = 64;
-  static constexpr int64_t smallest_block = int64_t(1) << 20;
-
-  static Block* new_block(int64_t bytes) {
-    const int64_t capacity = round_up(bytes > smallest_block ? bytes : smallest_block, alignment);
-    void* memory = std::aligned_alloc(alignment, static_cast<size_t>(capacity + header_bytes));
-    if (memory == nullptr) throw std::bad_alloc();
-    return new (memory) Block{nullptr, capacity};
-  }
-
-  Block* first_ = nullptr;
-  Block* current_ = nullptr;
-  int64_t used_ = 0;
-};
-
-// Returns the scratch memory taken inside a scope.
-class ScratchScope {
- public:
-  explicit ScratchScope(Scratch& scratch) : scratch_(scratch), mark_(scratch.mark()) {}
-  ScratchScope(const ScratchScope&) = delete;
-  ScratchScope& operator=(const ScratchScope&) = delete;
-  ~ScratchScope() { scratch_.release(mark_); }
-
- private:
-  Scratch& scratch_;
-  Scratch::Mark mark_;
-};
 
 template <typename T>
 inline T dot(const T* x, const T* y, int64_t n) {
