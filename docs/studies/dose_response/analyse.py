@@ -52,6 +52,13 @@ RESPONSES = {
     "gmsd": ("GMSD", "%"),
     "basis": ("basis distance", "%"),
 }
+# The same at equal rate: beside what the control arm's own curve gives at the arm's rate. More rate makes all of them
+# better, so without this an arm that only spends more would seem to gain.
+AT_RATE = {
+    f"{name}-at-rate": (f"{title} at equal rate", unit)
+    for name, (title, unit) in RESPONSES.items()
+    if name not in ("rd-loss", "bpp")
+}
 KEYS = {"bpp": "bpp", "psnr-rgb": "psnr", "ms-ssim-rgb": "ms-ssim", "gmsd": "gmsd", "basis": "basis"}
 RESAMPLES = 1000
 
@@ -114,12 +121,46 @@ def points_of(rows: Sequence[Mapping[str, str]]) -> Points:
     return points
 
 
-def change(name: str, point: Point, control: Point, draws: npt.NDArray[np.intp]) -> Array:
-    """What a point differs by from its control, over the images of each draw, (draws,)."""
-    after, before = (each[name][draws].mean(axis=-1) for each in (point, control))
-    if name == "ms-ssim":
-        return np.asarray(-10 * np.log10((1 - after) / (1 - before)))
-    return np.asarray(after - before if name == "psnr" else 100 * (after / before - 1))
+def levels(name: str, point: Point, draws: npt.NDArray[np.intp]) -> Array:
+    """The mean over the images of each draw, (draws,); of MS-SSIM in dB, -10 log10(1 - mean)."""
+    mean = point[name][draws].mean(axis=-1)
+    return np.asarray(-10 * np.log10(1 - mean) if name == "ms-ssim" else mean)
+
+
+def difference(name: str, after: Array, before: Array) -> Array:
+    return after - before if name in ("psnr", "ms-ssim") else 100 * (after / before - 1)
+
+
+def along(rates: Array, values: Array, rate: Array) -> Array:
+    """The curves' values at `rate`, linear in log rate and beyond their ends; rates and values are (draws, points)."""
+    rates, rate = np.log(rates), np.log(rate)
+    segment = (rate[:, None] > rates[:, 1:-1]).sum(axis=-1)
+    draw = np.arange(len(rate))
+    (r0, r1), (v0, v1) = ((each[draw, segment], each[draw, segment + 1]) for each in (rates, values))
+    return np.asarray(v0 + (v1 - v0) * (rate - r0) / (r1 - r0))
+
+
+def changes(point: Point, control: Point, curve: Sequence[Point], draws: npt.NDArray[np.intp]) -> dict[str, Array]:
+    """What a point differs by from its control, over the images of each draw, (draws,), by response.
+
+    The curve are the control arm's points by rate. At equal rate the control's value is moved along it, from the
+    control's rate to the point's.
+    """
+    found = {name: difference(name, levels(name, point, draws), levels(name, control, draws)) for name in RESPONSES}
+    if len(curve) < 2:
+        return found
+    rates = np.stack([levels("bpp", each, draws) for each in curve], axis=-1)
+    for name in RESPONSES:
+        if f"{name}-at-rate" in AT_RATE:
+            values = np.stack([levels(name, each, draws) for each in curve], axis=-1)
+            here, there = (along(rates, values, levels("bpp", each, draws)) for each in (control, point))
+            moved = levels(name, control, draws) + there - here
+            found[f"{name}-at-rate"] = difference(name, levels(name, point, draws), moved)
+    return found
+
+
+def rate_of(point: Point) -> float:
+    return float(point["bpp"].mean())
 
 
 def responses(points: Points) -> list[dict[str, Any]]:
@@ -129,14 +170,16 @@ def responses(points: Points) -> list[dict[str, Any]]:
     """
     images = len(next(iter(points.values()))["bpp"])
     every_image, draws = np.arange(images)[None], resamples(images, RESAMPLES, seed=0)
+    curve = sorted((point for (arm, _, seed), point in points.items() if (arm, seed) == (CONTROL, 0)), key=rate_of)
     rows = []
     for (arm, lmbda, seed), point in points.items():
         if seed is None or (arm == CONTROL and seed == 0):
             continue
         control = points[CONTROL, lmbda, 0 if arm == CONTROL else seed]
-        for name in RESPONSES:
-            low, high = interval(change(name, point, control, draws))
-            value = float(change(name, point, control, every_image)[0])
+        resampled, of_all = (changes(point, control, curve, images) for images in (draws, every_image))
+        for name, values in resampled.items():
+            low, high = interval(values)
+            value = float(of_all[name][0])
             rows.append(
                 {"arm": arm, "lambda": lmbda, "seed": seed, "response": name, "value": value, "low": low, "high": high}
             )
@@ -151,17 +194,36 @@ def mean_of_seeds(rows: Sequence[Mapping[str, Any]], arm: str, lmbda: float, nam
     return float(np.mean(values)), min(values), max(values)
 
 
+# What the first table shows of each arm.
+SUMMARY = ("bpp", "rd-loss", "psnr-at-rate", "ms-ssim-at-rate", "gmsd-at-rate", "basis", "basis-at-rate")
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first table: a line an arm, the mean over its runs and, in brackets, the smallest and the largest."""
+    names = [name for name in SUMMARY if any(row["response"] == name for row in rows)]
+    lines = []
+    for arm in (*ARMS, CONTROL):
+        values = [[row["value"] for row in rows if (row["arm"], row["response"]) == (arm, name)] for name in names]
+        if all(values):
+            cells = [f"{np.mean(each):+.2f} ({min(each):+.2f} to {max(each):+.2f})" for each in values]
+            lines.append([NAMES.get(arm, "control, another seed"), *cells])
+    titles = [f"{title} ({unit})" for title, unit in map((RESPONSES | AT_RATE).__getitem__, names)]
+    return [*markdown_table(["arm", *titles], lines, 1), ""] if lines else []
+
+
 def tables(rows: Sequence[Mapping[str, Any]], points: Points) -> list[str]:
-    """The page's tables: responses by dose and rate, and the points of base and control."""
+    """The page's tables: the summary, responses by dose and rate, and the points of base and control."""
     lambdas = sorted({lmbda for _, lmbda, _ in points})
-    lines: list[str] = []
-    for name, (title, unit) in RESPONSES.items() if rows else ():
+    lines = summary(rows)
+    for name, (title, unit) in (RESPONSES | AT_RATE).items():
+        if not any(row["response"] == name for row in rows):
+            continue
         cells = []
         for arm in (*(arm for arm in ARMS if any(row["arm"] == arm for row in rows)), CONTROL):
             line = [NAMES.get(arm, "control, another seed")]
             for lmbda in lambdas:
                 seeds = sum(key[:2] == (arm, lmbda) for key in points) - (arm == CONTROL)
-                if not seeds:
+                if seeds < 1:
                     line.append("")
                     continue
                 mean, smallest, largest = mean_of_seeds(rows, arm, lmbda, name)
@@ -179,11 +241,17 @@ def tables(rows: Sequence[Mapping[str, Any]], points: Points) -> list[str]:
 
 
 def draw_doses(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Dose on the x axis, each response on y: every run with its interval over the images, lines through the means."""
+    """Dose on the x axis, each response on y: every run with its interval over the images, lines through the means.
+
+    Below each measure stands the same at equal rate.
+    """
     lambdas = sorted({row["lambda"] for row in rows})
     colours = dict(zip(lambdas, plt.get_cmap("viridis")(np.linspace(0, 0.85, len(lambdas))), strict=True))
-    figure, grid = plt.subplots(2, 3, figsize=(14, 7.6), layout="constrained")
-    for axes, (name, (title, unit)) in zip(grid.flat, RESPONSES.items(), strict=True):
+    figure, grid = plt.subplots(2, 5, figsize=(21, 7.6), layout="constrained")
+    above = ["rd-loss", "psnr", "ms-ssim", "gmsd", "basis"]
+    below = ["bpp", *AT_RATE]
+    for axes, name in zip(grid.flat, [*above, *below], strict=True):
+        title, unit = (RESPONSES | AT_RATE)[name]
         of_name = [row for row in rows if row["response"] == name]
         seeds = [abs(row["value"]) for row in of_name if row["arm"] == CONTROL]
         if seeds:

@@ -93,6 +93,40 @@ def test_the_study_shrunk(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
 
 
+@pytest.mark.parametrize("factor", [0.9, 1.1, 1.5, 2.0])
+def test_at_equal_rate_an_arm_on_the_controls_curve_has_gained_nothing(factor: float) -> None:
+    """Between the control arm's points and beyond them; what an arm has on top is what it gained."""
+    analyse = script(STUDY / "analyse.py")
+    bpp, psnr = np.random.default_rng(0).uniform([[0.2], [28]], [[0.6], [34]], (2, 24))
+    way = np.log(factor) / np.log(1.5)
+
+    def rows(arm: str, lmbda: str, factor: float, **values: np.ndarray | float) -> list[dict[str, str]]:
+        row = {"arm": arm, "lambda": lmbda, "seed": "0"}
+        columns = {"bpp": bpp * factor, "ms-ssim": 0.9, **values}
+        return [
+            row
+            | {"image": str(index)}
+            | {name: str(np.broadcast_to(value, 24)[index]) for name, value in columns.items()}
+            for index in range(24)
+        ]
+
+    points = analyse.points_of(
+        [
+            *rows("control", "0.0067", 1, psnr=psnr, gmsd=0.1, basis=0.06),
+            *rows("control", "0.013", 1.5, psnr=psnr + 2, gmsd=0.08, basis=0.05),
+            *rows("mu-10", "0.0067", factor, psnr=psnr + 2 * way, gmsd=0.1 - 0.02 * way, basis=0.06 - 0.01 * way),
+            *rows("mu-100", "0.0067", factor, psnr=psnr + 2 * way + 0.1, gmsd=1.03 * (0.1 - 0.02 * way), basis=0.05),
+        ]
+    )
+    found = {(row["arm"], row["response"]): row for row in analyse.responses(points)}
+    for name in analyse.AT_RATE:
+        for bound in ("value", "low", "high"):
+            assert found["mu-10", name][bound] == pytest.approx(0, abs=1e-9)
+    assert found["mu-100", "psnr-at-rate"]["value"] == pytest.approx(0.1)
+    assert found["mu-100", "gmsd-at-rate"]["value"] == pytest.approx(3)
+    assert found["mu-100", "basis-at-rate"]["value"] == pytest.approx(100 * (0.05 / (0.06 - 0.01 * way) - 1))
+
+
 def test_responses_of_known_points() -> None:
     analyse = script(STUDY / "analyse.py")
     generator = np.random.default_rng(0)
@@ -165,7 +199,13 @@ def test_the_committed_numbers_are_those_of_the_committed_points(
 ) -> None:
     for name in ("points.csv", "jpeg.csv"):
         shutil.copy(STUDY / name, tmp_path)
-    assert script(STUDY / "analyse.py").main(["--folder", str(tmp_path)]) == 0
+    analyse = script(STUDY / "analyse.py")
+    points = analyse.points_of(analyse.read(tmp_path / "points.csv"))
+    runs = [(lmbda, 0) for lmbda in (0.0035, 0.0067, 0.013, 0.025)] + [(0.0067, 1), (0.0067, 2), (0.025, 1), (0.025, 2)]
+    for arm in ("control", *analyse.ARMS):
+        assert sorted(key[1:] for key in points if key[0] == arm) == sorted(runs)
+    assert {len(point["bpp"]) for point in points.values()} == {24}
+    assert analyse.main(["--folder", str(tmp_path)]) == 0
     assert (tmp_path / "responses.csv").read_text() == (STUDY / "responses.csv").read_text()
     page = PAGE.read_text()
     tables = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
