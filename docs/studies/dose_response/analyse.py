@@ -282,7 +282,7 @@ def draw_doses(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.grid(alpha=0.3)
     for axes in grid[1]:
         axes.set_xlabel("mu")
-    grid[0, 0].legend(fontsize=8)
+    grid[1, 0].legend(fontsize=8, loc="lower right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
