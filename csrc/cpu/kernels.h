@@ -24,7 +24,7 @@ class RangeSource {
   virtual bool next(int64_t& begin, int64_t& end) = 0;
 
   // The threads that share the work on each matrix; null where they share the matrices.
-  virtual Team* team() { return nullptr; }
+  virtual Team* team() = 0;
 
  protected:
   ~RangeSource() = default;

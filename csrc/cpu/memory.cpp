@@ -78,15 +78,20 @@ void* take_memory(int64_t& bytes) {
   return memory;
 }
 
+// Where there is no room, it takes the place of the smallest one that is smaller.
 void give_memory_back(void* memory, int64_t bytes) {
-  if (const Access access; access && kept_bytes + bytes <= most_kept)
-    for (Kept& slot : kept)
-      if (slot.memory == nullptr) {
-        slot = {memory, bytes};
-        kept_bytes += bytes;
-        return;
-      }
-  std::free(memory);
+  Kept superfluous{memory, bytes};
+  if (const Access access; access) {
+    Kept* place = &kept[0];
+    for (Kept& candidate : kept)
+      if (candidate.bytes < place->bytes) place = &candidate;
+    if (place->bytes < bytes && kept_bytes - place->bytes + bytes <= most_kept) {
+      kept_bytes += bytes - place->bytes;
+      superfluous = *place;
+      *place = {memory, bytes};
+    }
+  }
+  std::free(superfluous.memory);
 }
 
 }  // namespace svdrd

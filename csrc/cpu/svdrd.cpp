@@ -103,6 +103,8 @@ class SharedRanges final : public RangeSource {
     return true;
   }
 
+  Team* team() override { return nullptr; }
+
  private:
   const int64_t count_;
   const int64_t step_;
@@ -178,13 +180,6 @@ void run_as_team(int64_t begin, int64_t end, int threads, const Work& work) {
   if (error) std::rethrow_exception(error);
 }
 
-// What a team of so many threads makes of one: Amdahl's law, with the part that is not shared as measured with two
-// (docs/design/cpu_large.md).
-double team_gain(int threads) {
-  constexpr double alone = 0.2;
-  return 1 / (alone + (1 - alone) / threads);
-}
-
 // A product's multiply-adds, and what small matrices cost beside it.
 double cube(int64_t m, int64_t n) {
   const double k = static_cast<double>(m < n ? m : n);
@@ -200,17 +195,15 @@ constexpr int largest_team = 8;
 // The two sides of a pair need nothing of each other.
 constexpr double least_for_team = 200.0 * 200 * 200, least_pair_for_team = 100.0 * 100 * 100;
 
-// Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done. As long as there is an item
-// for each thread they work side by side, for that is the faster way. What is left over, as is a single large matrix,
-// they do together, where that takes less time than one thread needs for one item.
+// Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done. As long as there are items for
+// all threads they work side by side, for that is the faster way. A single one that is left over they do together. Of two
+// or more that they would do one after the other, each would have to take less than half of one thread's time.
 template <typename Work>
 void run(int64_t count, int64_t group, double work_per_item, bool for_team, int threads, const Work& work) {
-  const int size = threads < largest_team ? threads : largest_team;
-  const int64_t left_over = for_team && threads > 1 ? count % threads : 0;
-  const bool together = left_over > 0 && static_cast<double>(left_over) < team_gain(size);
-  const int64_t side_by_side = together ? count - left_over : count;
+  const bool together = for_team && threads > 1 && count % threads == 1;
+  const int64_t side_by_side = together ? count - 1 : count;
   run_side_by_side(side_by_side, group, work_per_item, threads, work);
-  run_as_team(side_by_side, count, size, work);
+  run_as_team(side_by_side, count, threads < largest_team ? threads : largest_team, work);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "cpu/team.h"
 
+#include <chrono>
 #include <thread>
 
 namespace svdrd {
@@ -10,19 +11,40 @@ constexpr int64_t most_parts = 0xffff;
 constexpr uint64_t begin_of(uint64_t open) { return open >> 16 & 0xffff; }
 constexpr uint64_t end_of(uint64_t open) { return open & 0xffff; }
 
-// Waiting for what takes microseconds, and, should it take longer, letting others have the core.
-void wait(int looks) {
-  constexpr int patience = 4096;
-  if (looks >= patience) {
-    std::this_thread::yield();
-    return;
+// Waiting for what takes microseconds; should it take longer, letting others have the core.
+class Patience {
+ public:
+  void look_again() {
+    if (looks_ >= most_looks) {
+      std::this_thread::yield();
+      ++yields_;
+      return;
+    }
+    ++looks_;
+    relax();
   }
+
+  // The same, and after some milliseconds in vain asleep most of the time: where the process may use fewer cores than it
+  // has threads, who only looks takes the time of who computes.
+  void look_again_or_sleep() {
+    if (yields_ < most_yields) return look_again();
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+
+ private:
+  static constexpr int most_looks = 4096, most_yields = 4096;
+
+  static void relax() {
 #if defined(__x86_64__)
-  __builtin_ia32_pause();
+    __builtin_ia32_pause();
 #elif defined(__aarch64__)
-  __asm__ __volatile__("yield");
+    __asm__ __volatile__("yield");
 #endif
-}
+  }
+
+  int looks_ = 0;
+  int64_t yields_ = 0;
+};
 
 }  // namespace
 
@@ -49,16 +71,16 @@ void Team::share(int64_t count, Task task, const void* context) {
     open_.store(times << 32 | static_cast<uint64_t>(parts), std::memory_order_release);
     while (take_part(true)) {
     }
-    for (int looks = 0; unfinished_.load(std::memory_order_acquire) != 0; ++looks) wait(looks);
+    for (Patience patience; unfinished_.load(std::memory_order_acquire) != 0;) patience.look_again();
   }
 }
 
 void Team::help() {
-  for (int looks = 0; !dismissed_.load(std::memory_order_acquire); ++looks) {
+  for (Patience patience; !dismissed_.load(std::memory_order_acquire);) {
     if (take_part(false))
-      looks = 0;
+      patience = {};
     else
-      wait(looks);
+      patience.look_again_or_sleep();
   }
 }
 

@@ -9,7 +9,7 @@ namespace svdrd {
 // One thread leads: it computes, and shares out what can be divided. The others help from the first part to the
 // dismissal and wait in between by looking, so that a part costs some tenths of a microsecond to hand over. The leader
 // takes parts like the rest and waits only for those that another has begun: a helper that is not there, or has lost its
-// core, costs nothing but its help.
+// core, costs nothing but its help. One that gets nothing to do for some milliseconds sleeps between looks.
 class Team {
  public:
   using Task = void (*)(const void* context, int64_t part);

@@ -21,6 +21,7 @@
 #endif
 
 #include <cstddef>
+#include <new>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -37,6 +38,8 @@ void on_own_threads(int count, const std::function<void(int)>& task) {
     for (int i = 1; i < count; ++i) started.emplace_back(std::cref(task), i);
   } catch (const std::system_error&) {
     // No more threads to be had: those that started and this one do all the work.
+  } catch (const std::bad_alloc&) {
+    // The same.
   }
   task(0);
   for (std::thread& thread : started) thread.join();

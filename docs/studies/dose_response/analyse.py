@@ -143,7 +143,7 @@ def along(rates: Array, values: Array, rate: Array) -> Array:
 def changes(point: Point, control: Point, curve: Sequence[Point], draws: npt.NDArray[np.intp]) -> dict[str, Array]:
     """What a point differs by from its control, over the images of each draw, (draws,), by response.
 
-    The curve are the control arm's points by rate. At equal rate the control's value is moved along it, from the
+    The curve is the control arm's points by rate. At equal rate the control's value is moved along it, from the
     control's rate to the point's.
     """
     found = {name: difference(name, levels(name, point, draws), levels(name, control, draws)) for name in RESPONSES}
