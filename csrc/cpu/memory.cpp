@@ -1,5 +1,5 @@
 // cpu/memory.h: a few blocks wait here for the next call, which need not ask the system for them. The system clears
-// each page that it hands out, which takes a tenth of the time of a loss over a few large matrices.
+// each page that it hands out, which takes a part of the time that one notices where the matrices are few.
 #include "cpu/memory.h"
 
 #include <atomic>

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -114,23 +115,23 @@ class SharedRanges final : public RangeSource {
 // Below this many multiply-adds a further thread costs more to wake or start (5-50 us) than it takes over.
 constexpr double work_per_thread = 1e6;
 
-// One matrix after the other, each of them by the whole team.
-class TeamRanges final : public RangeSource {
+// A single item, by the whole team.
+class TeamRange final : public RangeSource {
  public:
-  TeamRanges(int64_t begin, int64_t end, Team* team) : at_(begin), end_(end), team_(team) {}
+  TeamRange(int64_t item, Team* team) : item_(item), team_(team) {}
 
   bool next(int64_t& begin, int64_t& end) override {
-    begin = at_++;
-    end = at_;
-    return begin < end_;
+    begin = item_;
+    end = item_ + 1;
+    return !std::exchange(taken_, true);
   }
 
   Team* team() override { return team_; }
 
  private:
-  int64_t at_;
-  const int64_t end_;
+  const int64_t item_;
   Team* const team_;
+  bool taken_ = false;
 };
 
 // Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done.
@@ -160,12 +161,11 @@ void run_side_by_side(int64_t count, int64_t group, double work_per_item, int th
     if (error) std::rethrow_exception(error);
 }
 
-// Lets a team of `threads` threads do the items begin .. end - 1, one after the other.
+// Lets a team of `threads` threads do one item.
 template <typename Work>
-void run_as_team(int64_t begin, int64_t end, int threads, const Work& work) {
-  if (begin == end) return;
+void run_as_team(int64_t item, int threads, const Work& work) {
   Team team(threads);
-  TeamRanges ranges(begin, end, &team);
+  TeamRange ranges(item, &team);
   std::exception_ptr error;
   const auto member = [&](int thread) {
     if (thread != 0) return team.help();
@@ -195,15 +195,14 @@ constexpr int largest_team = 8;
 // The two sides of a pair need nothing of each other.
 constexpr double least_for_team = 200.0 * 200 * 200, least_pair_for_team = 100.0 * 100 * 100;
 
-// Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done. As long as there are items for
-// all threads they work side by side, for that is the faster way. A single one that is left over they do together. Of two
-// or more that they would do one after the other, each would have to take less than half of one thread's time.
+// Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done. They work side by side, for
+// that is the faster way. A single item that is left over they do together. Two or more they would have to do one after
+// the other, each in less than half of the time that one thread needs.
 template <typename Work>
 void run(int64_t count, int64_t group, double work_per_item, bool for_team, int threads, const Work& work) {
   const bool together = for_team && threads > 1 && count % threads == 1;
-  const int64_t side_by_side = together ? count - 1 : count;
-  run_side_by_side(side_by_side, group, work_per_item, threads, work);
-  run_as_team(side_by_side, count, threads < largest_team ? threads : largest_team, work);
+  run_side_by_side(together ? count - 1 : count, group, work_per_item, threads, work);
+  if (together) run_as_team(count - 1, threads < largest_team ? threads : largest_team, work);
 }
 
 }  // namespace

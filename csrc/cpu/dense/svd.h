@@ -386,7 +386,7 @@ inline void write_decomposition(const Decomposition& d, T* u, T* s, T* vh, Scrat
 template <typename T>
 struct DenseWorkspace {
   dense::Scratch scratch;
-  dense::Scratch of_helper;
+  dense::Scratch of_helper;  // for the side of a pair that another thread of the team takes
 };
 
 // svdrd::svd for one matrix.
