@@ -88,6 +88,7 @@ def test_which_way_a_matrix_goes() -> None:
 
 
 @SHAPES
+@pytest.mark.slow_interpreted
 def test_the_jacobian_is_symmetric(backend: str, m: int, n: int) -> None:
     """And annihilates A, as far as float32 goes: ``s_1 / s_k`` is 64 or 2^20."""
     a = torch.stack([of_condition(m, n, 64.0), of_condition(m, n, 2.0**20)]).float()
@@ -101,6 +102,7 @@ def test_the_jacobian_is_symmetric(backend: str, m: int, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [2, 5, 8, 16, 32])
+@pytest.mark.slow_interpreted
 def test_exact_at_repeated_values(backend: str, n: int) -> None:
     """Of an orthogonal matrix the derivative is ``(E - Q E^T Q) / 2``; the pairs of (4, 1) have the mean 2.5."""
     g = random(n, n)
@@ -145,6 +147,7 @@ def test_bits_do_not_depend_on_the_batch(backend: str, m: int, n: int) -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.slow_interpreted
 def test_a_direction_that_is_not_finite_stays_alone(backend: str, bad: float) -> None:
     a = torch.stack([ZOO["random"](8, 8), ZOO["image"](8, 8), torch.ones(8, 8).double(), ZOO["random"](8, 8)]).float()
     g = random(4, 8, 8)
@@ -158,6 +161,7 @@ def test_a_direction_that_is_not_finite_stays_alone(backend: str, bad: float) ->
         assert torch.equal(d[others], expected[others])
 
 
+@pytest.mark.slow_interpreted
 def test_directions_of_every_scale(backend: str) -> None:
     a, g = ZOO["random"](8, 8).float(), random(8, 8)
     expected = derivative(a, g)
