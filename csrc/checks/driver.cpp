@@ -235,6 +235,7 @@ struct Worst {
 // What is checked: the kernels of the CPU, and those of the GPU with their lanes played on the host.
 struct CpuKernels {
   static constexpr bool svd_has_backward = true;
+  static constexpr bool saves_iterates = true;
 
   template <typename T>
   static void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
@@ -262,6 +263,7 @@ struct CpuKernels {
 // Where the CPU's check takes one thread and two, the lanes are played forwards and backwards.
 struct EmulatedKernels {
   static constexpr bool svd_has_backward = false;
+  static constexpr bool saves_iterates = false;
 
   static svdrd::cuda::Shape shape(int64_t m, int64_t n) { return {static_cast<int>(m), static_cast<int>(n)}; }
 
@@ -521,6 +523,7 @@ class Check {
     };
     backward(direction_, grad);
     backward(other_direction_, other_grad);
+    if constexpr (Kernels::saves_iterates) check_saved(smooth, alone);
     for (int64_t i = 0; i < count_; ++i) {
       if (!same_bits(p, i, alone, i, size_)) fail("bits with and without factors", name(i), m_, n_, smooth);
       const auto a = slice(a_, i, size_), pi = slice(p, i, size_);
@@ -541,6 +544,26 @@ class Check {
                    name(i));
       }
       check_gradient(i, a, slice(grad, i, size_), slice(other_grad, i, size_), smooth);
+    }
+  }
+
+  // The backward from what the forward saved for it, or from nothing.
+  void check_saved(double smooth, const std::vector<T>& expected) {
+    std::vector<T> p = empty(count_), grad = empty(count_), other_grad = empty(count_), from_nothing = empty(count_);
+    const size_t size = static_cast<size_t>(count_ * svdrd::saved_size(m_, n_));
+    std::vector<T> saved(size, T(NAN)), nothing(size, T(0));
+    svdrd::saving_polar_factor(a_.data(), count_, m_, n_, rcond, smooth, p.data(), saved.data(), 2);
+    const auto backward = [&](const std::vector<T>& direction, const std::vector<T>& from, std::vector<T>& to) {
+      svdrd::saved_polar_factor_backward(direction.data(), a_.data(), p.data(), from.data(), count_, m_, n_, rcond,
+                                         smooth, to.data(), 2);
+    };
+    backward(direction_, saved, grad);
+    backward(other_direction_, saved, other_grad);
+    backward(direction_, nothing, from_nothing);
+    for (int64_t i = 0; i < count_; ++i) {
+      if (!same_bits(p, i, expected, i, size_)) fail("bits of what is saved", name(i), m_, n_, smooth);
+      if (!same_bits(grad, i, from_nothing, i, size_)) fail("bits from nothing saved", name(i), m_, n_, smooth);
+      check_gradient(i, slice(a_, i, size_), slice(grad, i, size_), slice(other_grad, i, size_), smooth);
     }
   }
 

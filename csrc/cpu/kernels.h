@@ -30,6 +30,38 @@ class RangeSource {
   ~RangeSource() = default;
 };
 
+// Takes items out of the batch, by their numbers, from any number of threads.
+class ItemSink {
+ public:
+  virtual void add(int64_t item) = 0;
+
+ protected:
+  ~ItemSink() = default;
+};
+
+// What the polar factor of one m x n matrix leaves for its backward, `size` numbers of which `kind` says what they are:
+// - factors: u, s and vh as svd() writes them, of which s is 0 where a value was dropped;
+// - iterates: of Newton's iteration, with k = min(m, n): from `left` on a k x k matrix with the lower triangle of H_0^-1
+//   rounded to T, and above its diagonal what the rounding took from the entries below; from `values` on what it took from
+//   the diagonal; then the first scale and the condition of H_0. Zeros in between.
+// - nothing: the backward starts again from the matrix.
+struct SavedLayout {
+  static constexpr int nothing = 0, factors = 1, iterates = 2;
+
+  int64_t left, values, right, kind, scale, condition, size;
+
+  SavedLayout(int64_t m, int64_t n) {
+    const int64_t k = m < n ? m : n;
+    left = 0;
+    values = m * k;
+    right = values + k;
+    kind = right + k * n;
+    scale = kind + 1;
+    condition = kind + 2;
+    size = kind + 3;
+  }
+};
+
 // One type's kernels; null where one is not compiled in that form. Every thread that takes part calls the function once;
 // it works on the ranges it gets until there are no more, with a workspace of its own. std::bad_alloc leaves what was not
 // yet done.
@@ -43,6 +75,16 @@ struct KernelTable {
                        T* s, T* vh);
   void (*polar_factor_backward)(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,
                                 int64_t n, double smooth, T* grad_a);
+  // The matrices that Newton's iteration takes, with what it saves (null: nothing is wanted); the others go to `rest`.
+  void (*newton_polar_factor)(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, T* p, T* saved,
+                              ItemSink& rest);
+  void (*newton_polar_factor_backward)(RangeSource& ranges, const T* grad, const T* p, const T* saved, int64_t m,
+                                       int64_t n, T* grad_a, ItemSink& rest);
+  // By the SVD, for the matrices items[i] with i of the ranges.
+  void (*rest_polar_factor)(RangeSource& ranges, const int64_t* items, const T* a, int64_t m, int64_t n, double rcond,
+                            T* p, T* saved);
+  void (*rest_polar_factor_backward)(RangeSource& ranges, const int64_t* items, const T* grad, const T* saved,
+                                     int64_t m, int64_t n, T* grad_a);
   void (*basis_loss)(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
                      T* grad_x_hat, T* grad_x);
 };

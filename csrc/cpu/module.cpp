@@ -135,6 +135,34 @@ void polar_factor_backward(const std::string& dtype, Address grad, Address u, Ad
   });
 }
 
+void saving_polar_factor(const std::string& dtype, Address a, int64_t batch, int64_t m, int64_t n, double rcond,
+                         double smooth, Address p, Address saved, int threads) {
+  check_sizes(batch, m, n, threads);
+  check_pointer("a", a, batch * m * n);
+  check_pointer("p", p, batch * m * n);
+  check_pointer("saved", saved, m * n == 0 ? 0 : batch * svdrd::saved_size(m, n));
+  dispatch(dtype_from(dtype), [&](auto type) {
+    svdrd::saving_polar_factor(pointer(a, type), batch, m, n, rcond, smooth, pointer(p, type), pointer(saved, type),
+                               threads);
+  });
+}
+
+void saved_polar_factor_backward(const std::string& dtype, Address grad, Address a, Address p, Address saved,
+                                 int64_t batch, int64_t m, int64_t n, double rcond, double smooth, Address grad_a,
+                                 int threads) {
+  check_sizes(batch, m, n, threads);
+  check_pointer("grad", grad, batch * m * n);
+  check_pointer("a", a, batch * m * n);
+  check_pointer("p", p, batch * m * n);
+  check_pointer("saved", saved, m * n == 0 ? 0 : batch * svdrd::saved_size(m, n));
+  check_pointer("grad_a", grad_a, batch * m * n);
+  dispatch(dtype_from(dtype), [&](auto type) {
+    using T = decltype(type);
+    svdrd::saved_polar_factor_backward<T>(pointer(grad, type), pointer(a, type), pointer(p, type), pointer(saved, type),
+                                          batch, m, n, rcond, smooth, pointer(grad_a, type), threads);
+  });
+}
+
 void basis_loss(const std::string& dtype, Address x_hat, Address x, int64_t batch, int64_t height, int64_t width,
                 int64_t block_height, int64_t block_width, double rcond, double smooth, Address loss,
                 Address grad_x_hat, Address grad_x, int threads) {
@@ -195,6 +223,14 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   module.def("polar_factor_backward", &polar_factor_backward, py::arg("dtype"), py::arg("grad"), py::arg("u"),
              py::arg("s"), py::arg("vh"), py::arg("batch"), py::arg("m"), py::arg("n"), py::arg("smooth"),
              py::arg("grad_a"), py::arg("threads"), release_gil());
+  module.def("saving_polar_factor", &saving_polar_factor, py::arg("dtype"), py::arg("a"), py::arg("batch"),
+             py::arg("m"), py::arg("n"), py::arg("rcond"), py::arg("smooth"), py::arg("p"), py::arg("saved"),
+             py::arg("threads"), release_gil());
+  module.def("saved_polar_factor_backward", &saved_polar_factor_backward, py::arg("dtype"), py::arg("grad"),
+             py::arg("a"), py::arg("p"), py::arg("saved"), py::arg("batch"), py::arg("m"), py::arg("n"),
+             py::arg("rcond"), py::arg("smooth"), py::arg("grad_a"), py::arg("threads"), release_gil());
+  module.def("saved_size", &svdrd::saved_size, py::arg("m"), py::arg("n"),
+             "How many numbers of each m x n matrix saving_polar_factor saves.");
   module.def("basis_loss", &basis_loss, py::arg("dtype"), py::arg("x_hat"), py::arg("x"), py::arg("batch"),
              py::arg("height"), py::arg("width"), py::arg("block_height"), py::arg("block_width"), py::arg("rcond"),
              py::arg("smooth"), py::arg("loss"), py::arg("grad_x_hat"), py::arg("grad_x"), py::arg("threads"),

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -91,6 +92,12 @@ template <typename T>
 const KernelTable<T>& chosen_kernels(bool lanes, int64_t batch, const KernelTable<T>& many) {
   const Kernels<T> all = kernels(T());
   return !lanes ? all.dense : batch <= few_matrices ? all.few : batch < 2 * many.group ? all.many : many;
+}
+
+template <typename T>
+const KernelTable<T>& newton_kernels(T, int64_t batch) {
+  const Kernels<T> all = kernels(T());
+  return batch <= few_matrices ? all.few : all.many_loss;
 }
 
 class SharedRanges final : public RangeSource {
@@ -205,6 +212,42 @@ void run(int64_t count, int64_t group, double work_per_item, bool for_team, int 
   if (together) run_as_team(count - 1, threads < largest_team ? threads : largest_team, work);
 }
 
+// Whether Newton's iteration takes those of the matrices that are well conditioned. With more columns the share that it
+// leaves to the SVD, a fifth of the 32 x 32 blocks of photographs, costs what it saves (docs/design/cpu_small.md).
+template <typename T>
+bool by_newton(int64_t m, int64_t n, double smooth) {
+  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n) && (m < n ? m : n) <= 24;
+}
+
+// Numbers of a batch, each at most once.
+class ItemList final : public ItemSink {
+ public:
+  explicit ItemList(int64_t batch) : items_(new int64_t[static_cast<size_t>(batch)]) {}
+
+  void add(int64_t item) override { items_[count_.fetch_add(1, std::memory_order_relaxed)] = item; }
+  const int64_t* items() const { return items_.get(); }
+  int64_t count() const { return count_.load(std::memory_order_relaxed); }
+
+ private:
+  const std::unique_ptr<int64_t[]> items_;
+  std::atomic<int64_t> count_{0};
+};
+
+// p of all matrices, and what each leaves for its backward unless `saved` is null.
+template <typename T>
+void newton_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, T* p, T* saved, bool only_newton,
+                         int threads) {
+  const KernelTable<T>& newton = newton_kernels(T(), batch);
+  ItemList rest(batch);
+  run(batch, newton.group, 15 * cube(m, n), false, threads,
+      [&](RangeSource& ranges) { newton.newton_polar_factor(ranges, a, m, n, rcond, p, saved, rest); });
+  if (only_newton) return;
+  const KernelTable<T>& svd = chosen_kernels<T>(true, rest.count(), kernels(T()).many);
+  run(rest.count(), svd.group, 30 * cube(m, n), false, threads, [&](RangeSource& ranges) {
+    svd.rest_polar_factor(ranges, rest.items(), a, m, n, rcond, p, saved);
+  });
+}
+
 }  // namespace
 
 template <typename T>
@@ -229,9 +272,14 @@ template <typename T>
 void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u, T* s, T* vh,
                   int threads) {
   if (m == 0 || n == 0) return;
-  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
-  run(batch, table.group, 30 * cube(m, n), for_team(m, n, least_for_team), threads,
-      [&](RangeSource& ranges) { table.polar_factor(ranges, a, m, n, rcond, smooth, p, u, s, vh); });
+  const bool newton = by_newton<T>(m, n, smooth);
+  if (!newton || u != nullptr) {
+    const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
+    run(batch, table.group, 30 * cube(m, n), for_team(m, n, least_for_team), threads,
+        [&](RangeSource& ranges) { table.polar_factor(ranges, a, m, n, rcond, smooth, p, u, s, vh); });
+  }
+  // Where the factors are wanted, too, p has the bits that it has without them.
+  if (newton) newton_polar_factor<T>(a, batch, m, n, rcond, p, nullptr, u != nullptr, threads);
 }
 
 template <typename T>
@@ -241,6 +289,46 @@ void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, i
   const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
   run(batch, table.group, 4 * cube(m, n), for_team(m, n, least_for_team), threads,
       [&](RangeSource& ranges) { table.polar_factor_backward(ranges, grad, u, s, vh, m, n, smooth, grad_a); });
+}
+
+int64_t saved_size(int64_t m, int64_t n) { return SavedLayout(m, n).size; }
+
+template <typename T>
+void saving_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, double smooth, T* p, T* saved,
+                         int threads) {
+  if (m == 0 || n == 0) return;
+  if (by_newton<T>(m, n, smooth)) return newton_polar_factor(a, batch, m, n, rcond, p, saved, false, threads);
+  polar_factor<T>(a, batch, m, n, rcond, smooth, p, nullptr, nullptr, nullptr, threads);
+  for (int64_t at = 0; at < batch * saved_size(m, n); ++at) saved[at] = T(0);
+}
+
+template <typename T>
+void saved_polar_factor_backward(const T* grad, const T* a, const T* p, const T* saved, int64_t batch, int64_t m,
+                                 int64_t n, double rcond, double smooth, T* grad_a, int threads) {
+  if (batch == 0 || m == 0 || n == 0) return;
+  if (!by_newton<T>(m, n, smooth)) {  // saving_polar_factor saves nothing
+    const size_t count = static_cast<size_t>(batch), k = static_cast<size_t>(m < n ? m : n);
+    std::vector<T> formed_p(count * static_cast<size_t>(m * n)), u(count * static_cast<size_t>(m) * k), s(count * k);
+    std::vector<T> vh(count * k * static_cast<size_t>(n));
+    polar_factor<T>(a, batch, m, n, rcond, smooth, formed_p.data(), u.data(), s.data(), vh.data(), threads);
+    return polar_factor_backward<T>(grad, u.data(), s.data(), vh.data(), batch, m, n, smooth, grad_a, threads);
+  }
+  const KernelTable<T>& newton = newton_kernels(T(), batch);
+  ItemList rest(batch);
+  run(batch, newton.group, 12 * cube(m, n), false, threads, [&](RangeSource& ranges) {
+    newton.newton_polar_factor_backward(ranges, grad, p, saved, m, n, grad_a, rest);
+  });
+  const SavedLayout layout(m, n);
+  for (int64_t i = 0; i < rest.count(); ++i)
+    if (saved[rest.items()[i] * layout.size + layout.kind] == SavedLayout::nothing) {
+      std::vector<T> formed_p(static_cast<size_t>(batch * m * n)), formed(static_cast<size_t>(batch * layout.size));
+      saving_polar_factor<T>(a, batch, m, n, rcond, smooth, formed_p.data(), formed.data(), threads);
+      return saved_polar_factor_backward<T>(grad, a, p, formed.data(), batch, m, n, rcond, smooth, grad_a, threads);
+    }
+  const KernelTable<T>& svd = chosen_kernels<T>(true, rest.count(), kernels(T()).many);
+  run(rest.count(), svd.group, 4 * cube(m, n), false, threads, [&](RangeSource& ranges) {
+    svd.rest_polar_factor_backward(ranges, rest.items(), grad, saved, m, n, grad_a);
+  });
 }
 
 template <typename T>
@@ -282,6 +370,12 @@ template void polar_factor_backward(const float*, const float*, const float*, co
                                     double, float*, int);
 template void polar_factor_backward(const double*, const double*, const double*, const double*, int64_t, int64_t,
                                     int64_t, double, double*, int);
+template void saving_polar_factor(const float*, int64_t, int64_t, int64_t, double, double, float*, float*, int);
+template void saving_polar_factor(const double*, int64_t, int64_t, int64_t, double, double, double*, double*, int);
+template void saved_polar_factor_backward(const float*, const float*, const float*, const float*, int64_t, int64_t,
+                                          int64_t, double, double, float*, int);
+template void saved_polar_factor_backward(const double*, const double*, const double*, const double*, int64_t, int64_t,
+                                          int64_t, double, double, double*, int);
 template void basis_loss(const float*, const float*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double,
                          float*, float*, float*, int);
 template void basis_loss(const double*, const double*, int64_t, int64_t, int64_t, int64_t, int64_t, double, double,

@@ -36,6 +36,19 @@ template <typename T>
 void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, int64_t batch, int64_t m, int64_t n,
                            double smooth, T* grad_a, int threads);
 
+// The same with what this module's own backward needs: `saved` holds saved_size(m, n) numbers of each matrix, in what form
+// depends on the matrix (SavedLayout of cpu/kernels.h). p has the bits that polar_factor gives it. In the backward p is what
+// the forward wrote; where `saved` is zeros, nothing was saved, and it starts again from a.
+int64_t saved_size(int64_t m, int64_t n);
+
+template <typename T>
+void saving_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, double smooth, T* p, T* saved,
+                         int threads);
+
+template <typename T>
+void saved_polar_factor_backward(const T* grad, const T* a, const T* p, const T* saved, int64_t batch, int64_t m,
+                                 int64_t n, double rcond, double smooth, T* grad_a, int threads);
+
 // The basis loss of every block_height x block_width block of two stacks of images, and its gradients, in one pass.
 // x_hat, x: batch x height x width; the blocks divide height and width.
 // loss: batch x (height / block_height) x (width / block_width), each the mean of |P(x_hat) - P(x)| over the block's entries.

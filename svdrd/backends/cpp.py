@@ -55,12 +55,22 @@ def svd_backward(
     return derivative
 
 
-def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`svdrd.reference.definitions.polar_factor`; the factors are empty unless ``save_factors``."""
+def saves_iterates(dtype: torch.dtype, m: int, n: int, smooth: float) -> bool:
+    """Whether Newton's iteration takes the well-conditioned ones: ``by_newton`` of ``csrc/cpu/svdrd.cpp``."""
+    return dtype == torch.float32 and smooth == 0 and min(m, n) <= 24 and m * n <= 1024
+
+
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`svdrd.reference.definitions.polar_factor`; ``save_factors`` as in :mod:`svdrd.backends.outputs`."""
     assert availability.native is not None
     a = a.contiguous()
     b, m, n = a.shape
     p, u, s, vh = outputs.of_polar_factor(a, save_factors)
+    if save_factors == outputs.ITERATES:
+        availability.native.saving_polar_factor(
+            _NAMES[a.dtype], a.data_ptr(), b, m, n, rcond, smooth, p.data_ptr(), u.data_ptr(), torch.get_num_threads()
+        )
+        return p, u, s, vh
     factors = (u.data_ptr(), s.data_ptr(), vh.data_ptr()) if save_factors else (0, 0, 0)
     availability.native.polar_factor(
         _NAMES[a.dtype], a.data_ptr(), b, m, n, rcond, smooth, p.data_ptr(), *factors, torch.get_num_threads()
@@ -71,13 +81,23 @@ def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> 
 def polar_factor_backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
-    """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; empty factors are formed again from ``a``."""
+    """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; what was not saved is formed again from ``a``."""
     assert availability.native is not None
-    if a.numel() and not u.numel():
-        _, u, s, vh = polar_factor(a, rcond, smooth, save_factors=True)
-    grad, u, s, vh = grad.contiguous(), u.contiguous(), s.contiguous(), vh.contiguous()
     b, m, n = grad.shape
+    if u.ndim == 1 and saves_iterates(a.dtype, m, n, smooth):
+        p, u, s, vh = polar_factor(a, rcond, smooth, outputs.ITERATES)
+    grad = grad.contiguous()
     derivative = torch.empty_like(grad)
+    if u.ndim == 2:
+        a, p, u = a.contiguous(), p.contiguous(), u.contiguous()
+        availability.native.saved_polar_factor_backward(
+            _NAMES[grad.dtype], grad.data_ptr(), a.data_ptr(), p.data_ptr(), u.data_ptr(), b, m, n, rcond, smooth,
+            derivative.data_ptr(), torch.get_num_threads(),
+        )  # fmt: skip
+        return derivative
+    if a.numel() and u.ndim == 1:
+        _, u, s, vh = polar_factor(a, rcond, smooth, outputs.FACTORS)
+    u, s, vh = u.contiguous(), s.contiguous(), vh.contiguous()
     availability.native.polar_factor_backward(
         _NAMES[grad.dtype], grad.data_ptr(), u.data_ptr(), s.data_ptr(), vh.data_ptr(), b, m, n, smooth,
         derivative.data_ptr(), torch.get_num_threads(),

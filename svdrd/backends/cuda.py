@@ -61,7 +61,7 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, vh
 
 
-def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.polar_factor`; the factors are empty unless ``save_factors``."""
     b, m, n = a.shape
     with _on(a.device):
@@ -82,7 +82,7 @@ def polar_factor_backward(
     """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; empty factors are formed again from ``a``."""
     b, m, n = grad.shape
     if a.numel() and not u.numel():
-        _, u, s, vh = polar_factor(a, rcond, smooth, save_factors=True)
+        _, u, s, vh = polar_factor(a, rcond, smooth, outputs.FACTORS)
     with _on(grad.device):
         grad, u, s, vh = grad.contiguous(), u.contiguous(), s.contiguous(), vh.contiguous()
         derivative = torch.empty_like(grad)

@@ -5,6 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# What the polar factor keeps for its backward, as ``torch.ops.svdrd.polar_factor`` is told: nothing; the singular
+# vectors and values; or what the compiled CPU kernels read, ``(b, saved_size)`` in the place of u, of which zeros mean
+# nothing.
+NOTHING, FACTORS, ITERATES = 0, 1, 2
+
+
+def saved_size(m: int, n: int) -> int:
+    """How many numbers of each matrix are kept as ``ITERATES``: ``SavedLayout`` of ``csrc/cpu/kernels.h``."""
+    k = min(m, n)
+    return m * k + k + k * n + 3
+
 
 def of_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """u, s, vh of ``(b, m, n)``."""
@@ -13,9 +24,12 @@ def of_svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
 
 
-def of_polar_factor(a: Tensor, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def of_polar_factor(a: Tensor, save: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """p, u, s, vh of ``(b, m, n)``, contiguous."""
-    u, s, vh = of_svd(a) if save_factors else (a.new_empty(0), a.new_empty(0), a.new_empty(0))
+    u, s, vh = of_svd(a) if save == FACTORS else (a.new_empty(0), a.new_empty(0), a.new_empty(0))
+    if save == ITERATES:
+        b, m, n = a.shape
+        u = a.new_empty(b, saved_size(m, n))
     return torch.empty_like(a), u, s, vh
 
 

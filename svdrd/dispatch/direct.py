@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from svdrd.backends import cpp, selection
+from svdrd.backends import cpp, outputs, selection
 from svdrd.dispatch import basis_loss as loss_operator
 from svdrd.dispatch import polar_factor as polar_operator
 from svdrd.dispatch import routes
@@ -122,8 +122,9 @@ def basis_loss(x_hat: Tensor, x: Tensor, *options: Any) -> Tensor:
 def polar_factor(a: Tensor, rcond: float, smooth: float) -> Tensor:
     """The first result of ``ops.polar_factor``, whose last argument is found here."""
     differentiated = may_be_differentiated(a)
-    save_factors = differentiated and routes.saves_factors(a.device, a.dtype, *a.shape[-2:])
+    m, n = a.shape[-2:]
+    save = routes.saved_by_polar_factor(a.device, a.dtype, m, n, smooth) if differentiated else outputs.NOTHING
     compute: Callable[..., tuple[Tensor, ...]] = ops.polar_factor
     if _only_autograd_takes_part(a):
         compute = _PolarFactor.apply if differentiated else cpp.polar_factor
-    return compute(a, rcond, smooth, save_factors)[0]
+    return compute(a, rcond, smooth, save)[0]

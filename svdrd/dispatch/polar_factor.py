@@ -8,27 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from svdrd.backends import outputs
 from svdrd.dispatch.differentiation import Formulas
 from svdrd.dispatch.registration import NO_THIRD_DERIVATIVE, Operator, ops, register
 from svdrd.dispatch.routes import Case
 from svdrd.reference import definitions, derivatives
 
 
-def _fake(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     b, m, n = a.shape
     k = torch.sym_min(m, n)
     p = a.new_empty(b, m, n)
-    if not save_factors:
-        return p, a.new_empty(0), a.new_empty(0), a.new_empty(0)
-    return p, a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+    if save_factors == outputs.FACTORS:
+        return p, a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
+    u = a.new_empty(b, m * k + k + k * n + 3) if save_factors == outputs.ITERATES else a.new_empty(0)
+    return p, u, a.new_empty(0), a.new_empty(0)
 
 
-def _default(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, ...]:
+def _default(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple[Tensor, ...]:
     p, *factors = definitions.polar_factor(a, rcond, smooth)
-    return p, *(factors if save_factors else (a.new_empty(0) for _ in range(3)))
+    if save_factors == outputs.FACTORS:
+        return p, *factors
+    _, m, n = a.shape
+    u = a.new_zeros(len(a), outputs.saved_size(m, n)) if save_factors == outputs.ITERATES else a.new_empty(0)
+    return p, u, a.new_empty(0), a.new_empty(0)
 
 
-def _case(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> Case:
+def _case(a: Tensor, rcond: float, smooth: float, save_factors: int) -> Case:
     return Case(a.shape[1], a.shape[2], a.dtype, a.device, rcond, save_factors)
 
 
@@ -62,8 +68,8 @@ def _along(ctx: Any, saved: Sequence[Tensor], direction: Tensor) -> Tensor:
 
 register(
     Operator(
-        # u, s, vh are for the backward: empty unless save_factors, and the backward then starts again from a.
-        "polar_factor(Tensor a, float rcond, float smooth, bool save_factors)"
+        # u, s, vh are for the backward, as svdrd.backends.outputs says; where they are empty it starts again from a.
+        "polar_factor(Tensor a, float rcond, float smooth, int save_factors)"
         " -> (Tensor p, Tensor u, Tensor s, Tensor vh)",
         fake=_fake,
         default=_default,
@@ -85,7 +91,7 @@ def _backward_fake(
 def _backward(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Tensor:
-    if u.ndim == 1:  # not saved
+    if u.ndim != 3:  # not saved, or for the compiled CPU kernels
         _, u, s, vh = definitions.polar_factor(a, rcond, smooth)
     return derivatives.polar_factor_vjp(grad, u, s, vh, smooth).contiguous()
 
@@ -93,7 +99,8 @@ def _backward(
 def _backward_case(
     grad: Tensor, a: Tensor, p: Tensor, u: Tensor, s: Tensor, vh: Tensor, rcond: float, smooth: float
 ) -> Case:
-    return Case(a.shape[1], a.shape[2], a.dtype, a.device, rcond, u.ndim > 1)
+    save = {1: outputs.NOTHING, 2: outputs.ITERATES, 3: outputs.FACTORS}[u.ndim]
+    return Case(a.shape[1], a.shape[2], a.dtype, a.device, rcond, save)
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> tuple[Tensor, ...]:

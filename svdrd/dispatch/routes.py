@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from svdrd.backends import limits, selection
+from svdrd.backends import availability, cpp, limits, outputs, selection
 from svdrd.reference import devices
 
 DEFAULT = "reference"
@@ -27,7 +27,7 @@ class Case(NamedTuple):
     Args:
         m, n: rows and columns of one matrix, or of one block.
         rcond: as the operator is given it; 0 where it takes none.
-        factors: whether singular vectors are asked for (``polar_factor``), or are there (its backward).
+        save: what is asked for (``polar_factor``), or is there (its backward), as in :mod:`svdrd.backends.outputs`.
     """
 
     m: int
@@ -35,7 +35,7 @@ class Case(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     rcond: float = 0.0
-    factors: bool = False
+    save: int = outputs.NOTHING
 
 
 def _all(case: Case) -> bool:
@@ -47,13 +47,17 @@ def _jacobi(case: Case) -> bool:
 
 
 def _jacobi_polar(case: Case) -> bool:
-    return _jacobi(case) and (case.dtype == torch.float32 or min(case.m, case.n) <= limits.JACOBI_DOUBLE)
+    return (
+        _jacobi(case)
+        and case.save != outputs.ITERATES
+        and (case.dtype == torch.float32 or min(case.m, case.n) <= limits.JACOBI_DOUBLE)
+    )
 
 
 def _cuda(case: Case) -> bool:
     from svdrd.backends import cuda
 
-    return cuda.takes(case.m, case.n)
+    return case.save != outputs.ITERATES and cuda.takes(case.m, case.n)
 
 
 def _products(case: Case) -> bool:
@@ -64,7 +68,7 @@ def _products(case: Case) -> bool:
         min(case.m, case.n) > 0
         and case.dtype == torch.float32
         and case.rcond <= iteration.LARGEST_RCOND
-        and not case.factors
+        and case.save == outputs.NOTHING
     )
 
 
@@ -186,7 +190,7 @@ def route(
         m, n: for the loss and for ``recompose`` the sides of a block.
         dtype: float32 or float64, in which half precision is computed, too.
         rcond: as the public function takes it.
-        factors: of ``polar_factor``: whether singular vectors are wanted, see :func:`saves_factors`.
+        factors: of ``polar_factor``: whether singular vectors are wanted.
 
     Raises:
         RuntimeError: the backend that was chosen cannot compute on ``device``.
@@ -194,19 +198,34 @@ def route(
     For a device that the CPU computes for (:func:`svdrd.reference.devices.elsewhere`) it is who does it there.
     """
     rcond = 4 * torch.finfo(dtype).eps if rcond is None else rcond
-    case = Case(m, n, dtype, torch.device(device), rcond, factors)
+    case = Case(m, n, dtype, torch.device(device), rcond, outputs.FACTORS if factors else outputs.NOTHING)
     found = computer(operator, case)
     if found == DEFAULT and devices.elsewhere(case.device):
         found = computer(operator, case._replace(device=torch.device("cpu")))
     return found
 
 
+def saved_by_polar_factor(device: torch.device, dtype: torch.dtype, m: int, n: int, smooth: float) -> int:
+    """What the polar factor should keep for its backward, as :mod:`svdrd.backends.outputs` names it.
+
+    A hint that costs or saves time and never a result; it reads so little that TorchDynamo can trace it.
+    """
+    if (
+        _only in (None, "cpp")
+        and device.type == "cpu"
+        and selection.chosen() in (None, "cpp")
+        and availability.native is not None
+        and cpp.saves_iterates(dtype, m, n, smooth)
+    ):
+        return outputs.ITERATES
+    return outputs.FACTORS if saves_factors(device, dtype, m, n) else outputs.NOTHING
+
+
 def saves_factors(device: torch.device, dtype: torch.dtype, m: int, n: int) -> bool:
     """Whether the SVD's factors, kept from the forward, are of use to the backward pass of the polar factor.
 
-    A hint that costs or saves time and never a result; it reads so little that TorchDynamo can trace it. Larger float32
-    matrices go through products, which form no factors: PyTorch's where there are no kernels and after those of the
-    cuda backend, and else Triton's.
+    Larger float32 matrices go through products, which form no factors: PyTorch's where there are no kernels and after
+    those of the cuda backend, and else Triton's.
     """
     if _only is not None and _only.endswith("products"):
         return False

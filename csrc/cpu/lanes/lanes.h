@@ -48,51 +48,99 @@ class Groups {
   int64_t range_end_ = 0;
 };
 
-// Item `first` and its followers of a batch of matrices lying one after the other.
+// The matrices of a group, by their numbers in the batch.
+struct Items {
+  int64_t number[lane_count];
+  int count = 0;
+
+  Items() = default;
+  Items(int64_t first, int64_t end) {
+    for (int64_t item = first; item < end; ++item) add(item);
+  }
+  Items(const int64_t* numbers, int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; ++i) add(numbers[i]);
+  }
+  void add(int64_t item) { number[count++] = item; }
+};
+
+// Items of a batch that lie `item_size` numbers from one another.
 template <typename T>
-Placement<T> place(T* batch, int64_t first, int64_t end, int64_t item_size, int64_t row_stride, int64_t column_stride) {
+Placement<T> place(T* batch, const Items& items, int64_t item_size, int64_t row_stride, int64_t column_stride) {
   Placement<T> r;
   r.row_stride = row_stride;
   r.column_stride = column_stride;
-  r.count = static_cast<int>(end - first);
-  for (int l = 0; l < r.count; ++l) r.base[l] = batch + (first + l) * item_size;
+  r.count = items.count;
+  for (int l = 0; l < r.count; ++l) r.base[l] = batch + items.number[l] * item_size;
   return r;
 }
 
 // m x n matrices, seen the way the lanes hold them.
 template <typename T>
+Placement<T> place_matrices(T* batch, const Items& items, const Shape& shape) {
+  return shape.wide() ? place(batch, items, shape.m * shape.n, int64_t{1}, shape.n)
+                      : place(batch, items, shape.m * shape.n, shape.n, int64_t{1});
+}
+template <typename T>
 Placement<T> place_matrices(T* batch, int64_t first, int64_t end, const Shape& shape) {
-  return shape.wide() ? place(batch, first, end, shape.m * shape.n, int64_t{1}, shape.n)
-                      : place(batch, first, end, shape.m * shape.n, shape.n, int64_t{1});
+  return place_matrices(batch, Items(first, end), shape);
+}
+
+// The factors of a batch: three tensors, or parts of one whose items are `saved_size` numbers long.
+template <typename T>
+struct FactorBatch {
+  T* u;
+  T* s;
+  T* vh;
+  int64_t saved_size = 0;
+
+  int64_t item_size(int64_t size) const { return saved_size == 0 ? size : saved_size; }
+};
+
+template <typename T>
+FactorBatch<T> saved_factors(T* saved, const SavedLayout& layout) {
+  return {saved + layout.left, saved + layout.values, saved + layout.right, layout.size};
 }
 
 // Of A^T = U S V^T, U is what the caller calls V, lying transposed as Vh.
 template <typename T>
-Placement<T> place_left(T* u, T* vh, int64_t first, int64_t end, const Shape& shape) {
+Placement<T> place_left(const FactorBatch<T>& to, const Items& items, const Shape& shape) {
   const int64_t k = shape.columns();
-  return shape.wide() ? place(vh, first, end, k * shape.n, int64_t{1}, shape.n)
-                      : place(u, first, end, shape.m * k, k, int64_t{1});
+  return shape.wide() ? place(to.vh, items, to.item_size(k * shape.n), int64_t{1}, shape.n)
+                      : place(to.u, items, to.item_size(shape.m * k), k, int64_t{1});
+}
+template <typename T>
+Placement<T> place_left(T* u, T* vh, int64_t first, int64_t end, const Shape& shape) {
+  return place_left(FactorBatch<T>{u, nullptr, vh}, Items(first, end), shape);
 }
 
 template <typename T>
-Placement<T> place_right(T* u, T* vh, int64_t first, int64_t end, const Shape& shape) {
+Placement<T> place_right(const FactorBatch<T>& to, const Items& items, const Shape& shape) {
   const int64_t k = shape.columns();
-  return shape.wide() ? place(u, first, end, shape.m * k, k, int64_t{1})
-                      : place(vh, first, end, k * shape.n, int64_t{1}, shape.n);
+  return shape.wide() ? place(to.u, items, to.item_size(shape.m * k), k, int64_t{1})
+                      : place(to.vh, items, to.item_size(k * shape.n), int64_t{1}, shape.n);
+}
+template <typename T>
+Placement<T> place_right(T* u, T* vh, int64_t first, int64_t end, const Shape& shape) {
+  return place_right(FactorBatch<T>{u, nullptr, vh}, Items(first, end), shape);
+}
+
+template <typename T>
+Placement<T> place_values(const FactorBatch<T>& to, const Items& items, const Shape& shape) {
+  return place(to.s, items, to.item_size(shape.columns()), int64_t{1}, int64_t{1});
 }
 
 // Writes u, s and vh of one group in descending order, NaN where the input was not finite. u and vh may be null.
 template <typename T, typename W>
-void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep_in_range, int32_t* rank, int64_t first,
-                   int64_t end, const Shape& shape, T* u, T* s, T* vh) {
+void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep_in_range, int32_t* rank,
+                   const Items& items, const Shape& shape, const FactorBatch<T>& to) {
   const int64_t k = shape.columns();
-  const bool vectors = u != nullptr;
+  const bool vectors = to.u != nullptr;
   Placement<T> left{}, right{};
-  const Placement<T> values = place(s, first, end, k, int64_t{1}, int64_t{1});
+  const Placement<T> values = place_values(to, items, shape);
   rank_descending(f.values(), k, f.bidiagonal.products, rank);
   if (vectors) {
-    left = place_left(u, vh, first, end, shape);
-    right = place_right(u, vh, first, end, shape);
+    left = place_left(to, items, shape);
+    right = place_right(to, items, shape);
     store(f.u, f.rows, f.columns, f.columns, rank, left);
     store(f.v, f.columns, f.columns, f.columns, rank, right);
   }
@@ -145,7 +193,7 @@ void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s
       prefetch<true>(place_right(u, vh, first, end, shape), w.f.columns, w.f.columns);
     }
     factorise(w.f, iteration_tolerance<T, T>(), u != nullptr);
-    store_factors(w.f, scale, false, w.rank, first, end, shape, u, s, vh);
+    store_factors(w.f, scale, false, w.rank, Items(first, end), shape, FactorBatch<T>{u, s, vh});
   }
 }
 
@@ -166,23 +214,47 @@ struct PolarLayout {
 };
 
 template <typename T>
+void svd_polar_of_items(PolarLayout<T>& w, const Items& items, const Shape& shape, const T* a, double rcond,
+                        double smooth, T* p, const FactorBatch<T>& factors) {
+  load(place_matrices(a, items, shape), w.f.rows, w.f.columns, w.f.columns, w.f.a);
+  const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, smooth);
+  if constexpr (sizeof(T) == 8) w.empty.take_from(w.f.a);
+  factorise(w.f, iteration_tolerance<T, double>());
+  polar_from_factors(w.f, rcond, smooth, scale, w.unrounded, w.empty, w.p);
+  const Placement<T> result = place_matrices(p, items, shape);
+  store(w.p, w.f.rows, w.f.columns, w.f.columns, nullptr, result);
+  for (int l = 0; l < result.count; ++l)
+    if (!scale.finite[l]) store_nan(w.f.rows, w.f.columns, l, result);
+  if (factors.u != nullptr) store_factors(w.f, scale, true, w.rank, items, shape, factors);
+}
+
+template <typename T>
 void lanes_polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, double smooth, T* p, T* u,
                         T* s, T* vh) {
   const Shape shape{m, n};
   Groups groups(ranges);
   Workspace<PolarLayout<T>> workspace(shape.rows(), shape.columns());
-  PolarLayout<T>& w = *workspace;
+  for (int64_t first, end; groups.next(first, end);)
+    svd_polar_of_items(*workspace, Items(first, end), shape, a, rcond, smooth, p, FactorBatch<T>{u, s, vh});
+}
+
+template <typename T>
+void lanes_rest_polar_factor(RangeSource& ranges, const int64_t* numbers, const T* a, int64_t m, int64_t n,
+                             double rcond, T* p, T* saved) {
+  const Shape shape{m, n};
+  const SavedLayout layout(m, n);
+  const FactorBatch<T> factors = saved == nullptr ? FactorBatch<T>{} : saved_factors(saved, layout);
+  Groups groups(ranges);
+  Workspace<PolarLayout<T>> workspace(shape.rows(), shape.columns());
   for (int64_t first, end; groups.next(first, end);) {
-    load(place_matrices(a, first, end, shape), w.f.rows, w.f.columns, w.f.columns, w.f.a);
-    const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, smooth);
-    if constexpr (sizeof(T) == 8) w.empty.take_from(w.f.a);
-    factorise(w.f, iteration_tolerance<T, double>());
-    polar_from_factors(w.f, rcond, smooth, scale, w.unrounded, w.empty, w.p);
-    const Placement<T> result = place_matrices(p, first, end, shape);
-    store(w.p, w.f.rows, w.f.columns, w.f.columns, nullptr, result);
-    for (int l = 0; l < result.count; ++l)
-      if (!scale.finite[l]) store_nan(w.f.rows, w.f.columns, l, result);
-    if (u != nullptr) store_factors(w.f, scale, true, w.rank, first, end, shape, u, s, vh);
+    const Items items(numbers, first, end);
+    svd_polar_of_items(*workspace, items, shape, a, rcond, 0.0, p, factors);
+    if (saved != nullptr)
+      for (int l = 0; l < items.count; ++l) {
+        T* item = saved + items.number[l] * layout.size;
+        item[layout.kind] = SavedLayout::factors;
+        item[layout.scale] = item[layout.condition] = T(0);
+      }
   }
 }
 
@@ -201,33 +273,49 @@ struct BackwardLayout {
 };
 
 template <typename T>
+void svd_polar_backward_of_items(BackwardLayout<T>& w, const Items& items, const Shape& shape, const T* grad,
+                                 const FactorBatch<const T>& factors, double smooth, T* grad_a) {
+  const int64_t rows = shape.rows(), columns = shape.columns();
+  const Pack<T> zero(T(0)), floor(smallest_divisor<T>());
+  load(place_matrices(grad, items, shape), rows, columns, columns, w.upstream);
+  load(place_left(factors, items, shape), rows, columns, columns, w.factors.u);
+  load(place_right(factors, items, shape), columns, columns, columns, w.factors.v);
+  load(place_values(factors, items, shape), 1, columns, columns, w.factors.s);
+  const GroupScale value_scale = normalise(w.factors.s, 1, columns, smooth);
+  const GroupScale upstream_scale = normalise(w.upstream, rows, columns, 0.0);
+  for (int64_t j = 0; j < columns; ++j)
+    w.factors.s[j] = select(w.factors.s[j] == zero, zero, max(w.factors.s[j], floor));
+  polar_backward(w.upstream, w.factors, scaled_smooth<T>(smooth, value_scale), smooth > 0, rows, columns, w.scratch,
+                 w.grad);
+  int exponent[lane_count];
+  for (int l = 0; l < lane_count; ++l) exponent[l] = upstream_scale.exponent[l] - value_scale.exponent[l];
+  scale_and_clamp(w.grad, rows, columns, exponent, 1);
+  const Placement<T> result = place_matrices(grad_a, items, shape);
+  store(w.grad, rows, columns, columns, nullptr, result);
+  for (int l = 0; l < result.count; ++l)
+    if (!value_scale.finite[l] || !upstream_scale.finite[l]) store_nan(rows, columns, l, result);
+}
+
+template <typename T>
 void lanes_polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,
                                  int64_t n, double smooth, T* grad_a) {
   const Shape shape{m, n};
-  const int64_t rows = shape.rows(), columns = shape.columns();
   Groups groups(ranges);
   Workspace<BackwardLayout<T>> workspace(shape.rows(), shape.columns());
-  BackwardLayout<T>& w = *workspace;
-  const Pack<T> zero(T(0)), floor(smallest_divisor<T>());
-  for (int64_t first, end; groups.next(first, end);) {
-    load(place_matrices(grad, first, end, shape), rows, columns, columns, w.upstream);
-    load(place_left(u, vh, first, end, shape), rows, columns, columns, w.factors.u);
-    load(place_right(u, vh, first, end, shape), columns, columns, columns, w.factors.v);
-    load(place(s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, columns, w.factors.s);
-    const GroupScale value_scale = normalise(w.factors.s, 1, columns, smooth);
-    const GroupScale upstream_scale = normalise(w.upstream, rows, columns, 0.0);
-    for (int64_t j = 0; j < columns; ++j)
-      w.factors.s[j] = select(w.factors.s[j] == zero, zero, max(w.factors.s[j], floor));
-    polar_backward(w.upstream, w.factors, scaled_smooth<T>(smooth, value_scale), smooth > 0, rows, columns, w.scratch,
-                   w.grad);
-    int exponent[lane_count];
-    for (int l = 0; l < lane_count; ++l) exponent[l] = upstream_scale.exponent[l] - value_scale.exponent[l];
-    scale_and_clamp(w.grad, rows, columns, exponent, 1);
-    const Placement<T> result = place_matrices(grad_a, first, end, shape);
-    store(w.grad, rows, columns, columns, nullptr, result);
-    for (int l = 0; l < result.count; ++l)
-      if (!value_scale.finite[l] || !upstream_scale.finite[l]) store_nan(rows, columns, l, result);
-  }
+  for (int64_t first, end; groups.next(first, end);)
+    svd_polar_backward_of_items(*workspace, Items(first, end), shape, grad, FactorBatch<const T>{u, s, vh}, smooth,
+                                grad_a);
+}
+
+template <typename T>
+void lanes_rest_polar_factor_backward(RangeSource& ranges, const int64_t* numbers, const T* grad, const T* saved,
+                                      int64_t m, int64_t n, T* grad_a) {
+  const Shape shape{m, n};
+  const FactorBatch<const T> factors = saved_factors(saved, SavedLayout(m, n));
+  Groups groups(ranges);
+  Workspace<BackwardLayout<T>> workspace(shape.rows(), shape.columns());
+  for (int64_t first, end; groups.next(first, end);)
+    svd_polar_backward_of_items(*workspace, Items(numbers, first, end), shape, grad, factors, 0.0, grad_a);
 }
 
 }  // namespace SVDRD_ISA

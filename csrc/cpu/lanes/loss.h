@@ -9,19 +9,14 @@
 
 #include "cpu/blocks.h"
 #include "cpu/lanes/lanes.h"
-#include "cpu/lanes/newton.h"
+#include "cpu/lanes/newton_polar.h"
 #include "equal_within.h"
 
 namespace svdrd {
 namespace SVDRD_ISA {
 
-// Pairs of blocks by their numbers.
-struct Pairs {
-  int64_t item[lane_count];
-  int count = 0;
-
-  void add(int64_t number) { item[count++] = number; }
-};
+// Pairs of blocks.
+using Pairs = Items;
 
 template <typename T>
 Placement<T> place_blocks(T* images, const Pairs& pairs, const LossProblem& problem) {
@@ -30,7 +25,7 @@ Placement<T> place_blocks(T* images, const Pairs& pairs, const LossProblem& prob
   r.row_stride = wide ? 1 : problem.width;
   r.column_stride = wide ? problem.width : 1;
   r.count = pairs.count;
-  for (int l = 0; l < r.count; ++l) r.base[l] = images + block_offset(problem, pairs.item[l]);
+  for (int l = 0; l < r.count; ++l) r.base[l] = images + block_offset(problem, pairs.number[l]);
   return r;
 }
 
@@ -169,7 +164,7 @@ void svd_losses(SvdLossLayout<T>& w, const Pairs& pairs, const LossProblem& prob
       w.p_hat, w.p, rows, columns, rows * columns,
       equality_bound(w.p_hat, w.p, rows, columns, rows * columns, problem.smooth > 0), w.sign);
   for (int l = 0; l < pairs.count; ++l)
-    tensors.loss[pairs.item[l]] = finite[l] ? static_cast<T>(mean.lane(l)) : std::numeric_limits<T>::quiet_NaN();
+    tensors.loss[pairs.number[l]] = finite[l] ? static_cast<T>(mean.lane(l)) : std::numeric_limits<T>::quiet_NaN();
   if (tensors.grad_x_hat != nullptr)
     store_svd_gradients(w, w.factors_hat, scale_hat, finite, problem, place_blocks(tensors.grad_x_hat, pairs, problem));
   if (tensors.grad_x != nullptr) {
@@ -209,7 +204,7 @@ inline void store_newton_gradients(NewtonLossLayout& w, const Pack<float>* p, co
 inline Pairs chosen(const Pairs& pairs, const bool* wanted) {
   Pairs r;
   for (int l = 0; l < pairs.count; ++l)
-    if (wanted[l]) r.add(pairs.item[l]);
+    if (wanted[l]) r.add(pairs.number[l]);
   return r;
 }
 
@@ -218,8 +213,7 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
                            const LossTensors<float>& tensors) {
   Newton& newton = w.newton;
   const int64_t rows = newton.rows, columns = newton.padded;
-  // Whatever this bound accepts has s_k > rcond s_1, so nothing is dropped.
-  const double bound = problem.rcond * largest_newton_condition < 0.5 ? largest_newton_condition : 0.5 / problem.rcond;
+  const double bound = newton_bound(problem.rcond);
   const Placement<const float> target = place_blocks(tensors.x, pairs, problem);
   const Placement<const float> decoded = place_blocks(tensors.x_hat, pairs, problem);
   const Pack<double> zero(0.0), one(1.0);
@@ -247,7 +241,7 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
       w.p_hat, w.p, rows, columns, rows * newton.columns,
       equality_bound(w.p_hat, w.p, rows, columns, rows * newton.columns, false), w.sign);
   for (int l = 0; l < pairs.count; ++l)
-    if (both[l]) tensors.loss[pairs.item[l]] = static_cast<float>(mean.lane(l));
+    if (both[l]) tensors.loss[pairs.number[l]] = static_cast<float>(mean.lane(l));
   if (tensors.grad_x_hat != nullptr)
     store_newton_gradients(w, w.p_hat, only(place_blocks(tensors.grad_x_hat, pairs, problem), both));
   if (tensors.grad_x != nullptr) {
@@ -285,7 +279,7 @@ void lanes_basis_loss(RangeSource& ranges, const LossProblem& problem, const Los
     if constexpr (sizeof(T) == 4)
       if (newton) pairs = newton_losses(**newton, pairs, problem, tensors);
     for (int l = 0; l < pairs.count; ++l) {
-      waiting.add(pairs.item[l]);
+      waiting.add(pairs.number[l]);
       if (waiting.count == lane_count) compute_waiting();
     }
   }

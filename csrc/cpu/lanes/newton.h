@@ -53,6 +53,7 @@ struct Newton {
   Pack<double>* inverse_h4;
   Pack<double>* deviation;  // N of M_4 = c (I + N)
   Pack<double>* unrounded;  // P
+  Pack<double> condition;                    // norm(H_0) norm(H_0^-1)
   Pack<double> scale[newton_steps];          // g_k
   Pack<double> inverse_scale[newton_steps];  // 1 / g_k
   Pack<double> root;                         // c^(-1/2)
@@ -120,7 +121,8 @@ template <int64_t known>
   // g_k = (l u)^(-1/2), and (u/l)^(1/2) decides the next u.
   const Pack<double> inverse_root_trace = reciprocal_sqrt(trace), root_inverse_trace = reciprocal_sqrt(inverse_trace);
   const Pack<double> product_of_bounds = (trace * inverse_root_trace) * root_inverse_trace;
-  Pack<double> ratio_of_bounds = (trace * inverse_root_trace) * (inverse_trace * root_inverse_trace);
+  w.condition = (trace * inverse_root_trace) * (inverse_trace * root_inverse_trace);
+  Pack<double> ratio_of_bounds = w.condition;
   for (int k = 0; k < newton_steps; ++k) {
     if (k > 0) invert_definite(w.square, n, scratch, w.inverse_m[k]);
     const Pack<double> inverse_root_ratio = reciprocal_sqrt(ratio_of_bounds);
@@ -195,12 +197,25 @@ template <typename T>
                             half * inverse_scale, omega);
 }
 
-// grad = the vector-Jacobian product of P with `upstream`, both rows x padded; w and p as newton_polar left them.
-template <int64_t known>
-[[gnu::noinline]] void newton_backward(Newton& w, const Pack<float>* p, const Pack<float>* upstream,
-                                       Pack<float>* grad) {
-  const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows), stride = row_stride(n);
-  const bool tall = known == 0 && rows > w.columns;
+// The scratch of newton_backward: square matrices, and `outside` as large as P.
+struct BackwardBuffers {
+  Pack<float>* inner;
+  Pack<float>* omega;
+  Pack<float>* correction;
+  Pack<float>* outside;
+  Pack<double>* precise;
+  Pack<double>* precise_scratch;
+};
+
+// grad = the vector-Jacobian product of P with `upstream`, both rows x padded. Of the iterates, in the order in which it
+// needs them: inverse_h0_single() for tall matrices, inverse_centre() = 1/c and k4() of H_4 = c (I + K), inverse_h(k),
+// scale(k) and inverse_scale(k) for k = 3, 2, 1, all in float, and inverse_h0, scale0 and inverse_scale0 in double. What
+// one of these calls returns may be overwritten by the next.
+template <int64_t known, typename Iterates>
+[[gnu::always_inline]] inline void newton_vector_jacobian(Iterates& iterates, int64_t rows, int64_t n, bool tall,
+                                                          const Pack<float>* p, const Pack<float>* upstream,
+                                                          const BackwardBuffers& w, Pack<float>* grad) {
+  const int64_t stride = row_stride(n);
   const Pack<float> half(0.5f);
   Pack<float>* omega = w.omega;
   Pack<float>* scratch = w.inner;
@@ -209,21 +224,13 @@ template <int64_t known>
     // (I - P P^T) G H^-1
     product(plain(p, n), plain(w.inner, n), rows, n, n, grad);
     for (int64_t at = 0; at < rows * stride; ++at) grad[at] = upstream[at] - grad[at];
-    convert_matrix(w.inverse_h[0], n, n, w.inverse_h_single);
-    product(plain(grad, n), plain(w.inverse_h_single, n), rows, n, n, w.outside);
+    product(plain(grad, n), plain(iterates.inverse_h0_single(), n), rows, n, n, w.outside);
   }
 
-  // At H_4 = c^(1/2) (I + K) the solution is that for c^(1/2) I, call it Omega, less V, plus (K V + V K) / 2, where
-  // V = (K Omega + Omega K) / 2, but for K^3. K = N/2 - N^2/8 but for N^3, and N^2 is in H_4^-1.
-  skew(w.inner, half * convert<float>(w.root), n, omega);
-  const Pack<double> eighth = Pack<double>(1.0 / 3) * w.inverse_root;
-  const Pack<double> linear = Pack<double>(0.5) + w.linear * eighth, constant = w.root * eighth;
-  Pack<float>* k4 = w.inverse_h_single;
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t at = i * stride; at < i * stride + n; ++at)
-      k4[at] = convert<float>(difference_of_products(linear, w.deviation[at], eighth, w.inverse_h4[at]));
-    k4[i * stride + i] = k4[i * stride + i] + convert<float>(constant);
-  }
+  // At H_4 = c (I + K) the solution is that for c I, call it Omega, less V, plus (K V + V K) / 2, where
+  // V = (K Omega + Omega K) / 2, but for K^3.
+  skew(w.inner, half * iterates.inverse_centre(), n, omega);
+  const Pack<float>* k4 = iterates.k4();
   product(plain(k4, n), plain(omega, n), n, n, n, scratch);
   skew(scratch, half, n, w.correction);
   product(plain(k4, n), plain(w.correction, n), n, n, n, scratch);
@@ -233,19 +240,66 @@ template <int64_t known>
       omega[at] = omega[at] - w.correction[at] + half * (scratch[at] - scratch[j * stride + i]);
     }
 
-  for (int k = newton_steps - 1; k > 0; --k) {
-    convert_matrix(w.inverse_h[k], n, n, w.inverse_h_single);
-    undo_step(w.inverse_h_single, convert<float>(w.scale[k]), convert<float>(w.inverse_scale[k]), n, scratch, omega);
-  }
+  for (int k = newton_steps - 1; k > 0; --k)
+    undo_step(iterates.inverse_h(k), iterates.scale(k), iterates.inverse_scale(k), n, scratch, omega);
   // Of this one, whose condition is that of A, float would lose too many digits.
-  Pack<double>* precise = w.inverse_m[0];
-  convert_matrix(omega, n, n, precise);
-  undo_step(w.inverse_h[0], w.scale[0], w.inverse_scale[0], n, w.inverse_m[1], precise);
-  convert_matrix(precise, n, n, omega);
+  convert_matrix(omega, n, n, w.precise);
+  undo_step(iterates.inverse_h0, iterates.scale0, iterates.inverse_scale0, n, w.precise_scratch, w.precise);
+  convert_matrix(w.precise, n, n, omega);
 
   product(plain(p, n), plain(omega, n), rows, n, n, grad);
   if (tall)
     for (int64_t at = 0; at < rows * stride; ++at) grad[at] = grad[at] + w.outside[at];
+}
+
+// The iterates where newton_polar left them.
+template <int64_t known>
+struct KeptIterates {
+  const Newton& w;
+  int64_t n;
+  const Pack<double>* inverse_h0;
+  const Pack<double>& scale0;
+  const Pack<double>& inverse_scale0;
+
+  KeptIterates(const Newton& newton, int64_t columns)
+      : w(newton),
+        n(columns),
+        inverse_h0(newton.inverse_h[0]),
+        scale0(newton.scale[0]),
+        inverse_scale0(newton.inverse_scale[0]) {}
+
+  const Pack<float>* inverse_h(int k) const {
+    convert_matrix(w.inverse_h[k], n, n, w.inverse_h_single);
+    return w.inverse_h_single;
+  }
+  const Pack<float>* inverse_h0_single() const { return inverse_h(0); }
+  Pack<float> scale(int k) const { return convert<float>(w.scale[k]); }
+  Pack<float> inverse_scale(int k) const { return convert<float>(w.inverse_scale[k]); }
+  Pack<float> inverse_centre() const { return convert<float>(w.root); }
+
+  // K = N/2 - N^2/8 but for N^3, and N^2 is in H_4^-1.
+  const Pack<float>* k4() const {
+    const int64_t stride = row_stride(n);
+    const Pack<double> eighth = Pack<double>(1.0 / 3) * w.inverse_root;
+    const Pack<double> linear = Pack<double>(0.5) + w.linear * eighth, constant = w.root * eighth;
+    Pack<float>* k = w.inverse_h_single;
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t at = i * stride; at < i * stride + n; ++at)
+        k[at] = convert<float>(difference_of_products(linear, w.deviation[at], eighth, w.inverse_h4[at]));
+      k[i * stride + i] = k[i * stride + i] + convert<float>(constant);
+    }
+    return k;
+  }
+};
+
+// The same for w and p as newton_polar left them.
+template <int64_t known>
+[[gnu::noinline]] void newton_backward(Newton& w, const Pack<float>* p, const Pack<float>* upstream,
+                                       Pack<float>* grad) {
+  const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows);
+  KeptIterates<known> iterates(w, n);
+  newton_vector_jacobian<known>(iterates, rows, n, known == 0 && rows > w.columns, p, upstream,
+                                {w.inner, w.omega, w.correction, w.outside, w.inverse_m[0], w.inverse_m[1]}, grad);
 }
 
 // Both for the matrices of w.

@@ -149,7 +149,7 @@ void lanes_svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, c
   for (int64_t first, end; groups.next(first, end);) {
     load(place_left(u, vh, first, end, shape), rows, columns, columns, w.u);
     load(place_right(u, vh, first, end, shape), columns, columns, columns, w.v);
-    load(place(s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, columns, w.s);
+    load(place(s, Items(first, end), columns, int64_t{1}, int64_t{1}), 1, columns, columns, w.s);
     Pack<double> largest_left = zero, largest_right = zero;
     if (given_left) {
       load(place_left(grad_u, grad_vh, first, end, shape), rows, columns, columns, w.grad_u);
@@ -160,7 +160,8 @@ void lanes_svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, c
       largest_right = largest_magnitude(w.grad_v, columns, columns);
     }
     set_zero(w.grad_s, 1, columns);
-    if (grad_s != nullptr) load(place(grad_s, first, end, columns, int64_t{1}, int64_t{1}), 1, columns, columns, w.grad_s);
+    if (grad_s != nullptr)
+      load(place(grad_s, Items(first, end), columns, int64_t{1}, int64_t{1}), 1, columns, columns, w.grad_s);
     const Pack<double> largest_value = largest_magnitude(w.grad_s, 1, columns);
     const Pack<double> s_1 = largest_magnitude(w.s, 1, columns);
 

@@ -14,7 +14,7 @@ svd = gram.svd
 basis_loss = iteration.basis_loss
 
 
-def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`iteration.polar_factor`, with empty factors."""
     p = iteration.polar_factor(a, rcond, smooth).contiguous()
     return p, a.new_empty(0), a.new_empty(0), a.new_empty(0)

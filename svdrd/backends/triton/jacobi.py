@@ -120,7 +120,7 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, vh
 
 
-def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`svdrd.reference.definitions.polar_factor`.
 
     Rows of the longer factor that have no singular value, or one that was dropped, are zero.
@@ -142,7 +142,7 @@ def polar_factor_backward(
     """As :func:`svdrd.reference.derivatives.polar_factor_vjp`; empty factors are formed again from ``a``."""
     b, m, n = grad.shape
     if b and not u.numel():
-        _, u, s, vh = polar_factor(a, rcond, smooth, save_factors=True)
+        _, u, s, vh = polar_factor(a, rcond, smooth, outputs.FACTORS)
     grad, u, s, vh = (x.contiguous() for x in (grad, u, s, vh))
     derivative, shape = torch.empty_like(grad), Shape.of(m, n)
     left, right = (u, vh) if m >= n else (vh, u)

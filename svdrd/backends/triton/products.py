@@ -299,11 +299,11 @@ def _chunk(products: TritonProducts, blocks: Blocks, smooth: float) -> int:
     return max(1, CHUNK // (height * side))
 
 
-def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`svdrd.backends.products.iteration.polar_factor`; forms no factors."""
     _, m, n = a.shape
     a = a.contiguous()
-    p, u, s, vh = outputs.of_polar_factor(a, save_factors=False)
+    p, u, s, vh = outputs.of_polar_factor(a, outputs.NOTHING)
     products = TritonProducts(tile_edge(min(m, n), a.device))
     batches = [Blocks.matrices(x) for x in (a, p)]
     chunk = _chunk(products, batches[0], smooth)
