@@ -28,6 +28,10 @@ from benchmarks.registry import Case, Provider
 RESULTS = Path(__file__).parent / "results"
 # A batch of photographs has a few matrices on which any float32 method is off, so the gate looks at this quantile.
 GATE_QUANTILE = 0.95
+# A turn on a CPU begins with calls that are not timed, for so many seconds and one at least. What comes after another
+# provider's milliseconds is slow at first, whatever it computes: on a virtual machine an addition of 256 numbers
+# took 1.5 ms after 35 ms of plain Python, and 0.02 ms after 1 ms. A turn timed at once measures this, not the work.
+WARM_UP = 5e-3
 
 Work = Callable[[], Any]
 
@@ -173,24 +177,34 @@ def time_interleaved(benchmark: Any, works: Sequence[Work], seconds: float, min_
         seconds: what all rounds together may take, unless ``min_rounds`` take longer.
     """
 
+    def warm_up(work: Work) -> None:
+        begin = time.perf_counter()
+        work()
+        while time.perf_counter() - begin < WARM_UP:
+            work()
+
     def once(work: Work) -> float:
+        warm_up(work)
         begin = time.perf_counter()
         work()
         return time.perf_counter() - begin
 
-    for work in works:
-        work()
     estimates = [once(work) for work in works]
     calls = [max(1, math.ceil(SHORTEST_ROUND / estimate)) for estimate in estimates]
-    a_round = sum(estimate * count for estimate, count in zip(estimates, calls, strict=True))
+    a_round = sum(max(estimate, WARM_UP) + estimate * count for estimate, count in zip(estimates, calls, strict=True))
     rounds = min(max(int(seconds / a_round), min_rounds), 200)
     turns = itertools.cycle(zip(works, calls, strict=True))
+
+    def next_turn() -> tuple[tuple[Work, int], dict[str, Any]]:
+        work, count = next(turns)
+        warm_up(work)
+        return (work, count), {}
 
     def repeated(work: Work, count: int) -> None:
         for _ in range(count):
             work()
 
-    benchmark.pedantic(repeated, setup=lambda: (next(turns), {}), rounds=rounds * len(works))
+    benchmark.pedantic(repeated, setup=next_turn, rounds=rounds * len(works))
     durations = benchmark.stats.stats.data
     return [[d / count for d in durations[i :: len(works)]] for i, count in enumerate(calls)]
 

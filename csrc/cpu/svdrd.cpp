@@ -212,11 +212,10 @@ void run(int64_t count, int64_t group, double work_per_item, bool for_team, int 
   if (together) run_as_team(count - 1, threads < largest_team ? threads : largest_team, work);
 }
 
-// Whether Newton's iteration takes those of the matrices that are well conditioned. With more columns the share that it
-// leaves to the SVD, a fifth of the 32 x 32 blocks of photographs, costs what it saves (docs/design/cpu_small.md).
+// Whether Newton's iteration takes those of the matrices that are well conditioned.
 template <typename T>
 bool by_newton(int64_t m, int64_t n, double smooth) {
-  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n) && (m < n ? m : n) <= 24;
+  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n);
 }
 
 // Numbers of a batch, each at most once.

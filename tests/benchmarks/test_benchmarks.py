@@ -144,9 +144,21 @@ def test_providers_take_turns():
     works = [lambda i=i: order.append(i) for i in range(3)]
     times = measure.time_interleaved(Clock(), works, seconds=1e-3)
     assert [len(durations) for durations in times] == [len(times[0])] * 3
-    timed = order[6:]  # one call to warm up and one to estimate, each
-    changes = [now for before, now in zip([None, *timed[:-1]], timed, strict=True) if now != before]
-    assert changes == [0, 1, 2] * len(times[0])
+    changes = [now for before, now in zip([None, *order[:-1]], order, strict=True) if now != before]
+    assert changes == [0, 1, 2] * (1 + len(times[0]))  # once to estimate
+
+
+def test_what_a_turn_costs_at_first_is_not_timed():
+    last = None
+
+    def work(number):
+        nonlocal last
+        if last != number:
+            time.sleep(0.004)
+        last = number
+
+    times = measure.time_interleaved(Clock(), [lambda: work(0), lambda: work(1)], seconds=1e-3)
+    assert max(min(durations) for durations in times) < 0.002
 
 
 def test_natural_blocks_have_full_rank_and_patches_have_not():
