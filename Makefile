@@ -20,7 +20,7 @@ CUDA_RESOURCES_ARGS ?=
 WHEEL_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install test lint format demo bench sanitize aot ptx emulation counted cuda-resources gpu-check docs docs-links notebook wheel \
+.PHONY: help install test lint format demo bench bench-avx2 sanitize aot ptx emulation counted cuda-resources gpu-check docs docs-links notebook wheel \
   clean FORCE
 
 help:
@@ -28,7 +28,7 @@ help:
 	@echo "make test       the tests                                   PYTEST_ARGS='tests/project/test_build.py -k cuda'"
 	@echo "make lint       ruff and mypy; make format repairs what it can"
 	@echo "make demo       fine-tune the committed codec with and without the basis loss, and draw the result"
-	@echo "make bench      the CPU benchmarks, into docs/benchmarks.md and the README"
+	@echo "make bench      the CPU benchmarks, into docs/benchmarks.md and the README; bench-avx2: the same with AVX2 at most"
 	@echo "make sanitize   the C++ kernels under sanitizers            SANITIZERS=thread"
 	@echo "make aot        the Triton kernels compiled for GPUs that are not here: registers, spills, shared memory"
 	@echo "make ptx        the compiled GPU kernels executed without a GPU     PTX=short for a part of minutes"
@@ -95,6 +95,12 @@ demo: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# As on a processor with AVX2 alone, for the table of the bars: svdrd, MKL and PyTorch each have their own way to be told.
+bench-avx2: install
+	SVDRD_ISA=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2 \
+	  $(BIN)/python -m benchmarks --ops svd,polar_factor,basis_loss --csv benchmarks/results/cpu_avx2.csv
+	$(BIN)/python -m benchmarks.report
 
 # SVDRD_ISA can only lower the instruction set, so every one that this machine has is run. Then the CUDA kernels on emulated
 # lanes, and with these lanes as threads: are they synchronised where they share memory?

@@ -24,6 +24,7 @@ import svdrd
 from benchmarks import inputs, registry
 from benchmarks.clock import SHORTEST_ROUND
 from benchmarks.registry import Case, Provider
+from svdrd.backends import availability
 
 RESULTS = Path(__file__).parent / "results"
 # A batch of photographs has a few matrices on which any float32 method is off, so the gate looks at this quantile.
@@ -122,7 +123,11 @@ def device_name(device: str) -> str:
         return torch.cuda.get_device_name()
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return f"{model[1] if model else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    name = f"{model[1] if model else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    if availability.native is None:
+        return name
+    limited = " (of more: SVDRD_ISA is set)" if "SVDRD_ISA" in os.environ else ""
+    return f"{name}, {availability.native.instruction_set()}{limited}"
 
 
 def commit() -> str:

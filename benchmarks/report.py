@@ -28,6 +28,14 @@ PANELS = {
     ("basis_loss", "both"): "basis_loss, forward + backward",
     ("recompose", "forward"): "recompose, forward",
 }
+# Times torch.linalg.svd at 2 threads, by n of n x n: the aims of the project for a CPU.
+BARS: dict[tuple[str, str], dict[int, float]] = {
+    ("svd", "forward"): {8: 28, 16: 18, 32: 16, 64: 7},
+    ("polar_factor", "both"): {8: 20, 16: 12, 32: 9, 64: 5, 128: 4, 256: 4},
+    ("basis_loss", "both"): {8: 32, 16: 18, 32: 13, 64: 8, 128: 6, 256: 4.5},
+}
+BESIDE = [measure.RESULTS / "cpu_avx2.csv"]
+LARGE_BAR = 2.5  # the loss of a single 512 x 768
 # The README's rows: the loss over photographs.
 HEADLINES = (8, 16, 32, 64, 128, 256)
 
@@ -46,6 +54,11 @@ def run_of(rows: Sequence[Row], date: str | None) -> list[Row]:
     if date is not None and date not in dates:
         raise Missing(f"no run began at {date}; there are {', '.join(dates)}")
     return [row for row in rows if row.date == (date or dates[-1])]
+
+
+def newest_runs(paths: Iterable[Path]) -> list[list[Row]]:
+    """The newest run of each CSV that is there."""
+    return [run_of(measure.read(path), None) for path in paths if path.exists()]
 
 
 def kind(row: Row) -> str:
@@ -154,6 +167,32 @@ def memory_table(rows: Sequence[Row]) -> str:
     return _table(["operation", "provider", "one input, MiB", "peak beyond the two inputs, MiB"], lines)
 
 
+def _against_bar(rows: Sequence[Row], op: str, mode: str, m: int, n: int, bar: float) -> str:
+    """The ratios on photographs and on random matrices, the ones below the bar in bold."""
+    cells = []
+    for source in ("natural", "random"):
+        for row in rows:
+            if (row.op, row.mode, row.dtype, row.provider) != (op, mode, "float32", OURS):
+                continue
+            if kind(row) != source or (row.m, row.n) != (m, n) or (row.batch == 1) != (m != n):
+                continue
+            value = ratio(rows, row)
+            if value is not None:
+                cells.append(f"{value:.1f}x" if value >= bar else f"**{value:.1f}x**")
+    return ", ".join(cells)
+
+
+def bars_table(runs: Sequence[Sequence[Row]]) -> str:
+    """The bars beside each run's ratios: photographs, random."""
+    bars = [(op, mode, n, n, bar) for (op, mode), of_op in BARS.items() for n, bar in of_op.items()]
+    bars.append(("basis_loss", "both", 512, 768, LARGE_BAR))
+    lines = [
+        [PANELS[op, mode], f"{m} x {n}", f"{bar:g}x", *(_against_bar(rows, op, mode, m, n, bar) for rows in runs)]
+        for op, mode, m, n, bar in bars
+    ]
+    return _table(["operation", "matrix", "bar", *(f"{run[0].device}" for run in runs)], lines)
+
+
 def _setting(row: Row) -> str:
     """Where and with what the run was made."""
     return f"{row.device}, {_threads(row)}, torch {row.torch}, svdrd {row.svdrd} at `{row.commit}`, {row.date[:10]}"
@@ -179,8 +218,8 @@ def headlines(rows: Sequence[Row]) -> str:
     return f"{_table(header, lines)}\n\n{_setting(rows[0])}."
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """What docs/benchmarks.md has between its markers: all tables."""
+def markdown(rows: Sequence[Row], others: Sequence[Sequence[Row]] = ()) -> str:
+    """What docs/benchmarks.md has between its markers: all tables. ``others``: runs beside it at the bars."""
     first = rows[0]
     ratios = [(value, row) for row in rows if row.provider == OURS and (value := ratio(rows, row)) is not None]
     lowest = ""
@@ -205,6 +244,12 @@ def markdown(rows: Sequence[Row]) -> str:
     ]
     if any(row.peak_memory is not None for row in rows):
         parts += ["Peak memory of one forward and backward, results included:", memory_table(rows)]
+    parts += [
+        "### The bars\n\nThe project's aims for a CPU, as ratios to `torch.linalg.svd`: photographs, random. "
+        "What is below its bar is **set like this**.",
+        bars_table([rows, *others]),
+        *(f"Beside it: {_setting(run[0])}." for run in others),
+    ]
     return "\n\n".join(parts)
 
 
@@ -269,6 +314,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--csv", type=Path, default=measure.RESULTS / "cpu.csv")
     parser.add_argument("--date", help="when the run began, as its rows say; default: the newest run")
+    parser.add_argument(
+        "--beside", type=Path, nargs="*", default=BESIDE,
+        help="CSVs whose newest runs stand beside it at the bars; one that is absent is left out",
+    )  # fmt: skip
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "figures" / "speed_cpu.png")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="takes all tables")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="takes the rows of the loss")
@@ -276,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rows = run_of(measure.read(arguments.csv), arguments.date)
         draw(rows, arguments.figure)
-        write_between_markers(arguments.page, markdown(rows))
+        write_between_markers(arguments.page, markdown(rows, newest_runs(arguments.beside)))
         write_between_markers(arguments.readme, headlines(rows))
     except (Missing, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

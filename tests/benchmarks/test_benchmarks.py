@@ -187,13 +187,26 @@ def test_rows_survive_the_csv_and_runs_are_appended(tmp_path):
     assert got[3].p50 is None
 
 
+def test_what_is_below_its_bar_is_in_bold():
+    slow, fast = (
+        replace(ROW, op="svd", mode="forward", m=8, n=8, input="natural (kodak)", p50=p) for p in (0.1, 0.001)
+    )
+    baseline = replace(slow, provider=report.BASELINE, p50=0.05)
+    run = [fast, baseline, *(replace(row, input="random") for row in (slow, baseline))]
+    lines = report.bars_table([run, [replace(row, device="another") for row in run]]).splitlines()
+    cells = lines[2].split(" | ")
+    assert cells[:3] == ["| svd, forward", "8 x 8", "28x"]
+    assert cells[3] == "50.0x, **0.5x**"
+    assert "another" in lines[0]
+
+
 def test_the_tables_are_those_of_the_newest_run(tmp_path):
     csv, figure = tmp_path / "cpu.csv", tmp_path / "docs" / "speed.png"
     page, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"
     measure.append(csv, rows())
     for file in (page, readme):
         file.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    arguments = ["--csv", str(csv), "--page", str(page), "--readme", str(readme), "--figure", str(figure)]
+    arguments = ["--csv", str(csv), "--page", str(page), "--readme", str(readme), "--figure", str(figure), "--beside"]
     assert report.main(arguments) == 0
     text = page.read_text()
     assert text.startswith(f"before\n{report.BEGIN}\n")

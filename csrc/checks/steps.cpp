@@ -1,0 +1,169 @@
+// Where the time of one large matrix goes: the steps of cpu/dense for the loss with its gradient, one thread, beside the
+// peak of the processor's multiply-adds, which is measured too. docs/design/cpu_large.md has the command and a table.
+//
+//   steps_avx512 [rows columns [rounds]]
+//
+// Compiled once for each instruction set, as the kernels are. The matrices are those of a separable Markov process with
+// the correlation 0.95, the usual model of a photograph, with noise of half a grey level.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/dense/polar.h"
+
+namespace {
+
+using namespace svdrd::SVDRD_ISA::dense;
+using svdrd::SVDRD_ISA::DenseWorkspace;
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// The median of what each step took, in the order in which they came.
+class Steps {
+ public:
+  template <typename Work>
+  void time(const std::string& name, double multiply_adds, bool single, const Work& work) {
+    const double begin = seconds();
+    work();
+    const double taken = seconds() - begin;
+    if (times_.count(name) == 0) order_.push_back({name, multiply_adds, single});
+    times_[name].push_back(taken);
+  }
+
+  void print(double peak, double single_peak) const {
+    std::printf("%-34s %10s %16s %10s\n", "step", "us", "1e9 mult-adds/s", "of peak");
+    for (const Step& step : order_) {
+      std::vector<double> times = times_.at(step.name);
+      std::sort(times.begin(), times.end());
+      const double median = times[times.size() / 2], rate = step.multiply_adds / median;
+      std::printf("%-34s %10.1f %16.1f %9.0f%%\n", step.name.c_str(), 1e6 * median, 1e-9 * rate,
+                  100 * rate / (step.single ? single_peak : peak));
+    }
+  }
+
+ private:
+  struct Step {
+    std::string name;
+    double multiply_adds;
+    bool single;
+  };
+  std::vector<Step> order_;
+  std::map<std::string, std::vector<double>> times_;
+};
+
+// Multiply-adds a second of as many independent chains in registers as hide the latency.
+template <typename T>
+double peak() {
+  constexpr int chains = 12, count = 100000;
+  const Vector<T> factor = splat(T(0.999)), term = splat(T(0.001));
+  Vector<T> sum[chains];
+  for (int c = 0; c < chains; ++c) sum[c] = splat(T(c));
+  double best = 0;
+  for (int round = 0; round < 50; ++round) {
+    const double begin = seconds();
+    for (int i = 0; i < count; ++i) {
+#pragma GCC unroll 12
+      for (int c = 0; c < chains; ++c) sum[c] = sum[c] * factor + term;
+    }
+    best = std::max(best, static_cast<double>(lanes<T>) * chains * count / (seconds() - begin));
+  }
+  volatile T used = 0;
+  for (int c = 0; c < chains; ++c) used = used + sum[c][0];
+  return best;
+}
+
+std::vector<float> photograph(int64_t rows, int64_t columns, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> a(static_cast<size_t>(rows * columns));
+  const auto at = [&](int64_t i, int64_t j) { return i < 0 || j < 0 ? 0.0f : a[static_cast<size_t>(i * columns + j)]; };
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j)
+      a[static_cast<size_t>(i * columns + j)] =
+          0.95f * at(i - 1, j) + 0.95f * at(i, j - 1) - 0.9025f * at(i - 1, j - 1) + 0.02f * normal(generator);
+  for (float& entry : a) entry = 0.5f + entry + normal(generator) / 512;
+  return a;
+}
+
+void measure(int64_t m, int64_t n, int rounds) {
+  const std::vector<float> x = photograph(m, n, 1), x_hat = photograph(m, n, 2);
+  std::vector<float> p(x.size()), gradient(x.size());
+  DenseWorkspace<float> workspace;
+  Scratch& scratch = workspace.scratch;
+  const double k = static_cast<double>(std::min(m, n)), cube = k * k * k;
+  const double by_side = k * k * static_cast<double>(std::max(m, n));
+  Steps steps;
+  for (int round = 0; round < rounds; ++round) {
+    float loss;
+    const double both_sides = 2 * (by_side / 2 + cube * (2.0 / 3 + 2.0 / 3 + 1) + by_side);
+    steps.time("loss and gradient, all", both_sides + 2 * by_side / 2 + 2 * by_side, false, [&] {
+      svdrd::SVDRD_ISA::dense_basis_loss<float>(x_hat.data(), n, x.data(), n, m, n, 4 * 0x1p-23, 0, &loss,
+                                                gradient.data(), nullptr, workspace);
+    });
+    ScratchScope scope(scratch);
+    Decomposition d = begin_decomposition(x.data(), n, m, n);
+    const int64_t q = d.q, stride = row_stride<double>(q);
+    d.u_stride = row_stride<double>(d.p);
+    d.v_stride = stride;
+    d.s = scratch.take<double>(q);
+    d.u = scratch.take<double>(q * d.u_stride);
+    d.v = scratch.take<double>(q * stride);
+    const Operand<double> tall = scaled_tall(x.data(), n, m, n, d, scratch);
+    double* gram = scratch.take_zeros<double>(round_up(q, 8) * stride);
+    double* vectors = scratch.take_zeros<double>(q * stride);
+    double* values = scratch.take<double>(q);
+    double* e = scratch.take_zeros<double>(q);
+    double* tau = scratch.take_zeros<double>(q);
+    int64_t* order = scratch.take<int64_t>(q);
+    steps.time("Gram matrix", by_side / 2, false, [&] {
+      gemm<double>(q, q, d.p, tall.transposed(), tall, gram, stride, scratch, {1, false, true});
+    });
+    steps.time("tridiagonalisation", cube * 2 / 3, false,
+               [&] { tridiagonalise(gram, stride, q, values, e, tau, scratch); });
+    steps.time("divide and conquer", cube * 2 / 3, false, [&] {
+      tridiagonal_eigen(values, e, q, negligible_coupling(values, e, q), vectors, stride, Wanted::vectors, scratch);
+    });
+    steps.time("back-transformation", cube, false, [&] {
+      apply_reflectors(vectors, stride, q, gram, stride, q - 1, q, 1, tau, false, scratch);
+    });
+    sort_descending(values, order, q, scratch);
+    for (int64_t i = 0; i < q; ++i) copy(d.v + i * stride, vectors + order[i] * stride, q);
+    steps.time("Y = A V", by_side, false, [&] {
+      gemm<double>(q, d.p, q, plain(d.v, stride), tall.transposed(), d.u, d.u_stride, scratch);
+    });
+    for (int64_t i = 0; i < q; ++i) d.s[i] = __builtin_sqrt(dot(d.u + i * d.u_stride, d.u + i * d.u_stride, d.p));
+    PolarFactors<float> factors{};
+    steps.time("factors, corrected", 0, true, [&] { factors = polar_factors<float>(d, 4 * 0x1p-23, 0, scratch); });
+    steps.time("P = U V^T, float", by_side, true,
+               [&] { multiply_polar_factors(factors, m, n, p.data(), n, scratch); });
+    steps.time("gradient, float", 3 * by_side + cube, true, [&] {
+      polar_vjp<float>(p.data(), n, m, n, transposed(factors.left, factors.left_stride),
+                       plain(factors.right, factors.right_stride), factors.s, factors.count, 0, factors.exponent, 1.0,
+                       gradient.data(), n, scratch);
+    });
+  }
+  std::printf("\n%ld x %ld\n", static_cast<long>(m), static_cast<long>(n));
+  const double peak_now = peak<double>(), single_peak = peak<float>();
+  std::printf("peak: %.1f of double, %.1f of float, 1e9 multiply-adds/s\n", 1e-9 * peak_now, 1e-9 * single_peak);
+  steps.print(peak_now, single_peak);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count >= 3) {
+    measure(std::atoi(arguments[1]), std::atoi(arguments[2]), count > 3 ? std::atoi(arguments[3]) : 25);
+    return 0;
+  }
+  measure(64, 64, 400);
+  measure(128, 128, 150);
+  measure(256, 256, 50);
+  measure(512, 768, 11);
+}
