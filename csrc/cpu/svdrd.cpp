@@ -49,7 +49,7 @@ struct Kernels {
   const KernelTable<T>& dense;
   const KernelTable<T>& few;       // 4 lanes
   const KernelTable<T>& many;      // as many lanes as a register holds floats
-  const KernelTable<T>& many_svd;  // float32 on AVX-512: twice as many, whose two chains of operations hide latency
+  const KernelTable<T>& many_svd;  // float32 on AVX2 and AVX-512: twice as many, whose two chains hide latency
   const KernelTable<T>& many_loss;  // half of `many`, which Newton's iteration in double finds in nearer caches
 };
 
@@ -59,7 +59,7 @@ Kernels<float> kernels(float) {
     return {avx512::float_kernels(), avx512_x4::float_kernels(), avx512_x16::float_kernels(),
             avx512_x32::float_kernels(), avx512_x8::float_kernels()};
   if (chosen_instruction_set() == InstructionSet::avx2)
-    return {avx2::float_kernels(), avx2_x4::float_kernels(), avx2_x8::float_kernels(), avx2_x8::float_kernels(),
+    return {avx2::float_kernels(), avx2_x4::float_kernels(), avx2_x8::float_kernels(), avx2_x16::float_kernels(),
             avx2_x4::float_kernels()};
 #endif
   const KernelTable<float>& lanes = baseline_x4::float_kernels();
@@ -252,7 +252,10 @@ void newton_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double
 template <typename T>
 void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
   if (m == 0 || n == 0) return;
-  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many_svd);
+  // Twice as many larger ones would not leave the second-level cache enough room.
+  const bool twice = m * n <= 24 * 24;
+  const KernelTable<T>& table =
+      chosen_kernels<T>(in_lanes(m, n), batch, twice ? kernels(T()).many_svd : kernels(T()).many);
   run(batch, table.group, 15 * cube(m, n), for_team(m, n, least_for_team), threads,
       [&](RangeSource& ranges) { table.svd(ranges, a, m, n, u, s, vh); });
 }
