@@ -5,6 +5,7 @@
 // widest.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
