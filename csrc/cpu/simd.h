@@ -193,8 +193,21 @@ template <typename T>
   return a * b + c;
 }
 
-// a b + c d and a b - c d, of which c d is rounded. Written out, the compiler would be free to round either product, and
-// might choose another one for another number of lanes.
+// a b - c d with c d rounded. On NEON a b is, since FMLS subtracts a product: to negate c d takes one instruction more.
+template <typename T>
+[[gnu::always_inline]] inline typename Pack<T>::Native native_difference_of_products(
+    const typename Pack<T>::Native& a, const typename Pack<T>::Native& b, const typename Pack<T>::Native& c,
+    const typename Pack<T>::Native& d) {
+#if defined(__aarch64__)
+  using Native = typename Pack<T>::Native;
+  if constexpr (sizeof(T) == 4) return (Native)vfmsq_f32((float32x4_t)(a * b), (float32x4_t)c, (float32x4_t)d);
+  if constexpr (sizeof(T) == 8) return (Native)vfmsq_f64((float64x2_t)(a * b), (float64x2_t)c, (float64x2_t)d);
+#endif
+  return native_multiply_add<T>(a, b, -(c * d));
+}
+
+// a b + c d and a b - c d, of which one product is rounded, always the same. Written out, the compiler would be free to
+// round either product, and might choose another one for another number of lanes.
 template <typename T>
 [[gnu::always_inline]] inline Pack<T> sum_of_products(const Pack<T>& a, const Pack<T>& b, const Pack<T>& c,
                                                       const Pack<T>& d) {
@@ -205,7 +218,7 @@ template <typename T>
 [[gnu::always_inline]] inline Pack<T> difference_of_products(const Pack<T>& a, const Pack<T>& b, const Pack<T>& c,
                                                              const Pack<T>& d) {
   Pack<T> r;
-  SVDRD_FOR_PARTS(T, r.part[k] = native_multiply_add<T>(a.part[k], b.part[k], -(c.part[k] * d.part[k])))
+  SVDRD_FOR_PARTS(T, r.part[k] = native_difference_of_products<T>(a.part[k], b.part[k], c.part[k], d.part[k]))
 }
 #undef SVDRD_FOR_PARTS
 
@@ -233,6 +246,8 @@ inline bool any(const Mask<T>& mask) {
 #endif
 #if defined(__SSE2__)
   if constexpr (native_bytes<T> == 16) return _mm_movemask_epi8((__m128i)joined) != 0;
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)joined) != 0;
 #else
   for (int l = 0; l < Pack<T>::lanes_per_part; ++l)
     if (joined[l] != 0) return true;
@@ -315,6 +330,23 @@ inline Pack<To> convert(const Pack<From>& a) {
     for (int k = 0; k < Pack<To>::parts; ++k)
       r.part[k] = __builtin_convertvector(a.part[k], typename Pack<To>::Native);
     return r;
+#if defined(__aarch64__)
+  } else if constexpr (sizeof(To) < sizeof(From)) {
+    // Written out: GCC goes through memory for halves of a register, or converts number by number.
+    Pack<To> r;
+    for (int k = 0; k < Pack<To>::parts; ++k)
+      r.part[k] = (typename Pack<To>::Native)vcvt_high_f32_f64(vcvt_f32_f64((float64x2_t)a.part[2 * k]),
+                                                               (float64x2_t)a.part[2 * k + 1]);
+    return r;
+  } else {
+    Pack<To> r;
+    for (int k = 0; k < Pack<From>::parts; ++k) {
+      r.part[2 * k] = (typename Pack<To>::Native)vcvt_f64_f32(vget_low_f32((float32x4_t)a.part[k]));
+      r.part[2 * k + 1] = (typename Pack<To>::Native)vcvt_high_f64_f32((float32x4_t)a.part[k]);
+    }
+    return r;
+  }
+#else
   } else if constexpr (sizeof(To) < sizeof(From)) {
     typedef To Half __attribute__((vector_size(native_bytes<To> / 2)));
     Pack<To> r;
@@ -333,6 +365,7 @@ inline Pack<To> convert(const Pack<From>& a) {
     }
     return r;
   }
+#endif
 }
 
 template <typename T>

@@ -170,7 +170,7 @@ inline void secular_equation(int64_t k, const double* d, const double* z2, doubl
                              : (a0 < 0 ? 2 * b0 / (a0 - root0) : (a0 + root0) / (2 * rest));
     const Lanes outer = a0 < 0 ? 2 * b0 / (root0 - a0) : (a0 + root0) / (2 * rest);
     Lanes t = is_last ? outer : inner;
-    t = (t > below) & (t < above) ? t : (below + above) / 2;
+    t = ((t > below) & (t < above)) ? t : (below + above) / 2;
 
     LaneMask done{};
     for (int iteration = 0; iteration < most_iterations; ++iteration) {

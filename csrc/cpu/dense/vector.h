@@ -5,6 +5,7 @@
 // widest.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
@@ -65,9 +66,13 @@ using Lanes = Vector<double>;
 using LaneMask = NativeTypes<double>::MaskVector;
 
 inline bool all_lanes(LaneMask mask) {
+#if defined(__aarch64__)
+  return vminvq_u32((uint32x4_t)mask) != 0;
+#else
   for (int64_t l = 0; l < lanes<double>; ++l)
     if (!mask[l]) return false;
   return true;
+#endif
 }
 
 inline bool any_lane(LaneMask mask) { return !all_lanes(~mask); }

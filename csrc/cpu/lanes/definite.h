@@ -10,6 +10,14 @@
 namespace svdrd {
 namespace SVDRD_ISA {
 
+// To Clang an entry that is written may be a member of DefiniteInverse: where that is not inlined, the members are
+// loaded again after each entry.
+#if defined(__clang__)
+#define SVDRD_INLINED [[gnu::always_inline]]
+#else
+#define SVDRD_INLINED
+#endif
+
 template <typename T>
 struct DefiniteInverse {
   using Native = typename Pack<T>::Native;
@@ -25,7 +33,7 @@ struct DefiniteInverse {
   const Native& at(const Pack<T>* matrix, int64_t i, int64_t j) const { return matrix[i * stride + j].part[part]; }
 
   // Below the diagonal L in a and L D in y, on it 1 / D in a.
-  void eliminate() const {
+  SVDRD_INLINED void eliminate() const {
     const Operand<T> left{a, stride, 1}, right{y, 1, stride};
     for (int64_t j = 0; j < n; j += 4) {
       Native s[4][4], inverse[4];
@@ -66,7 +74,7 @@ struct DefiniteInverse {
 
   // Y in y and D^-1 Y in place of L: a block of L is not needed after its own of Y. Within the blocks on the diagonal
   // there are zeros above it.
-  void invert_factor() const {
+  SVDRD_INLINED void invert_factor() const {
     const Operand<T> left{a, stride, 1}, right{y, stride, 1};
     for (int64_t i = 0; i < n; i += 4) {
       Native l[4][4], inverse[4];
@@ -108,7 +116,7 @@ struct DefiniteInverse {
   }
 
   // Y^T (D^-1 Y), block by block over its second factor: no later block needs what is overwritten.
-  void multiply() const {
+  SVDRD_INLINED void multiply() const {
     const Operand<T> left{y, 1, stride}, right{a, stride, 1};
     for (int64_t i = 0; i < n; i += 4) {
       for (int64_t j = 0; j < i; j += 4) {
@@ -128,6 +136,8 @@ struct DefiniteInverse {
     }
   }
 };
+
+#undef SVDRD_INLINED
 
 // The same for two blocks of 4 x 4 a side, which fit the registers but for a few entries: half of DefiniteInverse's time goes
 // into writing its matrices.
