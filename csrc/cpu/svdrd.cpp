@@ -212,10 +212,12 @@ void run(int64_t count, int64_t group, double work_per_item, bool for_team, int 
   if (together) run_as_team(count - 1, threads < largest_team ? threads : largest_team, work);
 }
 
-// Whether Newton's iteration takes those of the matrices that are well conditioned.
+// Whether Newton's iteration takes those of the matrices that are well conditioned. It works on a multiple of 4 columns,
+// and where two or three of them are padding the SVD is faster, or not slower.
 template <typename T>
 bool by_newton(int64_t m, int64_t n, double smooth) {
-  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n);
+  const int64_t columns = m < n ? m : n;
+  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n) && columns >= 4 && (columns + 1) % 4 <= 1;
 }
 
 // Numbers of a batch, each at most once.

@@ -35,6 +35,10 @@ def _default(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple
 
 
 def _case(a: Tensor, rcond: float, smooth: float, save_factors: int) -> Case:
+    if save_factors not in (outputs.NOTHING, outputs.FACTORS, outputs.ITERATES):
+        raise ValueError(
+            f"save_factors is {save_factors}; it has to be 0 (nothing), 1 (the factors) or 2 (of the CPU kernels)"
+        )
     return Case(a.shape[1], a.shape[2], a.dtype, a.device, rcond, save_factors)
 
 

@@ -210,8 +210,10 @@ def saved_by_polar_factor(device: torch.device, dtype: torch.dtype, m: int, n: i
 
     A hint that costs or saves time and never a result; it reads so little that TorchDynamo can trace it.
     """
+    # A program that is exported for a range of sizes may not ask for them here.
     if (
-        _only in (None, "cpp")
+        not torch.compiler.is_exporting()
+        and _only in (None, "cpp")
         and device.type == "cpu"
         and selection.chosen() in (None, "cpp")
         and availability.native is not None

@@ -12,7 +12,7 @@ from torch import Tensor
 import svdrd
 from svdrd.backends import availability, outputs
 from svdrd.dispatch.registration import ops
-from svdrd.ops import polar_factor
+from svdrd.ops import basis_loss, polar_factor
 from tests.zoo import ZOO, with_spectrum
 
 EPS = torch.finfo(torch.float32).eps
@@ -66,7 +66,7 @@ def test_on_both_sides_of_the_switch(backend: str, m: int, n: int) -> None:
 
 
 @cpp_alone
-@SHAPES
+@pytest.mark.parametrize(("m", "n"), [*SIZES, (4, 4), (256, 4), (4, 256), (341, 3), (128, 8)])
 def test_the_bars_of_the_compiled_kernels(m: int, n: int) -> None:
     """Far below what the rounding of the matrix to float32 does, because what decides is computed in double."""
     with svdrd.use_backend("cpp"):
@@ -74,6 +74,25 @@ def test_the_bars_of_the_compiled_kernels(m: int, n: int) -> None:
             factor, slope = errors(of_condition(m, n, condition).float(), random(m, n))
             assert factor <= 1e-5, (condition, factor)
             assert slope <= 1e-4, (condition, slope)
+
+
+@cpp_alone
+@pytest.mark.parametrize(("m", "n"), [(512, 2), (256, 4)])
+def test_many_rows_of_nearly_parallel_columns(m: int, n: int) -> None:
+    """The sums over them lose digits of the small singular values, which the condition multiplies by its square."""
+    common = torch.full((m, 1), m**-0.5, dtype=torch.float64)
+    a = torch.stack([
+        common + 2.0**-power * torch.linalg.qr(random(m, n, seed=seed).double())[0]
+        for power in range(8, 18)
+        for seed in range(4)
+    ]).float()  # fmt: skip
+    other = random(*a.shape, seed=9)
+    with svdrd.use_backend("cpp"):
+        p, expected = polar_factor(a), polar_factor(a.double(), rcond=RCOND)
+        assert ((p - expected).norm(dim=(1, 2)) <= 1e-5 * expected.norm(dim=(1, 2))).all()
+        for one, target in zip(a, other, strict=True):
+            got, right = basis_loss(one, target), basis_loss(one.double(), target.double(), rcond=RCOND)
+            torch.testing.assert_close(got.double(), right, rtol=2e-6, atol=0)
 
 
 @cpp_alone
@@ -206,6 +225,34 @@ def test_where_there_are_no_iterates(dtype: torch.dtype, n: int, smooth: float) 
         assert torch.equal(p, expected)
         derivatives = [ops.polar_factor_backward(g, a, p, *saved, RCOND, smooth) for saved in (nothing, factors)]
     assert torch.equal(*derivatives)
+
+
+def test_a_program_for_a_range_of_sizes(backend: str) -> None:
+    """Exported from a small matrix, for which iterates would be kept, and run on one for which they would not."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, a: Tensor) -> Tensor:
+            return polar_factor(self.scale * a)
+
+    side = torch.export.Dim("side", min=2, max=1000)
+    for strict in (False, True):
+        program = torch.export.export(
+            Scaled(), (random(3, 8, 8),), dynamic_shapes=({1: side, 2: side},), strict=strict
+        ).module()
+        for n in (8, 40):
+            a = random(3, n, n, seed=n)
+            torch.testing.assert_close(program(a), polar_factor(a))
+            (program(a) * random(3, n, n)).sum().backward()
+
+
+@cpp_alone
+def test_an_unknown_wish_is_refused() -> None:
+    with pytest.raises(ValueError, match="save_factors is 3; it has to be 0"):
+        ops.polar_factor(random(1, 8, 8), RCOND, 0.0, 3)
 
 
 @pytest.mark.automatic

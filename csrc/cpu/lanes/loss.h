@@ -213,7 +213,7 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
                            const LossTensors<float>& tensors) {
   Newton& newton = w.newton;
   const int64_t rows = newton.rows, columns = newton.padded;
-  const double bound = newton_bound(problem.rcond);
+  const double bound = newton_bound(problem.rcond, rows);
   const Placement<const float> target = place_blocks(tensors.x, pairs, problem);
   const Placement<const float> decoded = place_blocks(tensors.x_hat, pairs, problem);
   const Pack<double> zero(0.0), one(1.0);

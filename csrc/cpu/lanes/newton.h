@@ -34,6 +34,15 @@ namespace SVDRD_ISA {
 // M_4 / c - I is at most 0.027.
 constexpr double largest_newton_condition = 0x1p18;
 
+// The same for a matrix of so many rows, whose number the error of the sums in M_0 grows with, and a given rcond: whatever
+// is accepted has s_k > rcond s_1, so nothing is dropped.
+inline double newton_bound(double rcond, int64_t rows) {
+  constexpr int64_t few = 32;
+  const double bound =
+      largest_newton_condition * (rows <= few ? 1 : __builtin_sqrt(static_cast<double>(few) / static_cast<double>(rows)));
+  return rcond * bound < 0.5 ? bound : 0.5 / rcond;
+}
+
 // Its norm is within these, too: then no scaling is needed for the derivative, of entries up to 2^68, to fit a float.
 constexpr double smallest_newton_norm = 0x1p-50;
 constexpr double largest_newton_norm = 0x1p50;

@@ -13,11 +13,6 @@
 namespace svdrd {
 namespace SVDRD_ISA {
 
-// The bound on norm(A) norm(A^-1): whatever it accepts has s_k > rcond s_1, so nothing is dropped.
-inline double newton_bound(double rcond) {
-  return rcond * largest_newton_condition < 0.5 ? largest_newton_condition : 0.5 / rcond;
-}
-
 struct NewtonPolarLayout {
   Newton newton;
   Pack<float>* p;
@@ -73,7 +68,7 @@ inline void lanes_newton_polar_factor(RangeSource& ranges, const float* a, int64
     prefetch<false>(place_matrices(a, first, end, shape), newton.rows, newton.columns);
     const Placement<float> result = place_matrices(p, items, shape);
     prefetch<true>(result, newton.rows, newton.columns);
-    newton_polar(newton, newton_bound(rcond), w.p);
+    newton_polar(newton, newton_bound(rcond, newton.rows), w.p);
     const Pack<double> accepted = select(newton.accepted, one, zero);
     bool wanted[lane_count], some = false;
     for (int l = 0; l < items.count; ++l) {
