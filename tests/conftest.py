@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
 import svdrd
 from svdrd.backends import availability, selection
 from svdrd.dispatch import registration
+from tests.warm import Warm
 
 # A process interprets Triton's kernels or compiles them. tests/ptx runs compiled ones: `make ptx`.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "0" else ["ptx"]
@@ -119,6 +120,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Runs programs in a Python that has imported PyTorch and CompressAI."""
+    python = Warm()
+    yield python
+    python.close()
 
 
 @pytest.fixture

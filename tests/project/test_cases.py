@@ -5,12 +5,11 @@ What they found is tested where it belongs. This shows that each whole situation
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm import Warm
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = sorted((ROOT.parent / "shared" / "cases").glob("*.py"))
@@ -23,16 +22,10 @@ MOVED = {
 
 @pytest.mark.skipif(not CASES, reason="no collection of cases beside the project")
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
-def test_case(case: Path, tmp_path: Path) -> None:
+def test_case(case: Path, tmp_path: Path, warm: Warm) -> None:
     program = case.read_text()
     for before, now in MOVED.items():
         program = program.replace(before, now)
     (tmp_path / case.name).write_text(program)
-    command = [sys.executable, str(tmp_path / case.name)]
-    # As a user runs it: without what tests/conftest.py sets for the kernels of a GPU.
-    environment = {
-        key: os.environ[key] for key in os.environ if key not in ("TRITON_INTERPRET", "SVDRD_CUDA_EMULATION")
-    }
-    environment["TMPDIR"] = str(tmp_path)
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=environment)
-    assert result.returncode == 0, result.stdout + result.stderr
+    result = warm.run([tmp_path / case.name], tmp_path, cwd=ROOT, timeout=400)
+    assert result.returncode == 0, (result.stdout + result.stderr).decode(errors="replace")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.project.examples import EXAMPLES
+from tests.warm import Warm
 
 ROOT = EXAMPLES.parent
 TRAINER = EXAMPLES / "trainer.yaml"
@@ -31,8 +32,10 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def python(name: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+def run_example(warm: Warm, folder: Path, name: str, *arguments: object) -> str:
+    done = warm.run([EXAMPLES / name, *arguments], folder, cwd=folder)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode()
 
 
 def values(pattern: str, text: str) -> list[float]:
@@ -43,15 +46,15 @@ def test_every_example_is_run_here_and_says_how():
     for path in EXAMPLES.iterdir():
         if path.suffix == ".py":
             assert f"\n    python examples/{path.name}" in path.read_text()
-            assert f'python("{path.name}"' in Path(__file__).read_text()
+            assert f'run_example(warm, tmp_path, "{path.name}"' in Path(__file__).read_text()
     assert {path.name for path in EXAMPLES.iterdir() if path.suffix not in (".py", "")} == {
         TRAINER.name,
         "basis_loss.ipynb",
     }
 
 
-def test_basis_loss(tmp_path: Path):
-    printed = run(python("basis_loss.py"), tmp_path)
+def test_basis_loss(tmp_path: Path, warm: Warm):
+    printed = run_example(warm, tmp_path, "basis_loss.py")
     ours, lapack = (
         "\n".join(re.findall(f"^{name} .*", printed, re.M)) for name in ("svdrd.BasisLoss", "torch.linalg.svd")
     )
@@ -64,7 +67,7 @@ def test_basis_loss(tmp_path: Path):
     assert re.search(r"step +0 .* gradient nan\n.* stops here", lapack)
 
 
-def test_finetune(tmp_path: Path):
+def test_finetune(tmp_path: Path, warm: Warm):
     pytest.importorskip("compressai")
     from compressai.utils.eval_model.__main__ import load_checkpoint
 
@@ -77,7 +80,7 @@ def test_finetune(tmp_path: Path):
     base = ROOT / "docs" / "studies" / "dose_response" / "base" / "lambda-0.013.pth.tar"
     codec = ["-m", "bmshj2018-hyperprior", "--checkpoint", base, "--lambda", 0.013]
     options = ["-d", "images", "--patch-size", 64, 64, "--batch-size", 2, "-e", 2, "-n", 0, "--save-dir", "saved"]
-    printed = run(python("finetune.py", *codec, *options), tmp_path)
+    printed = run_example(warm, tmp_path, "finetune.py", *codec, *options)
 
     assert printed.count("step 0:") == 2
     lines = re.findall("(?:step 0|test): .*", printed)
@@ -102,14 +105,14 @@ def test_finetune(tmp_path: Path):
     assert best["loss"] == pytest.approx(min(tests), abs=1e-5)
 
 
-def test_restoration(tmp_path: Path):
+def test_restoration(tmp_path: Path, warm: Warm):
     for package in ("matplotlib", "skimage"):
         pytest.importorskip(package, reason="the example needs matplotlib and scikit-image")
     from PIL import Image
 
     # A weight at which the loss makes a difference after so few steps.
     options = ["--steps", 50, "--seeds", 3, "--mu", 300, "--output", "picture.png"]
-    printed = run(python("restoration.py", *options), tmp_path)
+    printed = run_example(warm, tmp_path, "restoration.py", *options)
     assert len(re.findall("^seed 3, mu .* last step", printed, re.M)) == 2
     rows = {
         name: np.array(values(r"(?<= )\d+\.\d+", re.search(f"^{name} .*", printed, re.M)[0]))

@@ -3,8 +3,7 @@
 import csv
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,12 @@ from svdrd.compress import showing
 from svdrd.compress.codecs import checkpoints
 from svdrd.compress.files import read_text, write_text
 from tests.compress.conftest import TINY_CODEC, TINY_RUN, synthetic_photograph
+from tests.warm import Warm
 
 MODEL = "bmshj2018-hyperprior"
 # A byte that is no UTF-8, as in archives from Latin-1 systems; a letter that ASCII lacks; a formula for matplotlib.
 NAMES = (b"caf\xe9.png", "naïve.png".encode(), b"$\\frac$.png")
 SURROGATE = "caf\udce9.png"
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")])
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +43,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def run(encoding: str, *argv: object) -> subprocess.CompletedProcess[str]:
-    # Without Python's ways around a locale in ASCII.
-    environment = ENVIRONMENT | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    environment["PYTHONIOENCODING"] = encoding
-    command = [sys.executable, "-m", "svdrd", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, env=environment, encoding="ascii", errors="replace")
+@pytest.fixture(scope="module")
+def in_ascii() -> Iterator[Warm]:
+    """Programs of a terminal and a locale in ASCII, without Python's ways around such a locale."""
+    python = Warm(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0", PYTHONIOENCODING="ascii:strict")
+    yield python
+    python.close()
 
 
-def test_evaluate_on_a_terminal_in_ascii(place: Path, tmp_path: Path):
-    argv = ["evaluate", "-m", MODEL, "-d", place / "images", "--checkpoint", place / "0.pth.tar"]
-    result = run("ascii:strict", *argv, "-o", tmp_path / "out.json", "--decoded", tmp_path / "decoded")
-    assert (result.returncode, result.stderr) == (0, "")
+def test_evaluate_on_a_terminal_in_ascii(place: Path, tmp_path: Path, in_ascii: Warm):
+    argv = ["-m", "svdrd", "evaluate", "-m", MODEL, "-d", place / "images", "--checkpoint", place / "0.pth.tar"]
+    argv += ["-o", tmp_path / "out.json", "--decoded", tmp_path / "decoded"]
+    result = in_ascii.run(argv, tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
     images = json.loads((tmp_path / "out.json").read_bytes())["images"]
     assert [os.fsencode(image["source"]) for image in images] == sorted(NAMES)
     assert sorted(os.fsencode(path.name) for path in (tmp_path / "decoded").iterdir()) == sorted(NAMES)
-    assert "caf\\udce9.png" in result.stdout
+    assert "caf\\udce9.png" in result.stdout.decode("ascii")
 
 
 def compared(place: Path, output: Path) -> list[str]:
@@ -121,35 +119,23 @@ def test_finetune_and_resume_in_a_folder_of_such_a_name(
     }  # fmt: skip
 
 
-def test_configurations_do_not_depend_on_the_locale(place: Path, tmp_path: Path):
+def test_configurations_do_not_depend_on_the_locale(place: Path, tmp_path: Path, in_ascii: Warm):
     """A folder of letters that the locale lacks, in a file with a byte-order mark."""
     (tmp_path / "größe").symlink_to(place / "images")
     config = f'model = "{MODEL}"\ninit = "random"\nlambda = 0.01\npatch-size = [64, 64]\ndataset = "größe"\n'
     (tmp_path / "run.toml").write_bytes(b"\xef\xbb\xbf" + config.encode())
-    result = run(
-        "ascii:strict",
-        "finetune",
-        "--config",
-        tmp_path / "run.toml",
-        "--dry-run",
-        "--no-save",
-        "-d",
-        tmp_path / "größe",
-        "--model-args",
-        "N=8",
-        "M=12",
-        "-n",
-        "0",
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    assert "1 training images" not in result.stdout
-    assert "gr\\xf6\\xdfe" in result.stdout or "gr\\udcc3" in result.stdout
+    argv = ["-m", "svdrd", "finetune", "--config", tmp_path / "run.toml", "--dry-run", "--no-save"]
+    result = in_ascii.run([*argv, "-d", tmp_path / "größe", "--model-args", "N=8", "M=12", "-n", "0"], tmp_path)
+    assert (result.returncode, result.stderr) == (0, b"")
+    said = result.stdout.decode("ascii")
+    assert "1 training images" not in said
+    assert "gr\\xf6\\xdfe" in said or "gr\\udcc3" in said
 
 
 @pytest.mark.parametrize("nobody", ["closed pipe", "full disk"])
-def test_a_result_is_written_though_nobody_reads(place: Path, tmp_path: Path, nobody: str):
+def test_a_result_is_written_though_nobody_reads(place: Path, tmp_path: Path, warm: Warm, nobody: str):
     """Two codecs: the first table is shown before the second one is coded."""
-    argv = ["evaluate", "-m", MODEL, "-d", place / "images", "--estimate", "-o", tmp_path / "out.json"]
+    argv = ["-m", "svdrd", "evaluate", "-m", MODEL, "-d", place / "images", "--estimate", "-o", tmp_path / "out.json"]
     argv += ["--checkpoint", place / "0.pth.tar", place / "1.pth.tar"]
     if nobody == "full disk":
         if not Path("/dev/full").exists():
@@ -158,9 +144,7 @@ def test_a_result_is_written_though_nobody_reads(place: Path, tmp_path: Path, no
     else:
         reader, out = os.pipe()
         os.close(reader)
-    result = subprocess.run(
-        [sys.executable, "-m", "svdrd", *map(str, argv)], stdout=out, stderr=subprocess.PIPE, env=ENVIRONMENT
-    )
+    result = warm.run(argv, tmp_path, stdout=out)
     os.close(out)
     said = "the output takes no more (No space left on device): what follows is not shown\n"
     assert (result.returncode, result.stderr.decode()) == (0, said if nobody == "full disk" else "")

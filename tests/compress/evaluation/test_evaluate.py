@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from svdrd.compress.commands import call
 from svdrd.compress.evaluation import coding
 from svdrd.compress.images.folders import ImageFolder
 from svdrd.compress.images.metrics import MEASURES
+from tests.warm import Warm
 
 MODEL = "bmshj2018-hyperprior"
 SIZES = {"wide.png": (161, 180), "tall.png": (178, 161)}
@@ -86,10 +85,11 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory, folder: Path, checkpoint
     return run / "run" / "checkpoint.pth.tar"
 
 
-def test_agrees_with_eval_model(folder: Path, checkpoint: Path, finetuned: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "compressai.utils.eval_model", "checkpoint", str(folder)]
-    command += ["-a", MODEL, "-p", str(checkpoint), str(finetuned)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def test_agrees_with_eval_model(folder: Path, checkpoint: Path, finetuned: Path, tmp_path: Path, warm: Warm) -> None:
+    command = ["-m", "compressai.utils.eval_model", "checkpoint", folder, "-a", MODEL, "-p", checkpoint, finetuned]
+    result = warm.run(command, tmp_path)
+    assert result.returncode == 0, result.stderr.decode()
+    printed = result.stdout.decode()
     theirs = json.loads(printed[printed.index("{") :])
     ours = evaluated(tmp_path / "ours.json", "-m", MODEL, "-d", folder, "--checkpoint", checkpoint, finetuned)
     assert (ours["name"], ours["description"]) == (theirs["name"], theirs["description"])

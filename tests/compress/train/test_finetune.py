@@ -4,8 +4,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +35,7 @@ from tests.compress.conftest import (
     weights,
 )
 from tests.project.examples import example
+from tests.warm import Warm
 
 
 def test_a_run_leaves_checkpoints_metrics_and_logs(
@@ -320,16 +319,12 @@ def test_signal_during_validation_validates_after_the_resume(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_to_the_whole_process_group(photographs: Path, tmp_path: Path, number: int):
+def test_signal_to_the_whole_process_group(photographs: Path, tmp_path: Path, warm: Warm, number: int):
     """As Ctrl-C on a terminal or the end of a cluster's time slot: the loaders get it too."""
     log = (tmp_path / "log").open("w+")
     options = ["-n", "2", "--epochs", "100000", "-d", str(photographs), "-o", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "svdrd", "finetune", *TINY_CODEC, *TINY_RUN, *options],
-        stdout=log,
-        stderr=log,
-        start_new_session=True,
-    )
+    argv = ["-m", "svdrd", "finetune", *TINY_CODEC, *TINY_RUN, *options]
+    process = warm.start(argv, stdout=log, stderr=log, session=True)
     try:
         deadline = time.monotonic() + 300
         while not (tmp_path / "run" / "metrics.csv").exists() and time.monotonic() < deadline:
