@@ -227,7 +227,8 @@ def test_where_there_are_no_iterates(dtype: torch.dtype, n: int, smooth: float) 
     assert torch.equal(*derivatives)
 
 
-def test_a_program_for_a_range_of_sizes(backend: str) -> None:
+@cpp_alone
+def test_a_program_for_a_range_of_sizes() -> None:
     """Exported from a small matrix, for which iterates would be kept, and run on one for which they would not."""
 
     class Scaled(torch.nn.Module):
