@@ -58,8 +58,8 @@ def svd_backward(
 def saves_iterates(dtype: torch.dtype, m: int, n: int, smooth: float) -> bool:
     """Whether Newton's iteration takes the well-conditioned ones: ``by_newton`` of ``csrc/cpu/svdrd.cpp``."""
     columns = min(m, n)
-    in_lanes = columns <= 32 and m * n <= 1024
-    return dtype == torch.float32 and smooth == 0 and in_lanes and columns >= 4 and (columns + 1) % 4 <= 1
+    fits = 4 <= columns <= 20 and m * n <= 1024 and (columns + 1) % 4 <= 1
+    return dtype == torch.float32 and smooth == 0 and fits
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
