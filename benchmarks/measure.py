@@ -29,7 +29,7 @@ from svdrd.backends import availability
 RESULTS = Path(__file__).parent / "results"
 # A batch of photographs has a few matrices on which any float32 method is off, so the gate looks at this quantile.
 GATE_QUANTILE = 0.95
-# A turn on a CPU begins with calls that are not timed, for so many seconds and one at least. What comes after another
+# A turn begins with calls that are not timed, for so many seconds and one at least. What comes after another
 # provider's milliseconds is slow at first, whatever it computes: on a virtual machine an addition of 256 numbers
 # took 1.5 ms after 35 ms of plain Python, and 0.02 ms after 1 ms. A turn timed at once measures this, not the work.
 WARM_UP = 5e-3
@@ -126,8 +126,8 @@ def device_name(device: str) -> str:
     name = f"{model[1] if model else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     if availability.native is None:
         return name
-    limited = " (of more: SVDRD_ISA is set)" if "SVDRD_ISA" in os.environ else ""
-    return f"{name}, {availability.native.instruction_set()}{limited}"
+    by_wish = " by SVDRD_ISA" if "SVDRD_ISA" in os.environ else ""
+    return f"{name}, {availability.native.instruction_set()}{by_wish}"
 
 
 def commit() -> str:

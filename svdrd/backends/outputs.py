@@ -13,7 +13,7 @@ NOTHING, FACTORS, ITERATES = 0, 1, 2
 
 def saved_size(m: int, n: int) -> int:
     """How many numbers of each matrix are kept as ``ITERATES``: ``SavedLayout`` of ``csrc/cpu/kernels.h``."""
-    k = min(m, n)
+    k: int = torch.sym_min(m, n)
     return m * k + k + k * n + 3
 
 

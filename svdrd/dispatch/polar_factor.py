@@ -21,7 +21,7 @@ def _fake(a: Tensor, rcond: float, smooth: float, save_factors: int) -> tuple[Te
     p = a.new_empty(b, m, n)
     if save_factors == outputs.FACTORS:
         return p, a.new_empty(b, m, k), a.new_empty(b, k), a.new_empty(b, k, n)
-    u = a.new_empty(b, m * k + k + k * n + 3) if save_factors == outputs.ITERATES else a.new_empty(0)
+    u = a.new_empty(b, outputs.saved_size(m, n)) if save_factors == outputs.ITERATES else a.new_empty(0)
     return p, u, a.new_empty(0), a.new_empty(0)
 
 
