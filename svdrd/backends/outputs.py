@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ NOTHING, FACTORS, ITERATES = 0, 1, 2
 
 def saved_size(m: int, n: int) -> int:
     """How many numbers of each matrix are kept as ``ITERATES``: ``SavedLayout`` of ``csrc/cpu/kernels.h``."""
-    k: int = torch.sym_min(m, n)
+    k = cast(int, torch.sym_min(m, n))  # in a traced program it stands for one
     return m * k + k + k * n + 3
 
 
