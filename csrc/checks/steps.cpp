@@ -3,60 +3,19 @@
 //
 //   steps_avx512 [rows columns [rounds]]
 //
-// Compiled once for each instruction set, as the kernels are. The matrices are those of a separable Markov process with
-// the correlation 0.95, the usual model of a photograph, with noise of half a grey level.
+// Compiled once for each instruction set, as the kernels are.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <map>
-#include <random>
-#include <string>
 #include <vector>
 
+#include "checks/steps.h"
 #include "cpu/dense/polar.h"
 
 namespace {
 
 using namespace svdrd::SVDRD_ISA::dense;
 using svdrd::SVDRD_ISA::DenseWorkspace;
-
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-// The median of what each step took, in the order in which they came.
-class Steps {
- public:
-  template <typename Work>
-  void time(const std::string& name, double multiply_adds, bool single, const Work& work) {
-    const double begin = seconds();
-    work();
-    const double taken = seconds() - begin;
-    if (times_.count(name) == 0) order_.push_back({name, multiply_adds, single});
-    times_[name].push_back(taken);
-  }
-
-  void print(double peak, double single_peak) const {
-    std::printf("%-34s %10s %16s %10s\n", "step", "us", "1e9 mult-adds/s", "of peak");
-    for (const Step& step : order_) {
-      std::vector<double> times = times_.at(step.name);
-      std::sort(times.begin(), times.end());
-      const double median = times[times.size() / 2], rate = step.multiply_adds / median;
-      std::printf("%-34s %10.1f %16.1f %9.0f%%\n", step.name.c_str(), 1e6 * median, 1e-9 * rate,
-                  100 * rate / (step.single ? single_peak : peak));
-    }
-  }
-
- private:
-  struct Step {
-    std::string name;
-    double multiply_adds;
-    bool single;
-  };
-  std::vector<Step> order_;
-  std::map<std::string, std::vector<double>> times_;
-};
 
 // Multiply-adds a second of as many independent chains in registers as hide the latency.
 template <typename T>
@@ -77,19 +36,6 @@ double peak() {
   volatile T used = 0;
   for (int c = 0; c < chains; ++c) used = used + sum[c][0];
   return best;
-}
-
-std::vector<float> photograph(int64_t rows, int64_t columns, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> a(static_cast<size_t>(rows * columns));
-  const auto at = [&](int64_t i, int64_t j) { return i < 0 || j < 0 ? 0.0f : a[static_cast<size_t>(i * columns + j)]; };
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t j = 0; j < columns; ++j)
-      a[static_cast<size_t>(i * columns + j)] =
-          0.95f * at(i - 1, j) + 0.95f * at(i, j - 1) - 0.9025f * at(i - 1, j - 1) + 0.02f * normal(generator);
-  for (float& entry : a) entry = 0.5f + entry + normal(generator) / 512;
-  return a;
 }
 
 void measure(int64_t m, int64_t n, int rounds) {

@@ -397,5 +397,32 @@ inline Pack<T> shift_lanes(const Pack<T>& a, int count) {
 // doubles).
 constexpr int64_t row_stride(int64_t columns) { return columns | 1; }
 
+// While it lives, this thread counts denormal numbers as zero. On x86-64 one operation on them takes as long as a hundred
+// others. Elsewhere it does nothing: ARM's processors compute with them at full speed.
+class DenormalsAreZero {
+ public:
+  DenormalsAreZero() {
+#if defined(__SSE2__)
+    constexpr unsigned results_and_operands = 0x8040;
+    before_ = _mm_getcsr();
+    set(before_ | results_and_operands);
+#endif
+  }
+  ~DenormalsAreZero() {
+#if defined(__SSE2__)
+    set(before_);
+#endif
+  }
+  DenormalsAreZero(const DenormalsAreZero&) = delete;
+  DenormalsAreZero& operator=(const DenormalsAreZero&) = delete;
+
+ private:
+#if defined(__SSE2__)
+  // To the compiler no arithmetic depends on the register, so it stays around functions that it may not inline.
+  static void set(unsigned value) { asm volatile("ldmxcsr %0" : : "m"(value) : "memory"); }
+  unsigned before_;
+#endif
+};
+
 }  // namespace SVDRD_ISA
 }  // namespace svdrd

@@ -256,10 +256,7 @@ void newton_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double
 template <typename T>
 void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
   if (m == 0 || n == 0) return;
-  // Twice as many larger ones would not leave the second-level cache enough room.
-  const bool twice = m * n <= 24 * 24;
-  const KernelTable<T>& table =
-      chosen_kernels<T>(in_lanes(m, n), batch, twice ? kernels(T()).many_svd : kernels(T()).many);
+  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many_svd);
   run(batch, table.group, 15 * cube(m, n), for_team(m, n, least_for_team), threads,
       [&](RangeSource& ranges) { table.svd(ranges, a, m, n, u, s, vh); });
 }

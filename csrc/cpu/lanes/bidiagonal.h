@@ -152,19 +152,31 @@ template <typename T>
   }
 }
 
+// a <- H_0 H_1 .. H_(count-1) a for `block` columns of a, which stay in the first-level cache meanwhile. Reflector k is
+// the column or row at vectors + k * step, and concerns the rows of a from k on.
+template <typename T, int block>
+[[gnu::always_inline]] inline void apply_reflectors(const Pack<T>* vectors, int64_t step, int64_t v_stride,
+                                                    const Pack<T>* tau, int64_t count, Pack<T>* a, int64_t a_stride,
+                                                    int64_t rows) {
+  Pack<T> y[block];
+  for (int64_t k = count - 1; k >= 0; --k) {
+    const Pack<T>* v = vectors + k * step;
+    Pack<T>* corner = a + k * a_stride;
+    reflector_products<T, block>(v, v[0], tau[k], corner, v_stride, a_stride, rows - k, y);
+    reflector_update<T, block>(v, v[0], corner, v_stride, a_stride, rows - k, y);
+  }
+}
+
 template <typename T>
-[[gnu::always_inline]] inline void apply_reflector(const Pack<T>* v, int64_t v_stride, const Pack<T>& tau, Pack<T>* a,
-                                                   int64_t a_stride, int64_t rows, int64_t columns, Pack<T>* y) {
+[[gnu::always_inline]] inline void apply_reflectors(const Pack<T>* vectors, int64_t step, int64_t v_stride,
+                                                    const Pack<T>* tau, int64_t count, Pack<T>* a, int64_t rows,
+                                                    int64_t columns) {
   constexpr int block = column_block<T>();
+  const int64_t stride = row_stride(columns);
   int64_t j = 0;
-  for (; j + block <= columns; j += block) {
-    reflector_products<T, block>(v, v[0], tau, a + j, v_stride, a_stride, rows, y + j);
-    reflector_update<T, block>(v, v[0], a + j, v_stride, a_stride, rows, y + j);
-  }
-  for (; j < columns; ++j) {
-    reflector_products<T, 1>(v, v[0], tau, a + j, v_stride, a_stride, rows, y + j);
-    reflector_update<T, 1>(v, v[0], a + j, v_stride, a_stride, rows, y + j);
-  }
+  for (; j + block <= columns; j += block)
+    apply_reflectors<T, block>(vectors, step, v_stride, tau, count, a + j, stride, rows);
+  for (; j < columns; ++j) apply_reflectors<T, 1>(vectors, step, v_stride, tau, count, a + j, stride, rows);
 }
 
 // u <- Q u for u of rows x columns; a and factors as bidiagonalise left them.
@@ -172,9 +184,7 @@ template <typename T>
 [[gnu::always_inline]] inline void apply_left_reflectors(const Pack<T>* a, const BidiagonalFactors<T>& factors, Pack<T>* u,
                                                          int64_t rows, int64_t columns) {
   const int64_t stride = row_stride(columns);
-  for (int64_t k = columns - 1; k >= 0; --k)
-    apply_reflector(a + k * stride + k, stride, factors.tau_left[k], u + k * stride, stride, rows - k, columns,
-                    factors.products);
+  apply_reflectors(a, stride + 1, stride, factors.tau_left, columns, u, rows, columns);
 }
 
 // v <- P v for v of columns x columns.
@@ -182,9 +192,7 @@ template <typename T>
 [[gnu::always_inline]] inline void apply_right_reflectors(const Pack<T>* a, const BidiagonalFactors<T>& factors, Pack<T>* v,
                                                           int64_t columns) {
   const int64_t stride = row_stride(columns);
-  for (int64_t k = columns - 3; k >= 0; --k)
-    apply_reflector(a + k * stride + k + 1, int64_t{1}, factors.tau_right[k], v + (k + 1) * stride, stride,
-                    columns - k - 1, columns, factors.products);
+  apply_reflectors(a + 1, stride + 1, int64_t{1}, factors.tau_right, columns - 2, v + stride, columns - 1, columns);
 }
 
 }  // namespace SVDRD_ISA

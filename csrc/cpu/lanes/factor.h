@@ -129,6 +129,9 @@ template <int64_t known, typename W>
 
 template <typename W>
 inline void factorise(Factorisation<W>& f, W tolerance, bool vectors = true) {
+  // Where the values decay, products of many small sines are denormal, and squares in the lanes of deficient matrices.
+  // Beside entries of the order of 1, as those of the scaled matrix, U and V, nothing is lost with them.
+  const DenormalsAreZero scope;
   with_known_size<8>(f.rows, f.columns, [&](auto known) { factorise<known>(f, tolerance, vectors); });
 }
 

@@ -190,14 +190,16 @@ struct NewtonLossLayout {
         grad(arena.matrix<float>(rows, newton.padded)) {}
 };
 
-inline void newton_polar_of_blocks(Newton& w, const Placement<const float>& blocks, double bound, Pack<float>* p) {
+inline void newton_polar_of_blocks(Newton& w, const Placement<const float>& blocks, const LossProblem& problem,
+                                   Pack<float>* p) {
   load(blocks, w.rows, w.columns, w.padded, w.a);
-  newton_polar(w, bound, p);
+  // Where it is smoothed no rank is decided.
+  newton_polar(w, newton_bound(problem.smooth > 0 ? 0.0 : problem.rcond, w.rows), problem.smooth, p);
 }
 
-inline void store_newton_gradients(NewtonLossLayout& w, const Pack<float>* p, const Placement<float>& to) {
+inline void store_newton_gradients(NewtonLossLayout& w, double smooth, const Pack<float>* p, const Placement<float>& to) {
   const Newton& newton = w.newton;
-  newton_backward(w.newton, p, w.sign, w.grad);
+  newton_backward(w.newton, smooth, p, w.sign, w.grad);
   store(w.grad, newton.rows, newton.columns, newton.padded, nullptr, to);
 }
 
@@ -213,20 +215,19 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
                            const LossTensors<float>& tensors) {
   Newton& newton = w.newton;
   const int64_t rows = newton.rows, columns = newton.padded;
-  const double bound = newton_bound(problem.rcond, rows);
   const Placement<const float> target = place_blocks(tensors.x, pairs, problem);
   const Placement<const float> decoded = place_blocks(tensors.x_hat, pairs, problem);
   const Pack<double> zero(0.0), one(1.0);
   Pack<double> accepted, accepted_hat;
   if (2 * pairs.count <= lane_count) {
-    newton_polar_of_blocks(newton, side_by_side(decoded, target), bound, w.p_hat);
+    newton_polar_of_blocks(newton, side_by_side(decoded, target), problem, w.p_hat);
     accepted_hat = select(newton.accepted, one, zero);
     accepted = shift_lanes(accepted_hat, pairs.count);
     shift_matrix(w.p_hat, rows, columns, pairs.count, w.p);
   } else {
-    newton_polar_of_blocks(newton, target, bound, w.p);
+    newton_polar_of_blocks(newton, target, problem, w.p);
     accepted = select(newton.accepted, one, zero);
-    newton_polar_of_blocks(newton, decoded, bound, w.p_hat);
+    newton_polar_of_blocks(newton, decoded, problem, w.p_hat);
     accepted_hat = select(newton.accepted, one, zero);
   }
   bool both[lane_count], rejected[lane_count], some = false;
@@ -239,16 +240,16 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
 
   const Pack<double> mean = mean_difference(
       w.p_hat, w.p, rows, columns, rows * newton.columns,
-      equality_bound(w.p_hat, w.p, rows, columns, rows * newton.columns, false), w.sign);
+      equality_bound(w.p_hat, w.p, rows, columns, rows * newton.columns, problem.smooth > 0), w.sign);
   for (int l = 0; l < pairs.count; ++l)
     if (both[l]) tensors.loss[pairs.number[l]] = static_cast<float>(mean.lane(l));
   if (tensors.grad_x_hat != nullptr)
-    store_newton_gradients(w, w.p_hat, only(place_blocks(tensors.grad_x_hat, pairs, problem), both));
+    store_newton_gradients(w, problem.smooth, w.p_hat, only(place_blocks(tensors.grad_x_hat, pairs, problem), both));
   if (tensors.grad_x != nullptr) {
     // Seldom wanted, so that computing the target's iterates once more is better than room for both.
-    newton_polar_of_blocks(newton, target, bound, w.p);
+    newton_polar_of_blocks(newton, target, problem, w.p);
     negate(w.sign, rows, columns);
-    store_newton_gradients(w, w.p, only(place_blocks(tensors.grad_x, pairs, problem), both));
+    store_newton_gradients(w, problem.smooth, w.p, only(place_blocks(tensors.grad_x, pairs, problem), both));
   }
   return chosen(pairs, rejected);
 }
@@ -258,7 +259,7 @@ void lanes_basis_loss(RangeSource& ranges, const LossProblem& problem, const Los
   const Shape shape{problem.block_height, problem.block_width};
   std::optional<Workspace<SvdLossLayout<T>>> svd;
   std::optional<Workspace<NewtonLossLayout>> newton;
-  if (sizeof(T) == 4 && problem.smooth == 0) newton.emplace(shape.rows(), shape.columns());
+  if (sizeof(T) == 4) newton.emplace(shape.rows(), shape.columns());
   Pairs waiting;
   const auto compute_waiting = [&] {
     if (!svd) svd.emplace(shape.rows(), shape.columns());

@@ -15,6 +15,9 @@
 // Omega stays antisymmetric to the last bit, so there is no symmetric part of rounding that 1/s^2 could blow up. Outside the
 // columns of P, where there are more rows than columns, (I - P P^T) G H^-1 is added.
 //
+// The smoothed factor is A H^-1 with H^2 = A^T A + e^2 I, that is the upper part of the polar factor of [A; e I]. So it
+// takes the same iteration from M_0 = A^T A + e^2 I, and (I - P P^T) G H^-1 is added for square matrices, too.
+//
 // Everything that P comes from is in double. It must be: f_k H_{k+1}^-1 is symmetric only because the two commute, and an
 // error in H_{k+1}^-1 does not commute with f_k; it returns multiplied by the condition of f_k.
 #pragma once
@@ -94,29 +97,33 @@ struct Newton {
   }
 };
 
-// M_0 = A^T A. Returns its trace without the padding.
-[[gnu::always_inline]] inline Pack<double> form_square(Newton& w, int64_t rows, int64_t n) {
+// M_0 = A^T A + smooth^2 I. Returns its trace without the padding.
+[[gnu::always_inline]] inline Pack<double> form_square(Newton& w, double smooth, int64_t rows, int64_t n) {
   const int64_t stride = row_stride(n);
   for_each_lower_entry(transposed(w.a, n), plain(w.a, n), n, rows,
                        [&w, stride](int64_t i, int64_t j, int part, const auto& sum) {
                          w.square[i * stride + j].part[part] = sum;
                        });
+  const Pack<double> shift(smooth * smooth);
   Pack<double> trace(0.0);
-  for (int64_t i = 0; i < w.columns; ++i) trace = trace + w.square[i * stride + i];
+  for (int64_t i = 0; i < w.columns; ++i) {
+    w.square[i * stride + i] = w.square[i * stride + i] + shift;
+    trace = trace + w.square[i * stride + i];
+  }
   // The mean of the eigenvalues lies among them.
   const Pack<double> mean = trace * Pack<double>(1.0 / static_cast<double>(w.columns));
   for (int64_t i = w.columns; i < n; ++i) w.square[i * stride + i] = mean;
   return trace;
 }
 
-// p = P(a), rounded to float, in the accepted lanes: those where norm(a) norm(a^-1) <= bound and norm(a) is neither very
+// p = P(a), rounded to float, in the accepted lanes: those where norm(H) norm(H^-1) <= bound and norm(H) is neither very
 // small nor very large, nor NaN. In the others p holds nothing of use. Not inlined: equal matrices must give equal bits everywhere.
 template <int64_t known>
-[[gnu::noinline]] void newton_polar(Newton& w, double bound, Pack<float>* p) {
+[[gnu::noinline]] void newton_polar(Newton& w, double bound, double smooth, Pack<float>* p) {
   const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows), stride = row_stride(n);
   const Pack<double> quarter(0.25), half(0.5), one(1.0);
   Pack<double>* scratch = w.deviation;
-  const Pack<double> trace = form_square(w, rows, n);
+  const Pack<double> trace = form_square(w, smooth, rows, n);
   invert_definite(w.square, n, scratch, w.inverse_m[0]);
   Pack<double> inverse_trace(0.0);
   // Of a singular matrix the computed inverse may have negative entries here, which must not cancel large ones.
@@ -216,26 +223,51 @@ struct BackwardBuffers {
   Pack<double>* precise_scratch;
 };
 
-// grad = the vector-Jacobian product of P with `upstream`, both rows x padded. Of the iterates, in the order in which it
+// w.inner = P^T G and, where it is not 0, w.outside = (I - P P^T) G H^-1.
+template <typename Iterates>
+[[gnu::always_inline]] inline void divide_upstream(Iterates& iterates, int64_t rows, int64_t n, bool tall,
+                                                   const Pack<float>* p, const Pack<float>* upstream,
+                                                   const BackwardBuffers& w, Pack<float>* grad) {
+  const int64_t stride = row_stride(n);
+  product(transposed(p, n), plain(upstream, n), n, rows, n, w.inner);
+  if (!tall) return;
+  product(plain(p, n), plain(w.inner, n), rows, n, n, grad);
+  for (int64_t at = 0; at < rows * stride; ++at) grad[at] = upstream[at] - grad[at];
+  product(plain(grad, n), plain(iterates.inverse_h0_single(), n), rows, n, n, w.outside);
+}
+
+// The same for a smoothed P, from w as newton_polar left it, in double: the difference is of the order of e^2 / s^2, and
+// its rounding is multiplied by the largest 1/s. w.a and w.unrounded are overwritten.
+[[gnu::always_inline]] inline void divide_upstream_precisely(Newton& w, int64_t rows, int64_t n,
+                                                             const Pack<float>* upstream) {
+  const int64_t stride = row_stride(n);
+  Pack<double>* difference = w.a;
+  Pack<double>* inner = w.inverse_m[2];
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t at = i * stride; at < i * stride + n; ++at) difference[at] = convert<double>(upstream[at]);
+  product(transposed(w.unrounded, n), plain(difference, n), n, rows, n, inner);
+  convert_matrix(inner, n, n, w.inner);
+  for_each_entry(plain(w.unrounded, n), plain(inner, n), rows, n, n,
+                 [=](int64_t i, int64_t j, int part, const auto& sum) {
+                   difference[i * stride + j].part[part] = difference[i * stride + j].part[part] - sum;
+                 });
+  product(plain(difference, n), plain(w.inverse_h[0], n), rows, n, n, w.unrounded);
+  convert_matrix(w.unrounded, rows, n, w.outside);
+}
+
+// grad = the vector-Jacobian product of P with `upstream`, both rows x padded, from what divide_upstream made of them; with
+// `outside` where there is such a part. Of the iterates, in the order in which it
 // needs them: inverse_h0_single() for tall matrices, inverse_centre() = 1/c and k4() of H_4 = c (I + K), inverse_h(k),
 // scale(k) and inverse_scale(k) for k = 3, 2, 1, all in float, and inverse_h0, scale0 and inverse_scale0 in double. What
 // one of these calls returns may be overwritten by the next.
-template <int64_t known, typename Iterates>
-[[gnu::always_inline]] inline void newton_vector_jacobian(Iterates& iterates, int64_t rows, int64_t n, bool tall,
-                                                          const Pack<float>* p, const Pack<float>* upstream,
-                                                          const BackwardBuffers& w, Pack<float>* grad) {
+template <typename Iterates>
+[[gnu::always_inline]] inline void newton_vector_jacobian(Iterates& iterates, int64_t rows, int64_t n, bool outside,
+                                                          const Pack<float>* p, const BackwardBuffers& w,
+                                                          Pack<float>* grad) {
   const int64_t stride = row_stride(n);
   const Pack<float> half(0.5f);
   Pack<float>* omega = w.omega;
   Pack<float>* scratch = w.inner;
-  product(transposed(p, n), plain(upstream, n), n, rows, n, w.inner);
-  if (tall) {
-    // (I - P P^T) G H^-1
-    product(plain(p, n), plain(w.inner, n), rows, n, n, grad);
-    for (int64_t at = 0; at < rows * stride; ++at) grad[at] = upstream[at] - grad[at];
-    product(plain(grad, n), plain(iterates.inverse_h0_single(), n), rows, n, n, w.outside);
-  }
-
   // At H_4 = c (I + K) the solution is that for c I, call it Omega, less V, plus (K V + V K) / 2, where
   // V = (K Omega + Omega K) / 2, but for K^3.
   skew(w.inner, half * iterates.inverse_centre(), n, omega);
@@ -257,7 +289,7 @@ template <int64_t known, typename Iterates>
   convert_matrix(w.precise, n, n, omega);
 
   product(plain(p, n), plain(omega, n), rows, n, n, grad);
-  if (tall)
+  if (outside)
     for (int64_t at = 0; at < rows * stride; ++at) grad[at] = grad[at] + w.outside[at];
 }
 
@@ -301,24 +333,31 @@ struct KeptIterates {
   }
 };
 
-// The same for w and p as newton_polar left them.
+// The same for w and p as newton_polar left them, and as it got `smooth`: 0 where the size is known.
 template <int64_t known>
-[[gnu::noinline]] void newton_backward(Newton& w, const Pack<float>* p, const Pack<float>* upstream,
+[[gnu::noinline]] void newton_backward(Newton& w, double smooth, const Pack<float>* p, const Pack<float>* upstream,
                                        Pack<float>* grad) {
   const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows);
+  const bool smoothed = known == 0 && smooth > 0, tall = known == 0 && rows > w.columns;
+  const BackwardBuffers buffers{w.inner, w.omega, w.correction, w.outside, w.inverse_m[0], w.inverse_m[1]};
   KeptIterates<known> iterates(w, n);
-  newton_vector_jacobian<known>(iterates, rows, n, known == 0 && rows > w.columns, p, upstream,
-                                {w.inner, w.omega, w.correction, w.outside, w.inverse_m[0], w.inverse_m[1]}, grad);
+  if (smoothed)
+    divide_upstream_precisely(w, rows, n, upstream);
+  else
+    divide_upstream(iterates, rows, n, tall, p, upstream, buffers, grad);
+  newton_vector_jacobian(iterates, rows, n, tall || smoothed, p, buffers, grad);
 }
 
 // Both for the matrices of w.
 
-inline void newton_polar(Newton& w, double bound, Pack<float>* p) {
-  with_known_size<8, 16>(w.rows, w.columns, [&](auto known) { newton_polar<known>(w, bound, p); });
+inline void newton_polar(Newton& w, double bound, double smooth, Pack<float>* p) {
+  with_known_size<8, 16>(w.rows, w.columns, [&](auto known) { newton_polar<known>(w, bound, smooth, p); });
 }
 
-inline void newton_backward(Newton& w, const Pack<float>* p, const Pack<float>* upstream, Pack<float>* grad) {
-  with_known_size<8, 16>(w.rows, w.columns, [&](auto known) { newton_backward<known>(w, p, upstream, grad); });
+inline void newton_backward(Newton& w, double smooth, const Pack<float>* p, const Pack<float>* upstream,
+                            Pack<float>* grad) {
+  if (smooth > 0) return newton_backward<0>(w, smooth, p, upstream, grad);
+  with_known_size<8, 16>(w.rows, w.columns, [&](auto known) { newton_backward<known>(w, 0.0, p, upstream, grad); });
 }
 
 }  // namespace SVDRD_ISA

@@ -68,7 +68,7 @@ inline void lanes_newton_polar_factor(RangeSource& ranges, const float* a, int64
     prefetch<false>(place_matrices(a, first, end, shape), newton.rows, newton.columns);
     const Placement<float> result = place_matrices(p, items, shape);
     prefetch<true>(result, newton.rows, newton.columns);
-    newton_polar(newton, newton_bound(rcond, newton.rows), w.p);
+    newton_polar(newton, newton_bound(rcond, newton.rows), 0.0, w.p);
     const Pack<double> accepted = select(newton.accepted, one, zero);
     bool wanted[lane_count], some = false;
     for (int l = 0; l < items.count; ++l) {
@@ -202,8 +202,10 @@ template <int64_t known>
       w.k4[i * stride + j] = w.k4[j * stride + i] = w.iterate[i * stride + j] * w.inverse_centre;
     w.k4[i * stride + i] = sum_of_products(w.iterate[i * stride + i], w.inverse_centre, -one, one);
   }
+  const bool tall = known == 0 && rows > w.columns;
   FormedIterates iterates(w);
-  newton_vector_jacobian<known>(iterates, rows, n, known == 0 && rows > w.columns, w.p, w.upstream, w.buffers, w.grad);
+  divide_upstream(iterates, rows, n, tall, w.p, w.upstream, w.buffers, w.grad);
+  newton_vector_jacobian(iterates, rows, n, tall, w.p, w.buffers, w.grad);
 }
 
 inline void newton_backward_of_items(NewtonBackwardLayout& w, const Items& items, const Shape& shape, const float* grad,

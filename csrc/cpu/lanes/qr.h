@@ -8,6 +8,8 @@
 // arithmetic peak.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/lanes/bidiagonal.h"
 #include "cpu/lanes/size.h"
 #include "cpu/simd.h"
@@ -52,12 +54,92 @@ template <typename T, int block>
   for (int i = 0; i < block; ++i) a[i * stride + last] = x[i];
 }
 
+// Four sweeps at once: at step t sweep q rotates columns t - q and t - q + 1, so that an entry passes through all of them
+// between one load and one store.
+template <typename T, int block>
+struct Wave {
+  Pack<T>* a;
+  int64_t stride;
+  const Rotation<T>* rotations;
+  int64_t columns;
+  Pack<T> x[buffered_sweeps][block];  // column t - q, for sweep q to rotate
+
+  // Sweeps from .. to - 1: those before have ended at the last column, those after have not begun.
+  template <int from, int to>
+  [[gnu::always_inline]] inline void step(int64_t t) {
+    Pack<T> z[block];
+    for (int i = 0; i < block; ++i) {
+      if constexpr (from == 0)
+        z[i] = a[i * stride + t + 1];
+      else
+        z[i] = x[from - 1][i];
+    }
+    for (int q = from; q < to; ++q) {
+      const Pack<T> c = rotations[q * columns + t - q].cosine;
+      const Pack<T> s = rotations[q * columns + t - q].sine;
+      for (int i = 0; i < block; ++i) {
+        const Pack<T> done = sum_of_products(c, x[q][i], s, z[i]);
+        x[q][i] = difference_of_products(c, z[i], s, x[q][i]);
+        z[i] = done;
+      }
+    }
+    for (int i = 0; i < block; ++i) {
+      if constexpr (to == buffered_sweeps)
+        a[i * stride + t - buffered_sweeps + 1] = z[i];
+      else
+        x[to][i] = z[i];
+    }
+  }
+};
+
+// The rotations of columns first .. last, at least three of each sweep.
+template <typename T, int block>
+[[gnu::always_inline]] inline void rotate_rows_in_a_wave(Pack<T>* a, int64_t stride, const Rotation<T>* rotations,
+                                                         int64_t columns, int64_t first, int64_t last) {
+  static_assert(buffered_sweeps == 4);
+  Wave<T, block> wave{a, stride, rotations, columns, {}};
+  for (int i = 0; i < block; ++i) wave.x[0][i] = a[i * stride + first];
+  wave.template step<0, 1>(first);
+  wave.template step<0, 2>(first + 1);
+  wave.template step<0, 3>(first + 2);
+  for (int64_t t = first + 3; t < last; ++t) wave.template step<0, 4>(t);
+  wave.template step<1, 4>(last);
+  wave.template step<2, 4>(last + 1);
+  wave.template step<3, 4>(last + 2);
+  for (int i = 0; i < block; ++i) a[i * stride + last] = wave.x[3][i];
+}
+
+// Whether the buffer is full and was applied. Rotations outside of their sweep's range are overwritten.
+template <typename T>
+[[gnu::always_inline]] inline bool apply_in_waves(Pack<T>* a, Rotation<T>* rotations, int64_t columns,
+                                                     const RotationBuffer<T>& buffer) {
+  constexpr int block = Pack<T>::parts < 4 ? 4 / Pack<T>::parts : 1;
+  const int64_t first = *std::min_element(buffer.first, buffer.first + buffered_sweeps);
+  const int64_t last = *std::max_element(buffer.last, buffer.last + buffered_sweeps);
+  if (buffer.sweeps < buffered_sweeps || last - first < buffered_sweeps - 1) return false;
+  const Rotation<T> none = {Pack<T>(T(1)), Pack<T>(T(0))};
+  for (int q = 0; q < buffered_sweeps; ++q) {
+    Rotation<T>* sweep = rotations + q * columns;
+    std::fill(sweep + first, sweep + buffer.first[q], none);
+    std::fill(sweep + buffer.last[q], sweep + last, none);
+  }
+  const int64_t stride = row_stride(columns), in_blocks = columns / block * block;
+  for (int64_t i = 0; i < in_blocks; i += block)
+    rotate_rows_in_a_wave<T, block>(a + i * stride, stride, rotations, columns, first, last);
+  for (int64_t i = in_blocks; i < columns; ++i)
+    rotate_rows_in_a_wave<T, 1>(a + i * stride, stride, rotations, columns, first, last);
+  return true;
+}
+
 // a: columns x columns.
 template <int64_t known, typename T>
-[[gnu::noinline]] void apply_rotations(Pack<T>* a, const Rotation<T>* rotations, const RotationBuffer<T>& buffer) {
+[[gnu::noinline]] void apply_rotations(Pack<T>* a, Rotation<T>* rotations, const RotationBuffer<T>& buffer) {
   constexpr int block = 8 / Pack<T>::parts;
   const int64_t columns = known_or<known>(buffer.columns), rows = columns;
   const int64_t stride = row_stride(columns), in_blocks = rows / block * block;
+  if constexpr (vector_bytes == 64) {  // 16 registers are too few for waves
+    if (apply_in_waves(a, rotations, columns, buffer)) return;
+  }
   for (int64_t i = 0; i < in_blocks; i += block)
     for (int q = 0; q < buffer.sweeps; ++q)
       rotate_rows<T, block>(a + i * stride, stride, rotations + q * columns, buffer.first[q], buffer.last[q]);
