@@ -20,7 +20,9 @@ double peak() {
   constexpr int chains = 12 / Pack<T>::parts, count = 100000;
   const Pack<T> factor(T(0.999)), term(T(0.001));
   Pack<T> sum[chains];
-  for (int c = 0; c < chains; ++c) sum[c] = Pack<T>(T(c));
+  // The lanes differ, or the compiler would compute one part of a Pack for all.
+  for (int c = 0; c < chains; ++c)
+    for (int l = 0; l < lane_count; ++l) sum[c].set_lane(l, T(c + l));
   double best = 0;
   for (int round = 0; round < 50; ++round) {
     const double begin = seconds();
@@ -31,7 +33,8 @@ double peak() {
     best = std::max(best, static_cast<double>(lane_count) * chains * count / (seconds() - begin));
   }
   volatile T used = 0;
-  for (int c = 0; c < chains; ++c) used = used + sum[c].lane(0);
+  for (int c = 0; c < chains; ++c)
+    for (int l = 0; l < lane_count; ++l) used = used + sum[c].lane(l);
   return best;
 }
 

@@ -193,8 +193,7 @@ struct NewtonLossLayout {
 inline void newton_polar_of_blocks(Newton& w, const Placement<const float>& blocks, const LossProblem& problem,
                                    Pack<float>* p) {
   load(blocks, w.rows, w.columns, w.padded, w.a);
-  // Where it is smoothed no rank is decided.
-  newton_polar(w, newton_bound(problem.smooth > 0 ? 0.0 : problem.rcond, w.rows), problem.smooth, p);
+  newton_polar(w, newton_bound(problem.rcond, problem.smooth, w.rows), problem.smooth, p);
 }
 
 inline void store_newton_gradients(NewtonLossLayout& w, double smooth, const Pack<float>* p, const Placement<float>& to) {

@@ -22,6 +22,8 @@
 // error in H_{k+1}^-1 does not commute with f_k; it returns multiplied by the condition of f_k.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/lanes/definite.h"
 #include "cpu/lanes/factor.h"
 #include "cpu/lanes/polar.h"
@@ -37,18 +39,26 @@ namespace SVDRD_ISA {
 // M_4 / c - I is at most 0.027.
 constexpr double largest_newton_condition = 0x1p18;
 
-// The same for a matrix of so many rows, whose number the error of the sums in M_0 grows with, and a given rcond: whatever
-// is accepted has s_k > rcond s_1, so nothing is dropped.
-inline double newton_bound(double rcond, int64_t rows) {
+// The error of the sums in M_0 grows with the number of rows, so the bounds fall with its root.
+inline double share_of_bounds(int64_t rows) {
   constexpr int64_t few = 32;
-  const double bound =
-      largest_newton_condition * (rows <= few ? 1 : __builtin_sqrt(static_cast<double>(few) / static_cast<double>(rows)));
-  return rcond * bound < 0.5 ? bound : 0.5 / rcond;
+  return rows <= few ? 1 : __builtin_sqrt(static_cast<double>(few) / static_cast<double>(rows));
+}
+
+// The same for a matrix of so many rows and a given rcond: whatever is accepted has s_k > rcond s_1, so nothing is dropped.
+// A smoothed factor decides no rank.
+inline double newton_bound(double rcond, double smooth, int64_t rows) {
+  const double bound = largest_newton_condition * share_of_bounds(rows);
+  return smooth > 0 || rcond * bound < 0.5 ? bound : 0.5 / rcond;
 }
 
 // Its norm is within these, too: then no scaling is needed for the derivative, of entries up to 2^68, to fit a float.
 constexpr double smallest_newton_norm = 0x1p-50;
 constexpr double largest_newton_norm = 0x1p50;
+
+// The norm of a smoothed factor's H is at most this times e, and its condition at most this: what M_0^-1 lost is in
+// I - P P^T, too, and H^-1 multiplies it once more. Nor would the derivative keep its digits where all of it is that part.
+constexpr double largest_smoothed_norm = 0x1p13;
 
 constexpr int newton_steps = 4;
 
@@ -117,7 +127,8 @@ struct Newton {
 }
 
 // p = P(a), rounded to float, in the accepted lanes: those where norm(H) norm(H^-1) <= bound and norm(H) is neither very
-// small nor very large, nor NaN. In the others p holds nothing of use. Not inlined: equal matrices must give equal bits everywhere.
+// small nor very large, nor NaN. In the others p holds nothing of use. Not inlined: equal matrices must give equal bits
+// everywhere.
 template <int64_t known>
 [[gnu::noinline]] void newton_polar(Newton& w, double bound, double smooth, Pack<float>* p) {
   const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows), stride = row_stride(n);
@@ -125,12 +136,14 @@ template <int64_t known>
   Pack<double>* scratch = w.deviation;
   const Pack<double> trace = form_square(w, smooth, rows, n);
   invert_definite(w.square, n, scratch, w.inverse_m[0]);
+  double largest_norm = largest_newton_norm;
+  if (smooth > 0) largest_norm = std::min(largest_norm, largest_smoothed_norm * smooth * share_of_bounds(rows));
   Pack<double> inverse_trace(0.0);
   // Of a singular matrix the computed inverse may have negative entries here, which must not cancel large ones.
   for (int64_t i = 0; i < w.columns; ++i) inverse_trace = inverse_trace + abs(w.inverse_m[0][i * stride + i]);
   w.accepted = (trace * inverse_trace <= Pack<double>(bound * bound)) &
                (Pack<double>(smallest_newton_norm * smallest_newton_norm) <= trace) &
-               (trace <= Pack<double>(largest_newton_norm * largest_newton_norm));
+               (trace <= Pack<double>(largest_norm * largest_norm));
   if (!any(w.accepted)) return;
 
   // Bounds l and u on the singular values of H_k: first the Frobenius norms, then 1 and what Newton's step implies.

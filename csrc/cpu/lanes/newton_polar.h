@@ -68,7 +68,7 @@ inline void lanes_newton_polar_factor(RangeSource& ranges, const float* a, int64
     prefetch<false>(place_matrices(a, first, end, shape), newton.rows, newton.columns);
     const Placement<float> result = place_matrices(p, items, shape);
     prefetch<true>(result, newton.rows, newton.columns);
-    newton_polar(newton, newton_bound(rcond, newton.rows), 0.0, w.p);
+    newton_polar(newton, newton_bound(rcond, 0.0, newton.rows), 0.0, w.p);
     const Pack<double> accepted = select(newton.accepted, one, zero);
     bool wanted[lane_count], some = false;
     for (int l = 0; l < items.count; ++l) {
