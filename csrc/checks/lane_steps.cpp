@@ -14,30 +14,6 @@ namespace {
 
 using namespace svdrd::SVDRD_ISA;
 
-// Multiply-adds a second, of as many independent chains in registers as hide the latency.
-template <typename T>
-double peak() {
-  constexpr int chains = 12 / Pack<T>::parts, count = 100000;
-  const Pack<T> factor(T(0.999)), term(T(0.001));
-  Pack<T> sum[chains];
-  // The lanes differ, or the compiler would compute one part of a Pack for all.
-  for (int c = 0; c < chains; ++c)
-    for (int l = 0; l < lane_count; ++l) sum[c].set_lane(l, T(c + l));
-  double best = 0;
-  for (int round = 0; round < 50; ++round) {
-    const double begin = seconds();
-    for (int i = 0; i < count; ++i) {
-#pragma GCC unroll 12
-      for (int c = 0; c < chains; ++c) sum[c] = sum[c] * factor + term;
-    }
-    best = std::max(best, static_cast<double>(lane_count) * chains * count / (seconds() - begin));
-  }
-  volatile T used = 0;
-  for (int c = 0; c < chains; ++c)
-    for (int l = 0; l < lane_count; ++l) used = used + sum[c].lane(l);
-  return best;
-}
-
 template <typename W>
 struct Layout {
   Factorisation<W> f;

@@ -17,27 +17,6 @@ namespace {
 using namespace svdrd::SVDRD_ISA::dense;
 using svdrd::SVDRD_ISA::DenseWorkspace;
 
-// Multiply-adds a second of as many independent chains in registers as hide the latency.
-template <typename T>
-double peak() {
-  constexpr int chains = 12, count = 100000;
-  const Vector<T> factor = splat(T(0.999)), term = splat(T(0.001));
-  Vector<T> sum[chains];
-  for (int c = 0; c < chains; ++c) sum[c] = splat(T(c));
-  double best = 0;
-  for (int round = 0; round < 50; ++round) {
-    const double begin = seconds();
-    for (int i = 0; i < count; ++i) {
-#pragma GCC unroll 12
-      for (int c = 0; c < chains; ++c) sum[c] = sum[c] * factor + term;
-    }
-    best = std::max(best, static_cast<double>(lanes<T>) * chains * count / (seconds() - begin));
-  }
-  volatile T used = 0;
-  for (int c = 0; c < chains; ++c) used = used + sum[c][0];
-  return best;
-}
-
 void measure(int64_t m, int64_t n, int rounds) {
   const std::vector<float> x = photograph(m, n, 1), x_hat = photograph(m, n, 2);
   std::vector<float> p(x.size()), gradient(x.size());

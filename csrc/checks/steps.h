@@ -1,4 +1,5 @@
-// What the programs that time the kernels' steps share: a clock, medians beside a peak, and a matrix like a photograph.
+// What the programs that time the kernels' steps share: a clock, the processor's peak, medians beside it, and a matrix like
+// a photograph.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +11,33 @@
 #include <string>
 #include <vector>
 
+#include "cpu/simd.h"
+
 inline double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Multiply-adds a second, of as many independent chains in registers as hide the latency. Compiled with as many lanes as
+// a register holds floats, or more.
+template <typename T>
+double peak() {
+  using Register = typename svdrd::SVDRD_ISA::Pack<T>::Native;
+  constexpr int chains = 12, count = 100000, lanes = sizeof(Register) / sizeof(T);
+  const Register factor = Register{} + T(0.999), term = Register{} + T(0.001);
+  Register sum[chains];
+  for (int c = 0; c < chains; ++c) sum[c] = Register{} + T(c);
+  double best = 0;
+  for (int round = 0; round < 50; ++round) {
+    const double begin = seconds();
+    for (int i = 0; i < count; ++i) {
+#pragma GCC unroll 12
+      for (int c = 0; c < chains; ++c) sum[c] = sum[c] * factor + term;
+    }
+    best = std::max(best, static_cast<double>(lanes) * chains * count / (seconds() - begin));
+  }
+  volatile T used = 0;
+  for (int c = 0; c < chains; ++c) used = used + sum[c][0];
+  return best;
 }
 
 // The median of what each step took, in the order in which they came.

@@ -418,7 +418,7 @@ class DenormalsAreZero {
 
  private:
 #if defined(__SSE2__)
-  // To the compiler no arithmetic depends on the register, so it stays around functions that it may not inline.
+  // The compiler does not know that arithmetic depends on this register: only a call that is not inlined stays inside.
   static void set(unsigned value) { asm volatile("ldmxcsr %0" : : "m"(value) : "memory"); }
   unsigned before_;
 #endif

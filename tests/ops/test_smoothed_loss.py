@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from svdrd.backends import selection
 from svdrd.ops import basis_loss, polar_factor
 from tests.zoo import ZOO, with_spectrum
 
 EPS = torch.finfo(torch.float32).eps
-GPUS = ("triton", "cuda")
 SHAPES = pytest.mark.parametrize(("m", "n"), [(1, 1), (4, 4), (8, 8), (11, 7), (7, 11), (16, 16), (64, 4), (32, 32)])
 
 
@@ -41,7 +41,7 @@ def pair(m: int, n: int, s: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("smooth", [10.0, 1e-2, 5e-4, 1e-6])
 @pytest.mark.slow_interpreted
 def test_against_float64(backend: str, m: int, n: int, smooth: float) -> None:
-    if backend in GPUS and smooth < 1e-5:
+    if backend in selection.ON_CUDA and smooth < 1e-5:
         pytest.skip("to kernels that compute in float, the zeros of a deficient matrix are not small beside e")
     for s in spectra(min(m, n)):
         a, b = pair(m, n, s, smooth)
@@ -51,9 +51,9 @@ def test_against_float64(backend: str, m: int, n: int, smooth: float) -> None:
             loss, expected = (basis_loss(*of, smooth=smooth) for of in (sides, exact))
             radii = [torch.linalg.svdvals(side.detach()).square().add(smooth**2).sqrt() for side in exact]
             # The kernels of GPUs compute in float: the smallest value has its error of the largest.
-            conditions = [(r[0] / (r[-1] if backend in GPUS else r[-2:].mean())).item() for r in radii]
+            conditions = [(r[0] / (r[-1] if backend in selection.ON_CUDA else r[-2:].mean())).item() for r in radii]
             largest = max(polar_factor(side.detach(), smooth=smooth).abs().max().item() for side in exact)
-            accuracy = 30 * EPS * (max(conditions) if backend in GPUS else 1)
+            accuracy = 30 * EPS * (max(conditions) if backend in selection.ON_CUDA else 1)
             assert abs(loss.item() - expected.item()) <= accuracy * largest
             gradients = (torch.autograd.grad(of, by) for of, by in ((loss, sides), (expected, exact)))
             for got, right, condition in zip(*gradients, conditions, strict=True):
