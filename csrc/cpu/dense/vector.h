@@ -83,13 +83,23 @@ inline Lanes square_root(Lanes x) { return native_sqrt<double>(x); }
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 inline double square_root(double x) { return __builtin_sqrt(x); }
 
+// Lane l of the result is lane l ^ distance of a.
+template <typename T, int distance, int... lane>
+inline Vector<T> exchange_lanes(Vector<T> a, std::integer_sequence<int, lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, a, (lane ^ distance)...);
+#else
+  return __builtin_shuffle(a, typename NativeTypes<T>::MaskVector{(lane ^ distance)...});
+#endif
+}
+
 template <typename T>
 inline T sum_lanes(Vector<T> v) {
-  T parts[lanes<T>];
-  store(parts, v);
-  for (int64_t width = lanes<T> / 2; width > 0; width /= 2)
-    for (int64_t i = 0; i < width; ++i) parts[i] += parts[i + width];
-  return parts[0];
+  using Indices = std::make_integer_sequence<int, static_cast<int>(lanes<T>)>;
+  if constexpr (lanes<T> > 8) v += exchange_lanes<T, 8>(v, Indices{});
+  if constexpr (lanes<T> > 4) v += exchange_lanes<T, 4>(v, Indices{});
+  if constexpr (lanes<T> > 2) v += exchange_lanes<T, 2>(v, Indices{});
+  return v[0] + v[1];
 }
 
 // a_0 b_0 a_1 b_1 ... from the first half of the lanes, or from the second.
@@ -101,6 +111,22 @@ inline Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<int,
 #else
   return __builtin_shuffle(a, b, typename NativeTypes<T>::MaskVector{(lane % 2 * w + lane / 2 + first)...});
 #endif
+}
+
+// Lane l of the result is the sum of the lanes of v[l]. Each round adds the halves of two vectors into one.
+template <typename T>
+inline Vector<T> sums_of_lanes(const Vector<T>* v) {
+  constexpr int w = static_cast<int>(lanes<T>);
+  using Indices = std::make_integer_sequence<int, w>;
+  Vector<T> sum[w];
+  for (int i = 0; i < w; ++i) sum[i] = v[i];
+#pragma GCC unroll 4
+  for (int half = w / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i)
+      sum[i] = interleave<T, false>(sum[i], sum[i + half], Indices{}) +
+               interleave<T, true>(sum[i], sum[i + half], Indices{});
+  return sum[0];
 }
 
 // Transposes the square block of one vector a row: log2(lanes) perfect shuffles.
@@ -177,19 +203,38 @@ inline void copy(T* to, const T* from, int64_t n) {
   __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(T));
 }
 
-// order[i] is the index of the i-th smallest (largest) key; equal keys keep their order. Merge sort.
+// order[i] is the index of the i-th smallest (largest) key; equal keys keep their order. Natural merge sort: what divide
+// and conquer leaves is two or three sorted runs.
 inline void sort_ascending(const double* keys, int64_t* order, int64_t n, Scratch& scratch) {
   ScratchScope scope(scratch);
   int64_t* from = order;
   int64_t* to = scratch.take<int64_t>(n);
-  for (int64_t i = 0; i < n; ++i) order[i] = i;
-  for (int64_t width = 1; width < n; width *= 2) {
-    for (int64_t first = 0; first < n; first += 2 * width) {
-      const int64_t middle = first + width < n ? first + width : n;
-      const int64_t end = first + 2 * width < n ? first + 2 * width : n;
-      for (int64_t i = first, j = middle, k = first; k < end; ++k)
-        to[k] = j >= end || (i < middle && keys[from[i]] <= keys[from[j]]) ? from[i++] : from[j++];
+  int64_t* ends = scratch.take<int64_t>(n);  // of the runs
+  int64_t runs = 0;
+  for (int64_t first = 0, end; first < n; first = end) {
+    end = first + 1;
+    if (end < n && keys[end] < keys[first]) {
+      while (end < n && keys[end] < keys[end - 1]) ++end;
+      for (int64_t i = first; i < end; ++i) order[i] = first + end - 1 - i;
+    } else {
+      while (end < n && !(keys[end] < keys[end - 1])) ++end;
+      for (int64_t i = first; i < end; ++i) order[i] = i;
     }
+    ends[runs++] = end;
+  }
+  while (runs > 1) {
+    int64_t merged = 0;
+    for (int64_t run = 0, first = 0; run < runs; run += 2) {
+      const int64_t middle = ends[run], end = run + 1 < runs ? ends[run + 1] : middle;
+      for (int64_t i = first, j = middle, k = first; k < end; ++k) {
+        const bool right = i == middle || (j < end && keys[from[j]] < keys[from[i]]);
+        to[k] = from[right ? j : i];
+        j += right;
+        i += !right;
+      }
+      first = ends[merged++] = end;
+    }
+    runs = merged;
     int64_t* swap = from;
     from = to;
     to = swap;
