@@ -80,9 +80,12 @@ struct KernelTable {
                               ItemSink& rest);
   void (*newton_polar_factor_backward)(RangeSource& ranges, const T* grad, const T* p, const T* saved, int64_t m,
                                        int64_t n, T* grad_a, ItemSink& rest);
-  // By the SVD, for the matrices items[i] with i of the ranges.
+  // As polar_factor, by way of the Gram matrix, where that keeps enough digits; the others go to `rest`.
+  void (*gram_polar_factor)(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, T* p, T* u, T* s,
+                            T* vh, ItemSink& rest);
+  // By the SVD, for the matrices items[i] with i of the ranges: p, and the factors, or what is `saved` of them.
   void (*rest_polar_factor)(RangeSource& ranges, const int64_t* items, const T* a, int64_t m, int64_t n, double rcond,
-                            T* p, T* saved);
+                            T* p, T* u, T* s, T* vh, T* saved);
   void (*rest_polar_factor_backward)(RangeSource& ranges, const int64_t* items, const T* grad, const T* saved,
                                      int64_t m, int64_t n, T* grad_a);
   void (*basis_loss)(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,

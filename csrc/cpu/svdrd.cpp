@@ -247,7 +247,26 @@ void newton_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double
   if (only_newton) return;
   const KernelTable<T>& svd = chosen_kernels<T>(true, rest.count(), kernels(T()).many);
   run(rest.count(), svd.group, 30 * cube(m, n), false, threads, [&](RangeSource& ranges) {
-    svd.rest_polar_factor(ranges, rest.items(), a, m, n, rcond, p, saved);
+    svd.rest_polar_factor(ranges, rest.items(), a, m, n, rcond, p, nullptr, nullptr, nullptr, saved);
+  });
+}
+
+// Whether the Gram matrix takes those of the other matrices that are well conditioned.
+template <typename T>
+bool by_gram(int64_t m, int64_t n, double smooth) {
+  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n) && (m < n ? m : n) >= 4;
+}
+
+template <typename T>
+void gram_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, T* p, T* u, T* s, T* vh,
+                       int threads) {
+  const KernelTable<T>& gram = chosen_kernels<T>(true, batch, kernels(T()).many);
+  ItemList rest(batch);
+  run(batch, gram.group, 20 * cube(m, n), false, threads,
+      [&](RangeSource& ranges) { gram.gram_polar_factor(ranges, a, m, n, rcond, p, u, s, vh, rest); });
+  const KernelTable<T>& svd = chosen_kernels<T>(true, rest.count(), kernels(T()).many);
+  run(rest.count(), svd.group, 30 * cube(m, n), false, threads, [&](RangeSource& ranges) {
+    svd.rest_polar_factor(ranges, rest.items(), a, m, n, rcond, p, u, s, vh, nullptr);
   });
 }
 
@@ -276,6 +295,7 @@ void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond,
                   int threads) {
   if (m == 0 || n == 0) return;
   const bool newton = by_newton<T>(m, n, smooth);
+  if (!newton && by_gram<T>(m, n, smooth)) return gram_polar_factor(a, batch, m, n, rcond, p, u, s, vh, threads);
   if (!newton || u != nullptr) {
     const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
     run(batch, table.group, 30 * cube(m, n), for_team(m, n, least_for_team), threads,

@@ -79,7 +79,7 @@ void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProbl
 
 template <typename T>
 constexpr KernelTable<T> table = {1,       svd<T>,  svd_backward<T>, polar_factor<T>, polar_factor_backward<T>, nullptr,
-                                  nullptr, nullptr, nullptr,         basis_loss<T>};
+                                  nullptr, nullptr, nullptr,         nullptr, basis_loss<T>};
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 // A lane computes the same bits in every one of them: tests/ops/test_contract.py compares batches of all sizes.
 #include "cpu/kernels.h"
 
+#include "cpu/lanes/gram.h"
 #include "cpu/lanes/lanes.h"
 #include "cpu/lanes/loss.h"
 #include "cpu/lanes/svd_backward.h"
@@ -22,21 +23,21 @@ void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProbl
 template <typename T>
 constexpr KernelTable<T> table = {
     lane_count, lanes_svd<T>, lanes_svd_backward<T>, lanes_polar_factor<T>, lanes_polar_factor_backward<T>, nullptr,
-    nullptr, nullptr, nullptr, basis_loss<T>};
+    nullptr, nullptr, nullptr, nullptr, basis_loss<T>};
 
 }  // namespace
 
 #if defined(SVDRD_ONLY_FLOAT_SVD)
 const KernelTable<float>& float_kernels() {
   static constexpr KernelTable<float> svd = {lane_count, lanes_svd<float>, nullptr, nullptr, nullptr, nullptr,
-                                             nullptr,    nullptr,          nullptr, nullptr};
+                                             nullptr,    nullptr,          nullptr, nullptr, nullptr};
   return svd;
 }
 #elif defined(SVDRD_ONLY_FLOAT_LOSS)
 const KernelTable<float>& float_kernels() {
   static constexpr KernelTable<float> loss = {
       lane_count, nullptr, nullptr, nullptr, nullptr, lanes_newton_polar_factor, lanes_newton_polar_factor_backward,
-      nullptr, nullptr, basis_loss<float>};
+      nullptr, nullptr, nullptr, basis_loss<float>};
   return loss;
 }
 #else
@@ -45,6 +46,7 @@ const KernelTable<float>& float_kernels() {
     KernelTable<float> r = table<float>;
     r.newton_polar_factor = lanes_newton_polar_factor;
     r.newton_polar_factor_backward = lanes_newton_polar_factor_backward;
+    r.gram_polar_factor = lanes_gram_polar_factor;
     r.rest_polar_factor = lanes_rest_polar_factor<float>;
     r.rest_polar_factor_backward = lanes_rest_polar_factor_backward<float>;
     return r;

@@ -129,23 +129,42 @@ Placement<T> place_values(const FactorBatch<T>& to, const Items& items, const Sh
   return place(to.s, items, to.item_size(shape.columns()), int64_t{1}, int64_t{1});
 }
 
-// Writes u, s and vh of one group in descending order, NaN where the input was not finite. u and vh may be null.
-template <typename T, typename W>
-void store_factors(const Factorisation<W>& f, const GroupScale& scale, bool keep_in_range, int32_t* rank,
-                   const Items& items, const Shape& shape, const FactorBatch<T>& to) {
+// The factors of a group, values in no order. counts: columns Packs of scratch.
+template <typename V, typename W>
+struct FactorPacks {
+  int64_t rows;
+  int64_t columns;
+  const Pack<V>* u;
+  const Pack<V>* v;
+  const Pack<W>* values;
+  Pack<W>* counts;
+};
+
+template <typename W>
+FactorPacks<W, W> packs_of(const Factorisation<W>& f) {
+  return {f.rows, f.columns, f.u, f.v, f.values(), f.bidiagonal.products};
+}
+
+// Writes u, s and vh of one group in descending order, NaN where the input was not finite. u and vh may be null. `wanted`:
+// of which lanes, unless it is null.
+template <typename T, typename V, typename W>
+void store_factors(const FactorPacks<V, W>& f, const GroupScale& scale, bool keep_in_range, int32_t* rank,
+                   const Items& items, const Shape& shape, const FactorBatch<T>& to, const bool* wanted = nullptr) {
   const int64_t k = shape.columns();
   const bool vectors = to.u != nullptr;
+  const auto chosen = [&](const Placement<T>& all) { return wanted == nullptr ? all : only(all, wanted); };
   Placement<T> left{}, right{};
-  const Placement<T> values = place_values(to, items, shape);
-  rank_descending(f.values(), k, f.bidiagonal.products, rank);
+  const Placement<T> values = chosen(place_values(to, items, shape));
+  rank_descending(f.values, k, f.counts, rank);
   if (vectors) {
-    left = place_left(to, items, shape);
-    right = place_right(to, items, shape);
+    left = chosen(place_left(to, items, shape));
+    right = chosen(place_right(to, items, shape));
     store(f.u, f.rows, f.columns, f.columns, rank, left);
     store(f.v, f.columns, f.columns, f.columns, rank, right);
   }
-  const W* entries = reinterpret_cast<const W*>(f.values());
+  const W* entries = reinterpret_cast<const W*>(f.values);
   for (int l = 0; l < values.count; ++l) {
+    if (values.base[l] == nullptr) continue;
     const int half = scale.exponent[l] / 2;
     const double first_factor = power_of_two<double>(half),
                  second_factor = power_of_two<double>(scale.exponent[l] - half);
@@ -193,7 +212,7 @@ void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s
       prefetch<true>(place_right(u, vh, first, end, shape), w.f.columns, w.f.columns);
     }
     factorise(w.f, iteration_tolerance<T, T>(), u != nullptr);
-    store_factors(w.f, scale, false, w.rank, Items(first, end), shape, FactorBatch<T>{u, s, vh});
+    store_factors(packs_of(w.f), scale, false, w.rank, Items(first, end), shape, FactorBatch<T>{u, s, vh});
   }
 }
 
@@ -225,7 +244,7 @@ void svd_polar_of_items(PolarLayout<T>& w, const Items& items, const Shape& shap
   store(w.p, w.f.rows, w.f.columns, w.f.columns, nullptr, result);
   for (int l = 0; l < result.count; ++l)
     if (!scale.finite[l]) store_nan(w.f.rows, w.f.columns, l, result);
-  if (factors.u != nullptr) store_factors(w.f, scale, true, w.rank, items, shape, factors);
+  if (factors.u != nullptr) store_factors(packs_of(w.f), scale, true, w.rank, items, shape, factors);
 }
 
 template <typename T>
@@ -240,10 +259,10 @@ void lanes_polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, d
 
 template <typename T>
 void lanes_rest_polar_factor(RangeSource& ranges, const int64_t* numbers, const T* a, int64_t m, int64_t n,
-                             double rcond, T* p, T* saved) {
+                             double rcond, T* p, T* u, T* s, T* vh, T* saved) {
   const Shape shape{m, n};
   const SavedLayout layout(m, n);
-  const FactorBatch<T> factors = saved == nullptr ? FactorBatch<T>{} : saved_factors(saved, layout);
+  const FactorBatch<T> factors = saved == nullptr ? FactorBatch<T>{u, s, vh} : saved_factors(saved, layout);
   Groups groups(ranges);
   Workspace<PolarLayout<T>> workspace(shape.rows(), shape.columns());
   for (int64_t first, end; groups.next(first, end);) {

@@ -160,7 +160,8 @@ void store(const Pack<W>* a, int64_t rows, int64_t columns, int64_t padded, cons
           for (int r = 0; r < 4; ++r)
             __builtin_memcpy(buffer[r] + rank[(l + r) * columns + j] * rows + i, &four.row[r], sizeof(four.row[r]));
         }
-      for (int r = 0; r < 4; ++r) transpose(buffer[r], rows, columns, to.base[l + r], to.row_stride);
+      for (int r = 0; r < 4; ++r)
+        if (to.base[l + r] != nullptr) transpose(buffer[r], rows, columns, to.base[l + r], to.row_stride);
     }
   } else if (walk.inner_stride == 1 && (rank == nullptr || walk.by_columns))
     for (; l + 4 <= to.count; l += 4)

@@ -1,0 +1,103 @@
+"""float32 polar factors where ``cpp`` takes two ways: by the Gram matrix, and by the SVD where that is no good.
+
+It chooses for each matrix by ``s_1 / s_k``, with the switch at 2^18, at sizes that Newton's iteration does not take.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import svdrd
+from svdrd.backends import availability, outputs
+from svdrd.dispatch.registration import ops
+from svdrd.ops import polar_factor
+from tests.zoo import ZOO, with_spectrum
+
+EPS = torch.finfo(torch.float32).eps
+RCOND = 4 * EPS
+SHAPES = pytest.mark.parametrize(
+    ("m", "n"), [(5, 5), (9, 14), (13, 13), (24, 24), (32, 32), (42, 24), (24, 42), (204, 5), (5, 204)]
+)
+
+pytestmark = pytest.mark.skipif(availability.native is None, reason="there is no compiled module")
+
+
+@pytest.fixture(autouse=True)
+def compiled_kernels() -> object:
+    with svdrd.use_backend("cpp"):
+        yield
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def derivative(a: Tensor, g: Tensor) -> Tensor:
+    a = a.detach().requires_grad_()
+    return torch.autograd.grad(polar_factor(a, rcond=RCOND), a, g)[0]
+
+
+def spectra(k: int, condition: float) -> list[Tensor]:
+    """With one small value, with half of them small, and spread evenly."""
+    one, half = torch.linspace(1, 0.5, k, dtype=torch.float64), torch.linspace(1, 0.5, k, dtype=torch.float64)
+    one[-1] = 1 / condition
+    half[k // 2 :] = torch.linspace(2, 1, k - k // 2, dtype=torch.float64) / condition
+    return [one, half, condition ** -torch.linspace(0, 1, k, dtype=torch.float64)]
+
+
+@SHAPES
+@pytest.mark.parametrize("power", [6, 12, 15, 17.9, 18.1])
+def test_errors(m: int, n: int, power: float) -> None:
+    """Against float64 of the same numbers. The squares alone would cost 1e-5 and more of the factor at 2^17.9."""
+    for i, spectrum in enumerate(spectra(min(m, n), 2.0**power)):
+        a, g = with_spectrum(m, n, spectrum, seed=i).float(), random(m, n)
+        p, expected = polar_factor(a), polar_factor(a.double(), rcond=RCOND)
+        assert (p - expected).norm() <= 1e-6 * expected.norm(), i
+        d, expected = derivative(a, g), derivative(a.double(), g.double())
+        assert (d - expected).norm() <= 1e-5 * expected.norm(), i
+
+
+@SHAPES
+def test_factors(m: int, n: int) -> None:
+    """What is saved for the backward: of either way orthonormal, in descending order, and the matrix."""
+    k = min(m, n)
+    a = torch.stack(
+        [with_spectrum(m, n, s, seed=1) for power in (10, 17.9, 20) for s in spectra(k, 2.0**power)]
+    ).float()
+    a = torch.cat([a, 2.0**70 * a[:2], 2.0**-70 * a[3:5]])
+    p, u, s, vh = ops.polar_factor(a, RCOND, 0.0, outputs.FACTORS)
+    eye = torch.eye(k, dtype=torch.float64)
+    assert torch.linalg.matrix_norm(u.double().mT @ u.double() - eye).max() <= 30 * k * EPS
+    assert torch.linalg.matrix_norm(vh.double() @ vh.double().mT - eye).max() <= 30 * k * EPS
+    assert (s.diff(dim=-1) <= 0).all()
+    assert (s > 0).all()
+    residual = torch.linalg.matrix_norm((u.double() * s.double()[:, None]) @ vh.double() - a.double())
+    assert (residual <= 30 * EPS * torch.linalg.matrix_norm(a.double())).all()
+    assert torch.equal(p, polar_factor(a))
+
+
+@SHAPES
+def test_bits_do_not_depend_on_the_batch(m: int, n: int) -> None:
+    """Both ways side by side, and lanes of which some need the correction, all of it or a part."""
+    k = min(m, n)
+    animals = [animal(m, n).float() for animal in ZOO.values()]
+    animals += [with_spectrum(m, n, s, seed=3).float() for power in (2, 13, 16, 17.9) for s in spectra(k, 2.0**power)]
+    a = torch.stack([*animals, torch.full((m, n), torch.nan), 2.0**60 * animals[0], 2.0**-60 * animals[0]])
+    g = random(*a.shape)
+    p, d = polar_factor(a).nan_to_num(7.0), derivative(a, g).nan_to_num(7.0)
+    assert ((p == 7).flatten(1).all(1) == a.flatten(1).isnan().any(1)).all()
+    everything = torch.arange(len(a))
+    for order in (everything.flip(0), everything[::3], everything[-1:], everything[5:9], everything[2:3]):
+        assert torch.equal(polar_factor(a[order]).nan_to_num(7.0), p[order])
+        assert torch.equal(derivative(a[order], g[order]).nan_to_num(7.0), d[order])
+
+
+def test_a_larger_rcond_goes_by_the_svd() -> None:
+    a = with_spectrum(24, 24, torch.logspace(0, -4, 24, dtype=torch.float64)).float()
+    for rcond in (1e-2, 1e-3):
+        p = polar_factor(a, rcond=rcond)
+        u, s, vh = torch.linalg.svd(a.double())
+        kept = s > rcond * s[0]
+        torch.testing.assert_close(p.double(), (u * kept) @ vh, rtol=0, atol=1e-6)
