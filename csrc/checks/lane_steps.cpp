@@ -1,5 +1,5 @@
-// Where the time of small matrices goes: the steps of the SVD of one group in the lanes (cpu/lanes), one thread, beside the
-// peak of the processor's multiply-adds, which is measured too. docs/design/cpu_small.md has the command and a table.
+// Where the time of small matrices goes: the steps of the SVD of one group in the lanes (cpu/lanes), and of doubles those by
+// the Gram matrix, one thread, beside the peak of the processor's multiply-adds, which is measured too. docs/design/cpu_small.md has the command and a table.
 //
 // Compiled once for each instruction set, with as many lanes as a register holds floats.
 #include <algorithm>
@@ -9,6 +9,7 @@
 
 #include "checks/steps.h"
 #include "cpu/lanes/factor.h"
+#include "cpu/lanes/gram.h"
 
 namespace {
 
@@ -45,6 +46,7 @@ double rotation_steps(const std::vector<Pack<W>>& diagonals, Factorisation<W>& f
 template <typename W>
 void measure(int64_t n, int rounds) {
   Workspace<Layout<W>> workspace(n, n);
+  Workspace<GramPolarLayout> gram_workspace(n, n);
   Factorisation<W>& f = (*workspace).f;
   const W tolerance = iteration_tolerance<float, W>();
   const int64_t stride = row_stride(n);
@@ -70,7 +72,8 @@ void measure(int64_t n, int rounds) {
     const auto diagonalise_these = [&](bool vectors) {
       std::copy(diagonals.begin(), diagonals.begin() + n, f.bidiagonal.diagonal);
       std::copy(diagonals.begin() + n, diagonals.end(), f.bidiagonal.superdiagonal);
-      diagonalise<0>(f.values(), f.bidiagonal.superdiagonal, n, vectors ? f.u : nullptr, f.v, tolerance, f.rotations);
+      diagonalise<0>(f.values(), f.bidiagonal.superdiagonal, n, vectors ? f.u : nullptr, vectors ? f.v : nullptr,
+                     tolerance, f.rotations);
     };
     std::copy(a.begin(), a.end(), f.a);
     steps.time("bidiagonalisation", cube * 4 / 3, single, [&] { bidiagonalise(f.a, n, n, f.bidiagonal); });
@@ -82,6 +85,23 @@ void measure(int64_t n, int rounds) {
       apply_left_reflectors(f.a, f.bidiagonal, f.u, n, n);
       apply_right_reflectors(f.a, f.bidiagonal, f.v, n);
     });
+    if constexpr (!single) {
+      Gram& gram = (*gram_workspace).gram;
+      std::copy(a.begin(), a.end(), gram.a);
+      steps.time("A^T A", cube / 2, false, [&] { form_gram(gram, n, n); });
+      steps.time("tridiagonalisation", cube * 2 / 3, false, [&] {
+        tridiagonalise(gram.square, n, gram.scratch, gram.bidiagonal.diagonal, gram.bidiagonal.superdiagonal,
+                       gram.bidiagonal.tau_right);
+      });
+      factor_tridiagonal(gram.bidiagonal.diagonal, gram.bidiagonal.superdiagonal, n);
+      set_identity(gram.v, n, n);
+      steps.time("QR iteration and rotations of V", rotations / 2, false, [&] {
+        diagonalise<0>(gram.bidiagonal.diagonal, gram.bidiagonal.superdiagonal, n, static_cast<Pack<double>*>(nullptr),
+                       gram.v, tolerance, gram.rotations);
+      });
+      steps.time("reflectors of V", cube, false, [&] { apply_right_reflectors(gram.square, gram.bidiagonal, gram.v, n); });
+      steps.time("A V", cube, false, [&] { product(plain(gram.a, n), plain(gram.v, n), n, n, n, gram.product); });
+    }
   }
   std::printf("\n%ld x %ld %s in %d lanes, peak %.1fe9 multiply-adds/s\n", static_cast<long>(n), static_cast<long>(n),
               single ? "floats" : "doubles", lane_count, 1e-9 * peak_now);

@@ -213,12 +213,12 @@ void run(int64_t count, int64_t group, double work_per_item, bool for_team, int 
 }
 
 // Whether Newton's iteration takes those of the matrices that are well conditioned. It works on a multiple of 4 columns,
-// and where two or three of them are padding the SVD is faster, or not slower. With more than 20 columns forward and
-// backward gain a tenth, and the backward alone takes twice as long as from the factors.
+// and where two or three of them are padding the Gram matrix is faster, or not slower. Beyond 12 columns, too: forward and
+// backward together take as long or longer, and the backward alone twice as long as from the factors.
 template <typename T>
 bool by_newton(int64_t m, int64_t n, double smooth) {
   const int64_t columns = m < n ? m : n;
-  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n) && columns >= 4 && columns <= 20 &&
+  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n) && columns >= 4 && columns <= 12 &&
          (columns + 1) % 4 <= 1;
 }
 
@@ -251,7 +251,7 @@ void newton_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double
   });
 }
 
-// Whether the Gram matrix takes those of the other matrices that are well conditioned.
+// Whether the Gram matrix takes those that are well conditioned where Newton's iteration takes none.
 template <typename T>
 bool by_gram(int64_t m, int64_t n, double smooth) {
   return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n) && (m < n ? m : n) >= 4;

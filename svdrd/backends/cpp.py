@@ -58,7 +58,7 @@ def svd_backward(
 def saves_iterates(dtype: torch.dtype, m: int, n: int, smooth: float) -> bool:
     """Whether Newton's iteration takes the well-conditioned ones: ``by_newton`` of ``csrc/cpu/svdrd.cpp``."""
     columns = min(m, n)
-    fits = 4 <= columns <= 20 and m * n <= 1024 and (columns + 1) % 4 <= 1
+    fits = 4 <= columns <= 12 and m * n <= 1024 and (columns + 1) % 4 <= 1
     return dtype == torch.float32 and smooth == 0 and fits
 
 

@@ -78,8 +78,16 @@ void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProbl
 }
 
 template <typename T>
-constexpr KernelTable<T> table = {1,       svd<T>,  svd_backward<T>, polar_factor<T>, polar_factor_backward<T>, nullptr,
-                                  nullptr, nullptr, nullptr,         nullptr, basis_loss<T>};
+constexpr KernelTable<T> table = [] {
+  KernelTable<T> r{};
+  r.group = 1;
+  r.svd = svd<T>;
+  r.svd_backward = svd_backward<T>;
+  r.polar_factor = polar_factor<T>;
+  r.polar_factor_backward = polar_factor_backward<T>;
+  r.basis_loss = basis_loss<T>;
+  return r;
+}();
 
 }  // namespace
 

@@ -83,13 +83,10 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
       block[i * stride + j] = block[i * stride + j] - w.change[i * e_stride + j];
 }
 
-// From w.a the factors and P in the accepted lanes, those where s_1 <= bound s_k. In the others they hold nothing of use.
-// Not inlined: equal matrices must give equal bits everywhere.
-[[gnu::noinline]] inline void gram_polar(Gram& w, double bound, const PolarFactors<float>& f, Pack<float>* p) {
-  const DenormalsAreZero scope;
-  const int64_t rows = w.rows, n = w.columns, stride = row_stride(n);
-  Pack<double>*d = w.bidiagonal.diagonal, *e = w.bidiagonal.superdiagonal;
-  // The upper triangle: whole blocks of 4 x 4, then the columns that are left.
+// The upper triangle of A^T A.
+[[gnu::always_inline]] inline void form_gram(const Gram& w, int64_t rows, int64_t n) {
+  const int64_t stride = row_stride(n);
+  // Whole blocks of 4 x 4, then the columns that are left.
   const int64_t whole = n / 4 * 4;
   for_each_lower_entry(
       transposed(w.a, n), plain(w.a, n), whole, rows,
@@ -98,6 +95,15 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
   for_each_entry(last, plain(w.a, n), n - whole, rows, n, [&](int64_t i, int64_t j, int part, const auto& sum) {
     w.square[j * stride + whole + i].part[part] = sum;
   });
+}
+
+// From w.a the factors and P in the accepted lanes, those where s_1 <= bound s_k. In the others they hold nothing of use.
+// Not inlined: equal matrices must give equal bits everywhere.
+[[gnu::noinline]] inline void gram_polar(Gram& w, double bound, const PolarFactors<float>& f, Pack<float>* p) {
+  const DenormalsAreZero scope;
+  const int64_t rows = w.rows, n = w.columns, stride = row_stride(n);
+  Pack<double>*d = w.bidiagonal.diagonal, *e = w.bidiagonal.superdiagonal;
+  form_gram(w, rows, n);
   tridiagonalise(w.square, n, w.scratch, d, e, w.bidiagonal.tau_right);
   factor_tridiagonal(d, e, n);
   set_identity(w.v, n, n);

@@ -20,30 +20,50 @@ void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProbl
   lanes_basis_loss(ranges, problem, LossTensors<T>{x_hat, x, loss, grad_x_hat, grad_x});
 }
 
-template <typename T>
-constexpr KernelTable<T> table = {
-    lane_count, lanes_svd<T>, lanes_svd_backward<T>, lanes_polar_factor<T>, lanes_polar_factor_backward<T>, nullptr,
-    nullptr, nullptr, nullptr, nullptr, basis_loss<T>};
-
 }  // namespace
 
 #if defined(SVDRD_ONLY_FLOAT_SVD)
 const KernelTable<float>& float_kernels() {
-  static constexpr KernelTable<float> svd = {lane_count, lanes_svd<float>, nullptr, nullptr, nullptr, nullptr,
-                                             nullptr,    nullptr,          nullptr, nullptr, nullptr};
+  static constexpr KernelTable<float> svd = [] {
+    KernelTable<float> r{};
+    r.group = lane_count;
+    r.svd = lanes_svd<float>;
+    return r;
+  }();
   return svd;
 }
 #elif defined(SVDRD_ONLY_FLOAT_LOSS)
 const KernelTable<float>& float_kernels() {
-  static constexpr KernelTable<float> loss = {
-      lane_count, nullptr, nullptr, nullptr, nullptr, lanes_newton_polar_factor, lanes_newton_polar_factor_backward,
-      nullptr, nullptr, nullptr, basis_loss<float>};
+  static constexpr KernelTable<float> loss = [] {
+    KernelTable<float> r{};
+    r.group = lane_count;
+    r.newton_polar_factor = lanes_newton_polar_factor;
+    r.newton_polar_factor_backward = lanes_newton_polar_factor_backward;
+    r.basis_loss = basis_loss<float>;
+    return r;
+  }();
   return loss;
 }
 #else
+namespace {
+
+template <typename T>
+constexpr KernelTable<T> table() {
+  KernelTable<T> r{};
+  r.group = lane_count;
+  r.svd = lanes_svd<T>;
+  r.svd_backward = lanes_svd_backward<T>;
+  r.polar_factor = lanes_polar_factor<T>;
+  r.polar_factor_backward = lanes_polar_factor_backward<T>;
+  r.basis_loss = basis_loss<T>;
+  return r;
+}
+
+}  // namespace
+
 const KernelTable<float>& float_kernels() {
   static constexpr KernelTable<float> all = [] {
-    KernelTable<float> r = table<float>;
+    KernelTable<float> r = table<float>();
     r.newton_polar_factor = lanes_newton_polar_factor;
     r.newton_polar_factor_backward = lanes_newton_polar_factor_backward;
     r.gram_polar_factor = lanes_gram_polar_factor;
@@ -54,7 +74,10 @@ const KernelTable<float>& float_kernels() {
   return all;
 }
 
-const KernelTable<double>& double_kernels() { return table<double>; }
+const KernelTable<double>& double_kernels() {
+  static constexpr KernelTable<double> all = table<double>();
+  return all;
+}
 #endif
 
 }  // namespace SVDRD_ISA

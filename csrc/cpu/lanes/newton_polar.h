@@ -215,7 +215,7 @@ inline void newton_backward_of_items(NewtonBackwardLayout& w, const Items& items
   load(place_matrices(p, items, shape), rows, columns, padded, w.p);
   load_iterates(w, items, SavedLayout(shape.m, shape.n), saved);
   const GroupScale scale = normalise(w.upstream, rows, padded, 0.0);
-  with_known_size<8, 16>(rows, columns, [&](auto known) { newton_backward<known>(w); });
+  with_known_size<8>(rows, columns, [&](auto known) { newton_backward<known>(w); });
   scale_and_clamp(w.grad, rows, padded, scale.exponent, 1);
   const Placement<float> result = place_matrices(grad_a, items, shape);
   store(w.grad, rows, columns, padded, nullptr, result);
