@@ -23,117 +23,205 @@ inline void share_merge(Scratch& scratch, int64_t k, int64_t count, const Part& 
     for (int64_t i = 0; i < count; ++i) part(i);
 }
 
-// The roots of 1 + rho sum_i z_i^2 / (d_i - lambda) = 0, d ascending and distinct, rho > 0, every z_i nonzero, k >= 2.
-// Row i of gaps holds d_i - lambda_j to full relative accuracy, which is what makes the eigenvectors orthogonal. d and
-// z2 = z^2.
-inline void secular_equation(int64_t k, const double* d, const double* z2, double rho, double* lambda, double* gaps,
-                             int64_t stride, Scratch& scratch) {
+// The secular equation f = 1 / rho + sum_i z_i^2 / (d_i - lambda) = 0: k poles d, ascending and distinct, z2 = z^2, no z_i
+// zero.
+struct SecularEquation {
+  int64_t k;
+  const double* d;
+  const double* z2;
+  double inverse_rho;
+  double reach;  // no root is further above the last pole
+};
+
+// Roots that are sought together, one in each lane: root j lies between poles j and j + 1, the last one above every pole.
+// It takes the two poles below it for its interpolation.
+struct SecularRoots {
+  LaneMask low, is_last, done;
+  Lanes origin;        // the pole near by
+  Lanes t;             // the root is origin + t
+  Lanes below, above;  // bounds on t
+};
+
+// What of `roots` follows from the numbers of the roots. Those beyond the last one repeat it.
+inline void place_roots(const SecularEquation& equation, const int64_t* numbers, int64_t count, SecularRoots& roots) {
+  for (int64_t l = 0; l < lanes<double>; ++l) {
+    const int64_t j = numbers[l < count ? l : count - 1];
+    roots.is_last[l] = j == equation.k - 1 ? -1 : 0;
+    roots.low[l] = j == equation.k - 1 ? j - 1 : j;
+  }
+}
+
+struct NearPoles {
+  Lanes d_low, d_high, z2_low, z2_high;
+
+  NearPoles(const SecularEquation& equation, const SecularRoots& roots) {
+    for (int64_t l = 0; l < lanes<double>; ++l) {
+      d_low[l] = equation.d[roots.low[l]];
+      d_high[l] = equation.d[roots.low[l] + 1];
+      z2_low[l] = equation.z2[roots.low[l]];
+      z2_high[l] = equation.z2[roots.low[l] + 1];
+    }
+  }
+};
+
+// Brackets the roots and sets t to those of the two nearest poles with everything else held constant.
+inline void start_roots(const SecularEquation& equation, SecularRoots& roots) {
   constexpr int64_t w = lanes<double>;
-  constexpr int most_iterations = 80;
-  const double inverse_rho = 1 / rho;
+  const NearPoles near(equation, roots);
+  const LaneMask is_last = roots.is_last;
+  const int64_t first_low = roots.low[0], last_low = roots.low[w - 1];
+  const Lanes zero{}, gap = near.d_high - near.d_low;
+  // The function at the middle of the interval, without its two nearest poles.
+  const Lanes middle = is_last ? splat(equation.reach / 2) : gap / 2;
+  const Lanes middle_origin = is_last ? near.d_high : near.d_low;
+  Lanes rest = splat(equation.inverse_rho);
+  for (int64_t i = 0; i < equation.k; ++i) {
+    const Lanes term = equation.z2[i] * reciprocal((equation.d[i] - middle_origin) - middle);
+    if (i >= first_low && i <= last_low + 1) {
+      const LaneMask skip = (roots.low == i) | (roots.low == i - 1);
+      rest += skip ? zero : term;
+    } else {
+      rest += term;
+    }
+  }
+  const Lanes of_near = near.z2_low / ((near.d_low - middle_origin) - middle) +
+                        near.z2_high / ((near.d_high - middle_origin) - middle);
+  const LaneMask left = rest + of_near >= 0;
+  const LaneMask from_low = left & ~is_last;
+  roots.origin = from_low ? near.d_low : near.d_high;
+  roots.below = is_last ? (left ? zero : middle) : (left ? zero : -gap / 2);
+  roots.above = is_last ? (left ? middle : splat(equation.reach)) : (left ? gap / 2 : zero);
+  const Lanes a0 = is_last ? near.z2_low + near.z2_high - rest * gap
+                           : (left ? rest * gap + near.z2_low + near.z2_high : rest * gap - near.z2_low - near.z2_high);
+  const Lanes b0 = is_last ? near.z2_high * gap : (left ? near.z2_low * gap : -near.z2_high * gap);
+  // Interior: rest t^2 - a0 t + b0 = 0; last: rest t^2 - a0 t - b0 = 0, the positive root.
+  const Lanes root0 = square_root(magnitude(is_last ? a0 * a0 + 4 * b0 * rest : a0 * a0 - 4 * b0 * rest));
+  const Lanes inner = left ? (a0 > 0 ? 2 * b0 / (a0 + root0) : (a0 - root0) / (2 * rest))
+                           : (a0 < 0 ? 2 * b0 / (a0 - root0) : (a0 + root0) / (2 * rest));
+  const Lanes outer = a0 < 0 ? 2 * b0 / (root0 - a0) : (a0 + root0) / (2 * rest);
+  const Lanes t = is_last ? outer : inner;
+  roots.t = ((t > roots.below) & (t < roots.above)) ? t : (roots.below + roots.above) / 2;
+  roots.done = LaneMask{};
+}
+
+// Up to so many steps towards the roots; fewer where all are done before.
+inline void improve_roots(const SecularEquation& equation, int steps, SecularRoots& roots) {
+  constexpr int64_t w = lanes<double>;
+  const double* const d = equation.d;
+  const double* const z2 = equation.z2;
+  const NearPoles near(equation, roots);
+  const LaneMask low = roots.low, is_last = roots.is_last;
+  const int64_t first_low = low[0], last_low = low[w - 1];
+  const Lanes zero{}, origin = roots.origin;
+  Lanes t = roots.t, below = roots.below, above = roots.above;
+  LaneMask done = roots.done;
+  for (int step_number = 1; step_number <= steps && !all_lanes(done); ++step_number) {
+    Lanes psi = zero, psi_slope = zero, phi = zero, phi_slope = zero;
+    int64_t i = 0;
+    for (; i <= first_low; ++i) {
+      const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse;
+      psi += term;
+      psi_slope += term * inverse;
+    }
+    for (; i <= last_low; ++i) {
+      const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse, slope = term * inverse;
+      const LaneMask is_low = low >= i;
+      psi += is_low ? term : zero;
+      psi_slope += is_low ? slope : zero;
+      phi += is_low ? zero : term;
+      phi_slope += is_low ? zero : slope;
+    }
+    for (; i < equation.k; ++i) {
+      const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse;
+      phi += term;
+      phi_slope += term * inverse;
+    }
+    const Lanes f = equation.inverse_rho + psi + phi, slope = psi_slope + phi_slope;
+    const Lanes noise =
+        epsilon * (4 * (magnitude(psi) + magnitude(phi)) + equation.inverse_rho + magnitude(t) * slope);
+    done |= magnitude(f) <= noise;
+    if (all_lanes(done)) break;
+    below = f < 0 ? t : below;
+    above = f < 0 ? above : t;
+    const Lanes low_gap = (near.d_low - origin) - t, high_gap = (near.d_high - origin) - t;
+    const Lanes a = (low_gap + high_gap) * f - low_gap * high_gap * slope;
+    const Lanes b = low_gap * high_gap * f;
+    const Lanes c_signed = f - low_gap * psi_slope - high_gap * phi_slope;
+    const Lanes c = is_last ? magnitude(c_signed) : c_signed;
+    const Lanes root = square_root(magnitude(a * a - 4 * b * c));
+    const Lanes inner_step = a <= 0 ? (a - root) / (2 * c) : 2 * b / (a + root);
+    const Lanes outer_step = a >= 0 ? (a + root) / (2 * c) : 2 * b / (a - root);
+    Lanes step = is_last ? outer_step : inner_step;
+    step = f * step < 0 ? step : -f / slope;
+    Lanes next = t + step;
+    // Bisection where the interpolation left the bracket, and now and then in any case, so that every bracket closes.
+    const LaneMask trusted = step_number % 16 == 0 ? LaneMask{} : (next > below) & (next < above);
+    next = trusted ? next : (below + above) / 2;
+    // The convergence is quadratic relative to the distance t from the nearest pole: after so small a step none is
+    // needed.
+    t = done ? t : next;
+    done |= trusted & (magnitude(step) <= 1e-9 * magnitude(t));
+  }
+  roots.t = t;
+  roots.below = below;
+  roots.above = above;
+  roots.done = done;
+}
+
+// lambda: the roots. Row i of gaps holds d_i - lambda_j to full relative accuracy, which is what makes the eigenvectors
+// orthogonal. k >= 2, rho > 0.
+inline void solve_secular_equation(int64_t k, const double* d, const double* z2, double rho, double* lambda, double* gaps,
+                                   int64_t stride, Scratch& scratch) {
+  constexpr int64_t w = lanes<double>;
+  // Of adjacent roots in the lanes the slowest takes 5.6 steps, the average root 3.7. Those that are late are finished in
+  // groups of their own.
+  constexpr int first_steps = 4, most_steps = 80;
   double total = 0;
   for (int64_t i = 0; i < k; ++i) total += z2[i];
-  const double reach = rho * total;
-  share_merge(scratch, k, (k + w - 1) / w, [=](int64_t group) {
-    const int64_t j0 = group * w;
-    Lanes d_low, d_high, z2_low, z2_high;
-    LaneMask low{}, is_last{};
-    for (int64_t l = 0; l < w; ++l) {
-      const int64_t j = j0 + l < k ? j0 + l : k - 1;
-      // The last root lies above every pole; it takes the two below it for its interpolation.
-      const int64_t pole = j == k - 1 ? k - 2 : j;
-      low[l] = pole;
-      is_last[l] = j == k - 1 ? -1 : 0;
-      d_low[l] = d[pole];
-      d_high[l] = d[pole + 1];
-      z2_low[l] = z2[pole];
-      z2_high[l] = z2[pole + 1];
-    }
-    const int64_t first_low = low[0], last_low = low[w - 1];
-    const Lanes zero{}, gap = d_high - d_low;
-
-    // The function at the middle of the interval, without its two nearest poles.
-    const Lanes middle = is_last ? splat(reach / 2) : gap / 2;
-    const Lanes middle_origin = is_last ? d_high : d_low;
-    Lanes rest = splat(inverse_rho);
-    for (int64_t i = 0; i < k; ++i) {
-      const Lanes term = z2[i] * reciprocal((d[i] - middle_origin) - middle);
-      if (i >= first_low && i <= last_low + 1) {
-        const LaneMask skip = (low == i) | (low == i - 1);
-        rest += skip ? zero : term;
-      } else {
-        rest += term;
+  const SecularEquation equation{k, d, z2, 1 / rho, rho * total};
+  const int64_t groups = (k + w - 1) / w;
+  ScratchScope scope(scratch);
+  SecularRoots* const roots = scratch.take<SecularRoots>(groups);
+  share_merge(scratch, k, groups, [=](int64_t group) {
+    int64_t numbers[w];
+    for (int64_t l = 0; l < w; ++l) numbers[l] = group * w + l;
+    const int64_t left = k - group * w;
+    place_roots(equation, numbers, left < w ? left : w, roots[group]);
+    start_roots(equation, roots[group]);
+    improve_roots(equation, first_steps, roots[group]);
+  });
+  int64_t* const late = scratch.take<int64_t>(k);
+  int64_t late_count = 0;
+  for (int64_t j = 0; j < k; ++j)
+    if (!roots[j / w].done[j % w]) late[late_count++] = j;
+  share_merge(scratch, k, (late_count + w - 1) / w, [=](int64_t part) {
+    const int64_t* const numbers = late + part * w;
+    const int64_t count = late_count - part * w < w ? late_count - part * w : w;
+    SecularRoots together;
+    place_roots(equation, numbers, count, together);
+    together.done = LaneMask{};
+    const auto exchange = [&](bool back) {
+      for (int64_t l = 0; l < (back ? count : w); ++l) {
+        const int64_t j = numbers[l < count ? l : count - 1];
+        SecularRoots& own = roots[j / w];
+        if (back) {
+          own.t[j % w] = together.t[l];
+        } else {
+          together.origin[l] = own.origin[j % w];
+          together.t[l] = own.t[j % w];
+          together.below[l] = own.below[j % w];
+          together.above[l] = own.above[j % w];
+        }
       }
-    }
-    const Lanes near = z2_low / ((d_low - middle_origin) - middle) + z2_high / ((d_high - middle_origin) - middle);
-    const LaneMask left = rest + near >= 0;
-    const LaneMask from_low = left & ~is_last;
-    const Lanes origin = from_low ? d_low : d_high;
-
-    // Brackets relative to the origin, and the root of the two nearest poles with everything else held constant.
-    Lanes below = is_last ? (left ? zero : middle) : (left ? zero : -gap / 2);
-    Lanes above = is_last ? (left ? middle : splat(reach)) : (left ? gap / 2 : zero);
-    const Lanes a0 = is_last ? z2_low + z2_high - rest * gap
-                             : (left ? rest * gap + z2_low + z2_high : rest * gap - z2_low - z2_high);
-    const Lanes b0 = is_last ? z2_high * gap : (left ? z2_low * gap : -z2_high * gap);
-    // Interior: rest t^2 - a0 t + b0 = 0; last: rest t^2 - a0 t - b0 = 0, the positive root.
-    const Lanes root0 = square_root(magnitude(is_last ? a0 * a0 + 4 * b0 * rest : a0 * a0 - 4 * b0 * rest));
-    const Lanes inner = left ? (a0 > 0 ? 2 * b0 / (a0 + root0) : (a0 - root0) / (2 * rest))
-                             : (a0 < 0 ? 2 * b0 / (a0 - root0) : (a0 + root0) / (2 * rest));
-    const Lanes outer = a0 < 0 ? 2 * b0 / (root0 - a0) : (a0 + root0) / (2 * rest);
-    Lanes t = is_last ? outer : inner;
-    t = ((t > below) & (t < above)) ? t : (below + above) / 2;
-
-    LaneMask done{};
-    for (int iteration = 0; iteration < most_iterations; ++iteration) {
-      Lanes psi = zero, psi_slope = zero, phi = zero, phi_slope = zero;
-      int64_t i = 0;
-      for (; i <= first_low; ++i) {
-        const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse;
-        psi += term;
-        psi_slope += term * inverse;
-      }
-      for (; i <= last_low; ++i) {
-        const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse, slope = term * inverse;
-        const LaneMask is_low = low >= i;
-        psi += is_low ? term : zero;
-        psi_slope += is_low ? slope : zero;
-        phi += is_low ? zero : term;
-        phi_slope += is_low ? zero : slope;
-      }
-      for (; i < k; ++i) {
-        const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse;
-        phi += term;
-        phi_slope += term * inverse;
-      }
-      const Lanes f = inverse_rho + psi + phi, slope = psi_slope + phi_slope;
-      const Lanes noise = epsilon * (4 * (magnitude(psi) + magnitude(phi)) + inverse_rho + magnitude(t) * slope);
-      done |= magnitude(f) <= noise;
-      if (all_lanes(done)) break;
-      below = f < 0 ? t : below;
-      above = f < 0 ? above : t;
-      const Lanes low_gap = (d_low - origin) - t, high_gap = (d_high - origin) - t;
-      const Lanes a = (low_gap + high_gap) * f - low_gap * high_gap * slope;
-      const Lanes b = low_gap * high_gap * f;
-      const Lanes c_signed = f - low_gap * psi_slope - high_gap * phi_slope;
-      const Lanes c = is_last ? magnitude(c_signed) : c_signed;
-      const Lanes root = square_root(magnitude(a * a - 4 * b * c));
-      const Lanes inner_step = a <= 0 ? (a - root) / (2 * c) : 2 * b / (a + root);
-      const Lanes outer_step = a >= 0 ? (a + root) / (2 * c) : 2 * b / (a - root);
-      Lanes step = is_last ? outer_step : inner_step;
-      step = f * step < 0 ? step : -f / slope;
-      Lanes next = t + step;
-      // Bisection where the interpolation left the bracket, and now and then in any case, so that every bracket closes.
-      const LaneMask trusted = iteration % 16 == 15 ? LaneMask{} : (next > below) & (next < above);
-      next = trusted ? next : (below + above) / 2;
-      // The convergence is quadratic relative to the distance t from the nearest pole: after so small a step none is
-      // needed.
-      t = done ? t : next;
-      done |= trusted & (magnitude(step) <= 1e-9 * magnitude(t));
-    }
-    for (int64_t i = 0; i < k; ++i) store(gaps + i * stride + j0, (d[i] - origin) - t);
-    const Lanes roots = origin + t;
-    for (int64_t l = 0; l < w && j0 + l < k; ++l) lambda[j0 + l] = roots[l];
+    };
+    exchange(false);
+    improve_roots(equation, most_steps, together);
+    exchange(true);
+  });
+  share_merge(scratch, k, groups, [=](int64_t group) {
+    const Lanes origin = roots[group].origin, t = roots[group].t, sums = origin + t;
+    for (int64_t i = 0; i < k; ++i) store(gaps + i * stride + group * w, (d[i] - origin) - t);
+    for (int64_t l = 0; l < w && group * w + l < k; ++l) lambda[group * w + l] = sums[l];
   });
 }
 
@@ -268,7 +356,7 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
   } else {
     double* weights = scratch.take<double>(k);
     double* components = scratch.take<double>(k * gap_stride);
-    secular_equation(k, poles, z2, rho, new_d, gaps, gap_stride, scratch);
+    solve_secular_equation(k, poles, z2, rho, new_d, gaps, gap_stride, scratch);
     if (wanted == Wanted::nothing) {
       for (int64_t i = 0; i < n; ++i) d[i] = new_d[i];
       return;
