@@ -17,9 +17,8 @@ from tests.zoo import ZOO, with_spectrum
 
 EPS = torch.finfo(torch.float32).eps
 RCOND = 4 * EPS
-SHAPES = pytest.mark.parametrize(
-    ("m", "n"), [(5, 5), (9, 14), (13, 13), (24, 24), (32, 32), (42, 24), (24, 42), (204, 5), (5, 204)]
-)
+SIZES = [(5, 5), (9, 14), (13, 13), (24, 24), (32, 32), (42, 24), (24, 42), (204, 5), (5, 204)]
+SHAPES = pytest.mark.parametrize(("m", "n"), SIZES)
 
 pytestmark = pytest.mark.skipif(availability.native is None, reason="there is no compiled module")
 
@@ -59,9 +58,12 @@ def test_errors(m: int, n: int, power: float) -> None:
         assert (d - expected).norm() <= 1e-5 * expected.norm(), i
 
 
-@SHAPES
+@pytest.mark.parametrize(("m", "n"), [*SIZES, (64, 64), (70, 40), (40, 70)])
 def test_factors(m: int, n: int) -> None:
-    """What is saved for the backward: of either way orthonormal, in descending order, and the matrix."""
+    """What is saved for the backward: of either way orthonormal, in descending order, and the matrix.
+
+    The last shapes take the Gram matrix one matrix at a time.
+    """
     k = min(m, n)
     a = torch.stack(
         [with_spectrum(m, n, s, seed=1) for power in (10, 17.9, 20) for s in spectra(k, 2.0**power)]

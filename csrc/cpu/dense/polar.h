@@ -369,6 +369,27 @@ inline PolarFactors<T> loss_side(const T* x, int64_t stride, int64_t m, int64_t 
   return factors;
 }
 
+// Whether U of the factors of P can be saved as that of the SVD: to first order their correction makes it orthonormal, too.
+template <typename T>
+inline bool orthonormal_factors(const PolarFactors<T>& factors, const Decomposition& d, double smooth) {
+  if (sizeof(T) == 8 || smooth > 0 || factors.count < d.q) return false;
+  double smallest = Limits<double>::largest;
+  for (int64_t i = 0; i < factors.count; ++i) smallest = factors.s[i] < smallest ? factors.s[i] : smallest;
+  return smallest > smallest_corrected * largest_value(d.s, d.q);
+}
+
+// U (m x count), S, Vh (count x n), in descending order.
+template <typename T>
+inline void write_factors(const PolarFactors<T>& factors, int64_t m, int64_t n, T* u, T* s, T* vh, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  int64_t* order = scratch.take<int64_t>(factors.count);
+  sort_descending(factors.s, order, factors.count, scratch);
+  for (int64_t i = 0; i < factors.count; ++i)
+    s[i] = static_cast<T>(__builtin_ldexp(factors.s[order[i]], factors.exponent));
+  write_columns(u, factors.left, factors.left_stride, order, factors.count, m);
+  write_rows(vh, factors.right, factors.right_stride, order, factors.count, n);
+}
+
 }  // namespace dense
 
 // svdrd::polar_factor for one matrix.
@@ -392,7 +413,10 @@ inline void dense_polar_factor(const T* a, int64_t m, int64_t n, double rcond, d
   dense::clear_empty_lines(a, n, m, n, p, n, scratch);
   if (u == nullptr) return;
   const int64_t kept = factors.count;
-  dense::write_decomposition(d, u, s, vh, scratch);
+  if (dense::orthonormal_factors(factors, d, smooth))
+    dense::write_factors(factors, m, n, u, s, vh, scratch);
+  else
+    dense::write_decomposition(d, u, s, vh, scratch);
   if (smooth > 0) return;
   for (int64_t i = 0; i < k; ++i) {
     if (i >= kept)

@@ -308,6 +308,9 @@ inline void correct_rows(float* u, int64_t stride, int64_t count, int64_t length
               {-1, true, false});
 }
 
+// The smallest s_k / s_1 of which the first-order correction leaves a second order below 1e-7.
+constexpr double smallest_corrected = 1e-6;
+
 // Orthonormal rows u_i in T, where d holds V and either u_i (float64) or s_i u_i (float32).
 template <typename T>
 struct LeftRows {
@@ -327,8 +330,7 @@ inline LeftRows<float> left_rows(const Decomposition& d, float, Scratch& scratch
     largest = d.s[i] > largest ? d.s[i] : largest;
     smallest = d.s[i] < smallest ? d.s[i] : smallest;
   }
-  if (smallest > 1e-6 * largest) {
-    // Half of E leaves a second order below 1e-7.
+  if (smallest > smallest_corrected * largest) {
     correct_rows(u, stride, d.q, d.p, d.s, largest, smallest, [](int64_t, int64_t) { return 0.5; }, scratch);
     return {u, stride};
   }
