@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
 import svdrd
 from svdrd.backends import availability, selection
 from svdrd.dispatch import registration
+from tests.interpreted import find_builtins_once
 from tests.warm import Warm
 
 # A process interprets Triton's kernels or compiles them. tests/ptx runs compiled ones: `make ptx`.
@@ -102,6 +103,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         if torch.cuda.is_available() and record.name in selection.ON_CUDA:
             compute_on(torch.device("cuda", torch.cuda.current_device()), patch)
         yield record.name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        find_builtins_once()
 
 
 @pytest.fixture(autouse=True)
