@@ -23,7 +23,7 @@ if not torch.cuda.is_available():
 import svdrd
 from svdrd.backends import availability, selection
 from svdrd.dispatch import registration
-from tests.interpreted import find_builtins_once
+from tests.interpreted import prepare_once
 from tests.warm import Warm
 
 # A process interprets Triton's kernels or compiles them. tests/ptx runs compiled ones: `make ptx`.
@@ -108,7 +108,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(scope="session", autouse=True)
 def _quick_interpreter() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
-        find_builtins_once()
+        prepare_once()
 
 
 @pytest.fixture(autouse=True)

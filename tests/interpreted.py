@@ -1,21 +1,22 @@
-"""Triton's interpreter without half of its time, which goes into looking for the same names again and again.
+"""Triton's interpreter without half of its time, which goes into preparing the language that it has prepared before.
 
-Each call of a function of a kernel searches all members of ``triton.language`` for builtins, and finds those that it found
-before: the search takes longer than the kernel's arithmetic. Here it is done once for each module and class. What is
-interpreted, and how, is as before.
+For a launch it replaces the functions of ``triton.language``, which it finds among all members of the package.
+It does so again at every call of a function within the kernel, and that takes longer than the kernel's arithmetic.
+Here the builtins are looked for once, and nothing is replaced that is replaced. What is interpreted is as before.
 """
 
 from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 
-def find_builtins_once() -> None:
-    """For this process; nothing happens where Triton is missing, or no longer searches like that."""
+def prepare_once() -> None:
+    """For this process; nothing happens where Triton is missing."""
     try:
-        from triton.language.core import is_builtin
+        import triton.language as tl
         from triton.runtime import interpreter
     except ImportError:
         return
@@ -23,10 +24,25 @@ def find_builtins_once() -> None:
 
     def getmembers(place: Any) -> list[tuple[str, Any]]:
         if place not in names:
-            names[place] = [name for name, member in inspect.getmembers(place) if is_builtin(member)]
+            names[place] = [name for name, member in inspect.getmembers(place) if tl.core.is_builtin(member)]
         return [(name, getattr(place, name)) for name in names[place]]
 
-    # Its name `inspect`, and nobody else's.
+    # The interpreter's name `inspect`, and nobody else's. It asks for members where it looks for builtins, only there.
     once = types.ModuleType("inspect")
     vars(once).update(vars(inspect), getmembers=getmembers)
     interpreter.inspect = once
+
+    replace, original = interpreter._patch_lang, tl.range
+    places: dict[Callable[..., Any], list[Any]] = {}
+
+    def replace_once(function: Callable[..., Any]) -> Any:
+        """Each launch replaces methods of tensors, and takes them back at its end: within it they are replaced."""
+        if function not in places:
+            places[function] = [place for place in function.__globals__.values() if place is tl or place is tl.core]
+        # Of what is replaced together, `range` stands for the functions and `__index__` for the methods.
+        if "__index__" in vars(tl.tensor) and all(place.range is not original for place in places[function]):
+            return interpreter._LangPatchScope()  # with nothing to take back
+        return replace(function)
+
+    if hasattr(interpreter, "_LangPatchScope") and "__index__" not in vars(tl.tensor):
+        interpreter._patch_lang = replace_once
