@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ if not torch.cuda.is_available():
 import svdrd
 from svdrd.backends import availability, selection
 from svdrd.dispatch import registration
+from tests.interpreted import prepare_once
 from tests.warm import Warm
 
 # A process interprets Triton's kernels or compiles them. tests/ptx runs compiled ones: `make ptx`.
@@ -92,16 +94,35 @@ def compute_on(device: torch.device, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(registration, "compute", on_device(registration.compute, device))
 
 
+@contextlib.contextmanager
+def threads_of_pytorch(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend in turn; one that is not here is skipped with its recorded reason."""
     record = next(record for record in availability.describe() if record.name == request.param)
     if not record.available:
         pytest.skip(f"{record.name}: {record.reason}")
-    with svdrd.use_backend(record.name), pytest.MonkeyPatch.context() as patch:
+    # Two test processes share two cores, where a thread waits for another one that is not running. Of the backends,
+    # cpp alone has threads of its own; what PyTorch does with two threads is not ours to test.
+    threads = torch.get_num_threads() if record.name == "cpp" else 1
+    with svdrd.use_backend(record.name), threads_of_pytorch(threads), pytest.MonkeyPatch.context() as patch:
         if torch.cuda.is_available() and record.name in selection.ON_CUDA:
             compute_on(torch.device("cuda", torch.cuda.current_device()), patch)
         yield record.name
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_interpreter() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        prepare_once()
 
 
 @pytest.fixture(autouse=True)
@@ -116,10 +137,8 @@ def _unwritten_output_is_nan() -> Iterator[None]:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """PyTorch computes with one thread, for tests that say why."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads_of_pytorch(1):
+        yield
 
 
 @pytest.fixture(scope="session")

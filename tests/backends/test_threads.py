@@ -213,9 +213,7 @@ print(threads_of(), len(libraries))
     assert answers(program) == ["OpenMP 1"]
 
 
-def test_a_large_matrix_has_the_same_bits_with_any_number_of_threads() -> None:
-    """Also where some are left over beside others, and where there are more threads than cores."""
-    program = """
+RESULTS = """
 from svdrd.ops import basis_loss, polar_factor, svd
 
 def results(x_hat, x):
@@ -226,7 +224,12 @@ def results(x_hat, x):
     factor = polar_factor(x_hat, smooth=0.1)
     (gradient,) = torch.autograd.grad((factor * x).sum(), x_hat)
     return [*svd(x), factor, gradient, losses, x_hat.grad, x.grad]
+"""
 
+
+def test_a_large_matrix_has_the_same_bits_with_any_number_of_threads() -> None:
+    """Also where some are left over beside others, and where there are more threads than cores."""
+    program = """
 for dtype, *shape in [(torch.float32, 224, 208), (torch.float32, 104, 120), (torch.float64, 201, 230)]:
     x = torch.randn(3, *shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
     x_hat = x + 0.1 * x.flip(0)
@@ -239,4 +242,21 @@ for dtype, *shape in [(torch.float32, 224, 208), (torch.float32, 104, 120), (tor
                 assert torch.equal(result, right[:count]), (dtype, shape, threads, count)
     print("right")
 """
-    assert answers(program) == ["right"] * 3
+    assert answers(RESULTS + program) == ["right"] * 3
+
+
+def test_many_matrices_have_the_same_bits_with_any_number_of_threads() -> None:
+    """Side by side in the SIMD lanes, and one after another; as many as a batch of a training has, and a few more."""
+    program = """
+for dtype, *shape in [(torch.float32, 8, 8), (torch.float64, 5, 4), (torch.float32, 16, 16), (torch.float32, 40, 64)]:
+    x = torch.randn(203, *shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    x_hat = x + 0.1 * x.flip(0)
+    torch.set_num_threads(1)
+    expected = results(x_hat, x)
+    for threads in (2, 3, 8):
+        torch.set_num_threads(threads)
+        for result, right in zip(results(x_hat, x), expected):
+            assert torch.equal(result, right), (dtype, shape, threads)
+    print("right")
+"""
+    assert answers(RESULTS + program) == ["right"] * 4

@@ -9,12 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(2)
-
 # Two epochs of the folder `photographs` are 2 * 3 steps.
 STEPS_PER_EPOCH = 3
 TINY_CODEC = ["--model", "bmshj2018-hyperprior", "--init", "random", "--model-args", "N=8", "M=12", "--lambda", "0.01"]
 TINY_RUN = ["--patch-size", "64", "64", "--batch-size", "2", "--num-workers", "0", "--learning-rate", "1e-3"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread: None) -> None:
+    """Small codecs take twice as long where two threads each of two test processes share two cores.
+
+    What depends on threads is PyTorch's here. That svdrd's kernels have the same bits with any number of them is in
+    ``tests/backends/test_threads.py``.
+    """
 
 
 def synthetic_photograph(height: int, width: int, seed: int) -> Image.Image:

@@ -34,6 +34,7 @@ from tests.compress.conftest import (
     synthetic_photograph,
     weights,
 )
+from tests.conftest import threads_of_pytorch
 from tests.project.examples import example
 from tests.warm import Warm
 
@@ -170,7 +171,8 @@ def test_schedules(name: str, expected: dict[int, float]):
 
 
 def test_the_number_of_workers_changes_nothing(train: Callable[..., dict[str, Any]]):
-    assert differing(train("alone", "--epochs", 2), train("two", "--epochs", 2, "--num-workers", 2)) == []
+    with threads_of_pytorch(2):  # workers are forked from a process with threads, as a user's are
+        assert differing(train("alone", "--epochs", 2), train("two", "--epochs", 2, "--num-workers", 2)) == []
 
 
 def test_a_checkpoint_in_between_does_not_disturb_training(train: Callable[..., dict[str, Any]]):
