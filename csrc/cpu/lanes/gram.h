@@ -2,9 +2,9 @@
 // double (docs/design/cpu_small.md has the counts and the errors).
 //
 // A^T A = Q T Q^T is tridiagonalised, T = B^T B, and B = X S W^T by the QR iteration of the SVD: V = Q W. Only the rotations
-// of W are applied, and A^T A has half the entries of A, so that this is half of an SVD. The squares lose digits: what comes
-// out as s_i u_i = A v_i is orthogonal but for E = U^T U - I, of order 2^-53 s_1^2 / (s_i s_j). To first order that is
-// corrected. P = U V^T does not ask for more: V need not be right, only orthonormal, and U diagonal to the second order.
+// of W are applied, and A^T A has half the entries of A: that is little more than half of an SVD. The squares lose digits:
+// s_i u_i = A v_i are orthogonal but for E = U^T U - I, of order 2^-53 s_1^2 / (s_i s_j), which is corrected to first order.
+// P = U V^T asks for no more: V need not be right, only orthonormal.
 #pragma once
 
 #include "cpu/lanes/factor.h"
