@@ -1,5 +1,6 @@
 // Where the time of small matrices goes: the steps of the SVD of one group in the lanes (cpu/lanes), and of doubles those by
-// the Gram matrix, one thread, beside the peak of the processor's multiply-adds, which is measured too. docs/design/cpu_small.md has the command and a table.
+// the Gram matrix, one thread, beside the peak of the processor's multiply-adds, which is measured too.
+// docs/design/cpu_small.md has the command and tables.
 //
 // Compiled once for each instruction set, with as many lanes as a register holds floats.
 #include <algorithm>

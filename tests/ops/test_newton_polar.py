@@ -13,6 +13,7 @@ import svdrd
 from svdrd.backends import availability, cpp, outputs
 from svdrd.dispatch.registration import ops
 from svdrd.ops import basis_loss, polar_factor
+from tests.conftest import lapack_bits_depend_on_the_place
 from tests.zoo import ZOO, with_spectrum
 
 EPS = torch.finfo(torch.float32).eps
@@ -151,8 +152,8 @@ def mixed(m: int, n: int) -> Tensor:
 @pytest.mark.parametrize(("m", "n"), [(8, 8), (11, 7), (7, 11), (12, 12), (20, 12)])
 @pytest.mark.slow_interpreted
 def test_bits_do_not_depend_on_the_batch(backend: str, m: int, n: int) -> None:
-    if backend == "torch" and m * n % 8:
-        pytest.skip("on AMD's processors MKL's bits depend on where in a line of memory a matrix begins")
+    if backend == "torch" and m * n % 8 and lapack_bits_depend_on_the_place():
+        pytest.skip("torch.linalg.svd gives a matrix other bits in another place of the batch here")
     a = mixed(m, n)
     g = random(*a.shape)
     p, d = polar_factor(a), derivative(a, g)

@@ -154,7 +154,6 @@ inline void lanes_gram_polar_factor(RangeSource& ranges, const float* a, int64_t
   Workspace<GramPolarLayout> workspace(shape.rows(), shape.columns());
   GramPolarLayout& w = *workspace;
   Gram& gram = w.gram;
-  const Pack<double> zero(0.0), one(1.0);
   for (int64_t first, end; groups.next(first, end);) {
     const Items items(first, end);
     load(place_matrices(a, items, shape), gram.rows, gram.columns, gram.columns, gram.a);
@@ -164,14 +163,8 @@ inline void lanes_gram_polar_factor(RangeSource& ranges, const float* a, int64_t
     const Placement<float> result = place_matrices(p, items, shape);
     prefetch<true>(result, gram.rows, gram.columns);
     gram_polar(gram, gram_bound(rcond), w.factors, w.p);
-    const Pack<double> accepted = select(gram.accepted, one, zero);
-    bool wanted[lane_count], some = false;
-    for (int l = 0; l < items.count; ++l) {
-      wanted[l] = accepted.lane(l) != 0;
-      some = some || wanted[l];
-      if (!wanted[l]) rest.add(items.number[l]);
-    }
-    if (!some) continue;
+    bool wanted[lane_count];
+    if (!part_items(gram.accepted, items, wanted, rest)) continue;
     store(w.p, gram.rows, gram.columns, gram.columns, nullptr, only(result, wanted));
     if (u != nullptr)
       store_factors(FactorPacks<float, double>{gram.rows, gram.columns, w.factors.u, w.factors.v, gram.values, gram.counts},

@@ -63,6 +63,19 @@ struct Items {
   void add(int64_t item) { number[count++] = item; }
 };
 
+// Names the items of a group to `rest` that are not accepted. wanted: lane_count flags of those that are. Returns whether
+// there is one.
+inline bool part_items(const Mask<double>& accepted, const Items& items, bool* wanted, ItemSink& rest) {
+  const Pack<double> flags = select(accepted, Pack<double>(1.0), Pack<double>(0.0));
+  bool some = false;
+  for (int l = 0; l < items.count; ++l) {
+    wanted[l] = flags.lane(l) != 0;
+    some = some || wanted[l];
+    if (!wanted[l]) rest.add(items.number[l]);
+  }
+  return some;
+}
+
 // Items of a batch that lie `item_size` numbers from one another.
 template <typename T>
 Placement<T> place(T* batch, const Items& items, int64_t item_size, int64_t row_stride, int64_t column_stride) {

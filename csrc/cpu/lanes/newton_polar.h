@@ -60,7 +60,6 @@ inline void lanes_newton_polar_factor(RangeSource& ranges, const float* a, int64
   Workspace<NewtonPolarLayout> workspace(shape.rows(), shape.columns());
   NewtonPolarLayout& w = *workspace;
   Newton& newton = w.newton;
-  const Pack<double> zero(0.0), one(1.0);
   for (int64_t first, end; groups.next(first, end);) {
     const Items items(first, end);
     load(place_matrices(a, items, shape), newton.rows, newton.columns, newton.padded, newton.a);
@@ -69,14 +68,8 @@ inline void lanes_newton_polar_factor(RangeSource& ranges, const float* a, int64
     const Placement<float> result = place_matrices(p, items, shape);
     prefetch<true>(result, newton.rows, newton.columns);
     newton_polar(newton, newton_bound(rcond, 0.0, newton.rows), 0.0, w.p);
-    const Pack<double> accepted = select(newton.accepted, one, zero);
-    bool wanted[lane_count], some = false;
-    for (int l = 0; l < items.count; ++l) {
-      wanted[l] = accepted.lane(l) != 0;
-      some = some || wanted[l];
-      if (!wanted[l]) rest.add(items.number[l]);
-    }
-    if (!some) continue;
+    bool wanted[lane_count];
+    if (!part_items(newton.accepted, items, wanted, rest)) continue;
     store(w.p, newton.rows, newton.columns, newton.padded, nullptr, only(result, wanted));
     if (saved != nullptr) store_iterates(newton, items, wanted, layout, saved);
   }
