@@ -50,25 +50,27 @@ struct DefiniteInverse {
         for (int p = q + 1; p < 4; ++p) {
           const Native l = s[p][q] * inverse[q];
           at(a, j + p, j + q) = l;
+          at(y, j + p, j + q) = s[p][q];
 #pragma GCC unroll 4
           for (int r = q + 1; r <= p; ++r) s[p][r] -= l * s[r][q];
         }
       }
-      for (int64_t i = j + 4; i < n; i += 4) {
-        Native u[4][4];
-        product_block<false, 4, 4>(left, right, 0, j, i, j, part, u);
+      for (int64_t i = j + 4; i < n; i += 4)
+        for (int first = 0; first < 4; first += block_width) {
+          Native u[4][block_width];
+          product_block<false, 4, block_width>(left, right, 0, j + first, i, j + first, part, u);
 #pragma GCC unroll 4
-        for (int q = 0; q < 4; ++q)
+          for (int q = 0; q < block_width; ++q)
 #pragma GCC unroll 4
-          for (int p = 0; p < 4; ++p) {
-            const Native value = at(from, i + p, j + q) - u[p][q];
-            const Native l = value * inverse[q];
-            at(y, i + p, j + q) = value;
-            at(a, i + p, j + q) = l;
+            for (int p = 0; p < 4; ++p) {
+              const Native value = at(from, i + p, j + first + q) - u[p][q];
+              const Native l = value * inverse[first + q];
+              at(y, i + p, j + first + q) = value;
+              at(a, i + p, j + first + q) = l;
 #pragma GCC unroll 4
-            for (int r = q + 1; r < 4; ++r) u[p][r] += l * s[r][q];
-          }
-      }
+              for (int r = q + 1; r < block_width; ++r) u[p][r] += l * s[first + r][first + q];
+            }
+        }
     }
   }
 
@@ -84,13 +86,13 @@ struct DefiniteInverse {
 #pragma GCC unroll 4
         for (int q = 0; q < p; ++q) l[p][q] = at(a, i + p, i + q);
       }
-      for (int64_t j = 0; j < i; j += 4) {
-        Native t[4][4];
-        product_block<false, 4, 4>(left, right, j, i, i, j, part, t);
+      for (int64_t j = 0; j < i; j += block_width) {
+        Native t[4][block_width];
+        product_block<false, 4, block_width>(left, right, j / 4 * 4, i, i, j, part, t);
 #pragma GCC unroll 4
         for (int p = 0; p < 4; ++p)
 #pragma GCC unroll 4
-          for (int q = 0; q < 4; ++q) {
+          for (int q = 0; q < block_width; ++q) {
 #pragma GCC unroll 4
             for (int r = 0; r < p; ++r) t[p][q] += l[p][r] * t[r][q];
             t[p][q] = -t[p][q];
@@ -119,13 +121,13 @@ struct DefiniteInverse {
   SVDRD_INLINED void multiply() const {
     const Operand<T> left{y, 1, stride}, right{a, stride, 1};
     for (int64_t i = 0; i < n; i += 4) {
-      for (int64_t j = 0; j < i; j += 4) {
-        Native x[4][4];
-        product_block<false, 4, 4>(left, right, i, n, i, j, part, x);
+      for (int64_t j = 0; j < i; j += block_width) {
+        Native x[4][block_width];
+        product_block<false, 4, block_width>(left, right, i, n, i, j, part, x);
 #pragma GCC unroll 4
         for (int p = 0; p < 4; ++p)
 #pragma GCC unroll 4
-          for (int q = 0; q < 4; ++q) at(a, i + p, j + q) = at(a, j + q, i + p) = x[p][q];
+          for (int q = 0; q < block_width; ++q) at(a, i + p, j + q) = at(a, j + q, i + p) = x[p][q];
       }
       Native x[4][4];
       product_block<true, 4, 4>(left, right, i, n, i, i, part, x);

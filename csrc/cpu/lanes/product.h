@@ -9,6 +9,21 @@
 namespace svdrd {
 namespace SVDRD_ISA {
 
+// How many columns of a block of 4 rows are summed up at once: their sums, and what is multiplied, stay in registers.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int block_width = 4;
+#else
+constexpr int block_width = 2;
+#endif
+
+// Left to itself, GCC would read a factor from memory for each of its products, and the loads would take longer than those.
+template <typename Native>
+[[gnu::always_inline]] inline void keep_in_register(Native& a) {
+#if defined(__x86_64__)
+  asm("" : "+v"(a));
+#endif
+}
+
 template <typename T>
 struct Operand {
   const Pack<T>* entries;
@@ -45,7 +60,8 @@ template <bool lower, int block_rows, int block_columns, typename T>
     for (int q = 0; q < block_columns; ++q) bk[q] = from_b[k * b.row_stride + q * b.column_stride].part[part];
 #pragma GCC unroll 4
     for (int p = 0; p < block_rows; ++p) {
-      const Native ap = from_a[p * a.row_stride + k * a.column_stride].part[part];
+      Native ap = from_a[p * a.row_stride + k * a.column_stride].part[part];
+      keep_in_register(ap);
 #pragma GCC unroll 4
       for (int q = 0; q < block_columns; ++q)
         if (!lower || q <= p) sum[p][q] += ap * bk[q];
@@ -74,7 +90,7 @@ template <typename T, typename Store>
     int64_t i = 0;
     for (; i + 4 <= rows; i += 4) {
       int64_t j = 0;
-      for (; j + 4 <= columns; j += 4) store_block<false, 4, 4>(a, b, count, i, j, part, store);
+      for (; j + block_width <= columns; j += block_width) store_block<false, 4, block_width>(a, b, count, i, j, part, store);
       for (; j < columns; ++j) store_block<false, 4, 1>(a, b, count, i, j, part, store);
     }
     for (; i < rows; ++i) {
@@ -91,7 +107,7 @@ template <typename T, typename Store>
                                                         int64_t count, const Store& store) {
   for (int part = 0; part < Pack<T>::parts; ++part)
     for (int64_t i = 0; i < n; i += 4) {
-      for (int64_t j = 0; j < i; j += 4) store_block<false, 4, 4>(a, b, count, i, j, part, store);
+      for (int64_t j = 0; j < i; j += block_width) store_block<false, 4, block_width>(a, b, count, i, j, part, store);
       store_block<true, 4, 4>(a, b, count, i, i, part, store);
     }
 }
