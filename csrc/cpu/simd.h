@@ -321,51 +321,94 @@ template <typename T>
   return r;
 }
 
+// As many floats as doubles, or the reverse. GCC 12 converts two of four or eight floats at a time.
 template <typename To, typename From>
-inline Pack<To> convert(const Pack<From>& a) {
-  if constexpr (sizeof(To) == sizeof(From)) {
-    return a;
-  } else if constexpr (Pack<To>::parts == Pack<From>::parts) {
-    Pack<To> r;
-    for (int k = 0; k < Pack<To>::parts; ++k)
-      r.part[k] = __builtin_convertvector(a.part[k], typename Pack<To>::Native);
-    return r;
-#if defined(__aarch64__)
-  } else if constexpr (sizeof(To) < sizeof(From)) {
-    // Written out: GCC goes through memory for halves of a register, or converts number by number.
-    Pack<To> r;
-    for (int k = 0; k < Pack<To>::parts; ++k)
-      r.part[k] = (typename Pack<To>::Native)vcvt_high_f32_f64(vcvt_f32_f64((float64x2_t)a.part[2 * k]),
-                                                               (float64x2_t)a.part[2 * k + 1]);
-    return r;
-  } else {
-    Pack<To> r;
-    for (int k = 0; k < Pack<From>::parts; ++k) {
-      r.part[2 * k] = (typename Pack<To>::Native)vcvt_f64_f32(vget_low_f32((float32x4_t)a.part[k]));
-      r.part[2 * k + 1] = (typename Pack<To>::Native)vcvt_high_f64_f32((float32x4_t)a.part[k]);
-    }
-    return r;
-  }
+[[gnu::always_inline]] inline To native_convert(const From& a) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  if constexpr (sizeof(To) == 64 && sizeof(From) == 32) return (To)_mm512_maskz_cvtps_pd(0xff, (__m256)a);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(To) == 32 && sizeof(From) == 16) return (To)_mm256_cvtps_pd((__m128)a);
+#endif
+  return __builtin_convertvector(a, To);
+}
+
+// The two halves of a register of floats from two registers of doubles, and the reverse. Written out: GCC joins halves
+// in memory, and what reads them there waits for both stores.
+template <typename Floats, typename Doubles>
+[[gnu::always_inline]] inline Floats native_narrow(const Doubles& low, const Doubles& high) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  if constexpr (sizeof(Floats) == 64)
+    return (Floats)_mm512_maskz_insertf32x8(0xffff, _mm512_castps256_ps512(_mm512_maskz_cvtpd_ps(0xff, (__m512d)low)),
+                                            _mm512_maskz_cvtpd_ps(0xff, (__m512d)high), 1);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(Floats) == 32)
+    return (Floats)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps((__m256d)low)),
+                                        _mm256_cvtpd_ps((__m256d)high), 1);
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(Floats) == 16)
+    return (Floats)_mm_movelh_ps(_mm_cvtpd_ps((__m128d)low), _mm_cvtpd_ps((__m128d)high));
+#elif defined(__aarch64__)
+  return (Floats)vcvt_high_f32_f64(vcvt_f32_f64((float64x2_t)low), (float64x2_t)high);
 #else
-  } else if constexpr (sizeof(To) < sizeof(From)) {
-    typedef To Half __attribute__((vector_size(native_bytes<To> / 2)));
-    Pack<To> r;
-    for (int k = 0; k < Pack<From>::parts; ++k) {
-      const Half half = __builtin_convertvector(a.part[k], Half);
-      __builtin_memcpy(reinterpret_cast<char*>(&r) + k * sizeof(Half), &half, sizeof(Half));
-    }
-    return r;
-  } else {
-    typedef From Half __attribute__((vector_size(native_bytes<From> / 2)));
-    Pack<To> r;
-    for (int k = 0; k < Pack<To>::parts; ++k) {
-      Half half;
-      __builtin_memcpy(&half, reinterpret_cast<const char*>(&a) + k * sizeof(Half), sizeof(Half));
-      r.part[k] = __builtin_convertvector(half, typename Pack<To>::Native);
-    }
-    return r;
+  Floats r;
+  constexpr int half = sizeof(Floats) / 8;
+  for (int l = 0; l < half; ++l) {
+    r[l] = static_cast<float>(low[l]);
+    r[half + l] = static_cast<float>(high[l]);
+  }
+  return r;
+#endif
+}
+template <typename Doubles, typename Floats>
+[[gnu::always_inline]] inline void native_widen(const Floats& a, Doubles& low, Doubles& high) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  if constexpr (sizeof(Floats) == 64) {
+    low = native_convert<Doubles>(_mm512_castps512_ps256((__m512)a));
+    high = native_convert<Doubles>(_mm512_maskz_extractf32x8_ps(0xff, (__m512)a, 1));
+    return;
   }
 #endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(Floats) == 32) {
+    low = native_convert<Doubles>(_mm256_castps256_ps128((__m256)a));
+    high = native_convert<Doubles>(_mm256_extractf128_ps((__m256)a, 1));
+    return;
+  }
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof(Floats) == 16) {
+    low = (Doubles)_mm_cvtps_pd((__m128)a);
+    high = (Doubles)_mm_cvtps_pd(_mm_movehl_ps((__m128)a, (__m128)a));
+  }
+#elif defined(__aarch64__)
+  low = (Doubles)vcvt_f64_f32(vget_low_f32((float32x4_t)a));
+  high = (Doubles)vcvt_high_f64_f32((float32x4_t)a);
+#else
+  constexpr int half = sizeof(Floats) / 8;
+  for (int l = 0; l < half; ++l) {
+    low[l] = static_cast<double>(a[l]);
+    high[l] = static_cast<double>(a[half + l]);
+  }
+#endif
+}
+
+template <typename To, typename From>
+inline Pack<To> convert(const Pack<From>& a) {
+  Pack<To> r;
+  if constexpr (sizeof(To) == sizeof(From)) {
+    r = a;
+  } else if constexpr (Pack<To>::parts == Pack<From>::parts) {
+    for (int k = 0; k < Pack<To>::parts; ++k) r.part[k] = native_convert<typename Pack<To>::Native>(a.part[k]);
+  } else if constexpr (sizeof(To) < sizeof(From)) {
+    for (int k = 0; k < Pack<To>::parts; ++k)
+      r.part[k] = native_narrow<typename Pack<To>::Native>(a.part[2 * k], a.part[2 * k + 1]);
+  } else {
+    for (int k = 0; k < Pack<From>::parts; ++k) native_widen(a.part[k], r.part[2 * k], r.part[2 * k + 1]);
+  }
+  return r;
 }
 
 template <typename T>

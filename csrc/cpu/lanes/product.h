@@ -86,18 +86,21 @@ template <bool lower, int block_rows, int block_columns, typename T, typename St
 template <typename T, typename Store>
 [[gnu::always_inline]] inline void for_each_entry(const Operand<T>& a, const Operand<T>& b, int64_t rows,
                                                   int64_t count, int64_t columns, const Store& store) {
-  for (int part = 0; part < Pack<T>::parts; ++part) {
-    int64_t i = 0;
-    for (; i + 4 <= rows; i += 4) {
-      int64_t j = 0;
-      for (; j + block_width <= columns; j += block_width) store_block<false, 4, block_width>(a, b, count, i, j, part, store);
-      for (; j < columns; ++j) store_block<false, 4, 1>(a, b, count, i, j, part, store);
-    }
-    for (; i < rows; ++i) {
-      int64_t j = 0;
-      for (; j + 4 <= columns; j += 4) store_block<false, 1, 4>(a, b, count, i, j, part, store);
-      for (; j < columns; ++j) store_block<false, 1, 1>(a, b, count, i, j, part, store);
-    }
+  const int64_t whole_rows = rows / 4 * 4;
+  for (int64_t i = 0; i < whole_rows; i += 4) {
+    const int64_t whole = columns / block_width * block_width;
+    for (int64_t j = 0; j < whole; j += block_width)
+      for (int part = 0; part < Pack<T>::parts; ++part)
+        store_block<false, 4, block_width>(a, b, count, i, j, part, store);
+    for (int64_t j = whole; j < columns; ++j)
+      for (int part = 0; part < Pack<T>::parts; ++part) store_block<false, 4, 1>(a, b, count, i, j, part, store);
+  }
+  for (int64_t i = whole_rows; i < rows; ++i) {
+    const int64_t whole = columns / 4 * 4;
+    for (int64_t j = 0; j < whole; j += 4)
+      for (int part = 0; part < Pack<T>::parts; ++part) store_block<false, 1, 4>(a, b, count, i, j, part, store);
+    for (int64_t j = whole; j < columns; ++j)
+      for (int part = 0; part < Pack<T>::parts; ++part) store_block<false, 1, 1>(a, b, count, i, j, part, store);
   }
 }
 
@@ -105,11 +108,12 @@ template <typename T, typename Store>
 template <typename T, typename Store>
 [[gnu::always_inline]] inline void for_each_lower_entry(const Operand<T>& a, const Operand<T>& b, int64_t n,
                                                         int64_t count, const Store& store) {
-  for (int part = 0; part < Pack<T>::parts; ++part)
-    for (int64_t i = 0; i < n; i += 4) {
-      for (int64_t j = 0; j < i; j += block_width) store_block<false, 4, block_width>(a, b, count, i, j, part, store);
-      store_block<true, 4, 4>(a, b, count, i, i, part, store);
-    }
+  for (int64_t i = 0; i < n; i += 4) {
+    for (int64_t j = 0; j < i; j += block_width)
+      for (int part = 0; part < Pack<T>::parts; ++part)
+        store_block<false, 4, block_width>(a, b, count, i, j, part, store);
+    for (int part = 0; part < Pack<T>::parts; ++part) store_block<true, 4, 4>(a, b, count, i, i, part, store);
+  }
 }
 
 // c (rows x columns) = a b with `count` terms in each sum.
