@@ -71,7 +71,7 @@ struct Newton {
   Pack<double>* a;                        // rows x padded
   Pack<double>* square;                   // M_k, lower triangle
   Pack<double>* inverse_m[newton_steps];  // M_k^-1
-  Pack<double>* inverse_h[newton_steps];  // H_k^-1
+  Pack<double>* inverse_h[newton_steps];  // H_k^-1, in place of what is not needed any more: M_{k+1}^-1, of the last M_k
   Pack<double>* inverse_h4;
   Pack<double>* deviation;  // N of M_4 = c (I + N)
   Pack<double>* unrounded;  // P
@@ -95,7 +95,7 @@ struct Newton {
     a = arena.matrix<double>(rows, padded);
     square = arena.matrix<double>(padded, padded);
     for (Pack<double>*& matrix : inverse_m) matrix = arena.matrix<double>(padded, padded);
-    for (Pack<double>*& matrix : inverse_h) matrix = arena.matrix<double>(padded, padded);
+    for (int k = 0; k < newton_steps; ++k) inverse_h[k] = k + 1 < newton_steps ? inverse_m[k + 1] : square;
     inverse_h4 = arena.matrix<double>(padded, padded);
     deviation = arena.matrix<double>(padded, padded);
     unrounded = arena.matrix<double>(rows, padded);
@@ -255,7 +255,7 @@ template <typename Iterates>
                                                              const Pack<float>* upstream) {
   const int64_t stride = row_stride(n);
   Pack<double>* difference = w.a;
-  Pack<double>* inner = w.inverse_m[2];
+  Pack<double>* inner = w.inverse_m[0];
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t at = i * stride; at < i * stride + n; ++at) difference[at] = convert<double>(upstream[at]);
   product(transposed(w.unrounded, n), plain(difference, n), n, rows, n, inner);
@@ -352,7 +352,7 @@ template <int64_t known>
                                        Pack<float>* grad) {
   const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows);
   const bool smoothed = known == 0 && smooth > 0, tall = known == 0 && rows > w.columns;
-  const BackwardBuffers buffers{w.inner, w.omega, w.correction, w.outside, w.inverse_m[0], w.inverse_m[1]};
+  const BackwardBuffers buffers{w.inner, w.omega, w.correction, w.outside, w.inverse_m[0], w.inverse_h4};
   KeptIterates<known> iterates(w, n);
   if (smoothed)
     divide_upstream_precisely(w, rows, n, upstream);
