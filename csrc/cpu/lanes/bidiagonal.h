@@ -2,6 +2,8 @@
 // of Q and P. Matrices have at least as many rows as columns.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/simd.h"
 
 namespace svdrd {
@@ -85,24 +87,99 @@ constexpr int column_block() {
 }
 
 // a (rows x columns, overwritten by the reflectors' vectors) -> diagonal[columns], superdiagonal[columns - 1], and the
-// reflectors' tau and leading entries. products: columns Packs of scratch.
+// reflectors' tau and leading entries. left_products (columns) and right_products (rows) are scratch.
 template <typename T>
 struct BidiagonalFactors {
   Pack<T>* diagonal;
   Pack<T>* superdiagonal;
   Pack<T>* tau_left;
   Pack<T>* tau_right;
-  Pack<T>* products;
+  Pack<T>* left_products;
+  Pack<T>* right_products;
 };
+
+// A reflector is applied in the pass that multiplies with the next one, a few rows and one register of each Pack at a time.
+
+// a <- a - x u^T, y <- y + a^T v for `rows` rows of a.
+template <int rows, typename T>
+[[gnu::always_inline]] inline void update_and_multiply_columns(Pack<T>* a, int64_t stride, int64_t columns, const Pack<T>* x,
+                                                               const Pack<T>* u, const Pack<T>* v, int64_t v_stride,
+                                                               Pack<T>* y) {
+  using Native = typename Pack<T>::Native;
+  for (int part = 0; part < Pack<T>::parts; ++part) {
+    Native minus_x[rows], vi[rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+      minus_x[r] = -x[r].part[part];
+      vi[r] = v[r * v_stride].part[part];
+    }
+    for (int64_t j = 0; j < columns; ++j) {
+      const Native uj = u[j].part[part];
+      Native yj = y[j].part[part];
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; ++r) {
+        Native& entry = a[r * stride + j].part[part];
+        const Native changed = native_multiply_add<T>(minus_x[r], uj, entry);
+        entry = changed;
+        yj = native_multiply_add<T>(vi[r], changed, yj);
+      }
+      y[j].part[part] = yj;
+    }
+  }
+}
+
+// a <- a - v y^T, x <- tau a u for `rows` rows of a.
+template <int rows, typename T>
+[[gnu::always_inline]] inline void update_and_multiply_rows(Pack<T>* a, int64_t stride, int64_t columns, const Pack<T>* v,
+                                                            int64_t v_stride, const Pack<T>* y, const Pack<T>* u,
+                                                            const Pack<T>& tau, Pack<T>* x) {
+  using Native = typename Pack<T>::Native;
+  for (int part = 0; part < Pack<T>::parts; ++part) {
+    Native minus_v[rows], sum[rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+      minus_v[r] = -v[r * v_stride].part[part];
+      sum[r] = Native{};
+    }
+    for (int64_t j = 0; j < columns; ++j) {
+      const Native yj = y[j].part[part], uj = u[j].part[part];
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; ++r) {
+        Native& entry = a[r * stride + j].part[part];
+        const Native changed = native_multiply_add<T>(minus_v[r], yj, entry);
+        entry = changed;
+        sum[r] = native_multiply_add<T>(changed, uj, sum[r]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) x[r].part[part] = tau.part[part] * sum[r];
+  }
+}
+
+// run(i, std::integral_constant<int, rows>) for all of `count` rows.
+template <typename Run>
+[[gnu::always_inline]] inline void for_row_blocks(int64_t count, const Run& run) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) run(i, std::integral_constant<int, 4>{});
+  if (i + 2 <= count) {
+    run(i, std::integral_constant<int, 2>{});
+    i += 2;
+  }
+  if (i < count) run(i, std::integral_constant<int, 1>{});
+}
 
 template <typename T>
 [[gnu::always_inline]] inline void bidiagonalise(Pack<T>* a, int64_t rows, int64_t columns,
                                                  const BidiagonalFactors<T>& factors) {
-  constexpr int block = column_block<T>();
   const int64_t stride = row_stride(columns);
+  const Pack<T> zero(T(0));
+  Pack<T>*x = factors.right_products, *y = factors.left_products;
+  for (int64_t i = 0; i < rows; ++i) x[i] = zero;
   for (int64_t k = 0; k < columns; ++k) {
     Pack<T>* corner = a + k * stride + k;
+    const Pack<T>* before = k == 0 ? corner : corner - stride;  // the right reflector of the step before, for x = 0 any
     const int64_t below = rows - k;
+    for (int64_t i = 0; i < below; ++i) corner[i * stride] = corner[i * stride] - x[k + i] * before[0];
     const Reflector<T> left = make_reflector(corner[0], sum_of_squares(corner + stride, below - 1, stride));
     factors.diagonal[k] = left.beta;
     factors.tau_left[k] = left.tau;
@@ -111,44 +188,27 @@ template <typename T>
     if (right_of == 0) break;
 
     Pack<T>* row = corner + 1;
-    Pack<T>* y = factors.products;
-    int64_t j = 0;
-    for (; j + block <= right_of; j += block)
-      reflector_products<T, block>(corner, left.first, left.tau, row + j, stride, stride, below, y + j);
-    for (; j < right_of; ++j)
-      reflector_products<T, 1>(corner, left.first, left.tau, row + j, stride, stride, below, y + j);
-    for (j = 0; j < right_of; ++j) row[j] = row[j] - left.first * y[j];
+    for (int64_t j = 0; j < right_of; ++j) y[j] = zero;
+    for_row_blocks(below, [&](int64_t i, auto block) __attribute__((always_inline)) {
+      update_and_multiply_columns<decltype(block)::value>(row + i * stride, stride, right_of, x + k + i, before + 1,
+                                                          corner + i * stride, stride, y);
+    });
+    for (int64_t j = 0; j < right_of; ++j) {
+      y[j] = left.tau * y[j];
+      row[j] = row[j] - left.first * y[j];
+    }
 
-    Reflector<T> right;
-    if (right_of == 1) {
-      right = {row[0], Pack<T>(T(0)), Pack<T>(T(0))};
-    } else {
+    Reflector<T> right = {row[0], zero, zero};
+    if (right_of > 1) {
       right = make_reflector(row[0], sum_of_squares(row + 1, right_of - 1, 1));
       row[0] = right.first;
     }
     factors.superdiagonal[k] = right.beta;
     factors.tau_right[k] = right.tau;
-
-    // The rest of the left reflector and the right one in one pass over the rows: each is touched once.
-    for (int64_t i = 1; i < below; ++i) {
-      const Pack<T> vi = corner[i * stride];
-      Pack<T>* ai = row + i * stride;
-      Pack<T> sum[4] = {Pack<T>(T(0)), Pack<T>(T(0)), Pack<T>(T(0)), Pack<T>(T(0))};
-      for (j = 0; j + 4 <= right_of; j += 4) {
-        for (int q = 0; q < 4; ++q) {
-          const Pack<T> updated = ai[j + q] - vi * y[j + q];
-          ai[j + q] = updated;
-          sum[q] = sum[q] + updated * row[j + q];
-        }
-      }
-      for (; j < right_of; ++j) {
-        const Pack<T> updated = ai[j] - vi * y[j];
-        ai[j] = updated;
-        sum[0] = sum[0] + updated * row[j];
-      }
-      const Pack<T> x = right.tau * ((sum[0] + sum[1]) + (sum[2] + sum[3]));
-      for (j = 0; j < right_of; ++j) ai[j] = ai[j] - x * row[j];
-    }
+    for_row_blocks(below - 1, [&](int64_t i, auto block) __attribute__((always_inline)) {
+      update_and_multiply_rows<decltype(block)::value>(row + (i + 1) * stride, stride, right_of, corner + (i + 1) * stride,
+                                                       stride, y, row, right.tau, x + k + 1 + i);
+    });
   }
 }
 

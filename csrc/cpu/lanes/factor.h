@@ -80,7 +80,8 @@ struct Factorisation {
     bidiagonal.superdiagonal = arena.take<Pack<W>>(columns);
     bidiagonal.tau_left = arena.take<Pack<W>>(columns);
     bidiagonal.tau_right = arena.take<Pack<W>>(columns);
-    bidiagonal.products = arena.take<Pack<W>>(columns);
+    bidiagonal.left_products = arena.take<Pack<W>>(columns);
+    bidiagonal.right_products = arena.take<Pack<W>>(rows);
     rotations.left = arena.take<Rotation<W>>(buffered_sweeps * columns);
     rotations.right = arena.take<Rotation<W>>(buffered_sweeps * columns);
   }

@@ -155,7 +155,7 @@ struct FactorPacks {
 
 template <typename W>
 FactorPacks<W, W> packs_of(const Factorisation<W>& f) {
-  return {f.rows, f.columns, f.u, f.v, f.values(), f.bidiagonal.products};
+  return {f.rows, f.columns, f.u, f.v, f.values(), f.bidiagonal.left_products};
 }
 
 // Writes u, s and vh of one group in descending order, NaN where the input was not finite. u and vh may be null. `wanted`:

@@ -87,7 +87,7 @@ template <typename T, typename W>
                                           Pack<W>* product_scratch, const EmptyLines& empty, Pack<T>* p) {
   const int64_t columns = f.columns, stride = row_stride(columns);
   Pack<W>* values = f.values();
-  Pack<W>* weights = f.bidiagonal.products;
+  Pack<W>* weights = f.bidiagonal.left_products;
   if (smooth > 0) {
     const Pack<W> e = scaled_smooth<W>(smooth, scale);
     for (int64_t j = 0; j < columns; ++j) weights[j] = values[j] / hypotenuse(values[j], e);
