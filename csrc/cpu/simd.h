@@ -142,6 +142,14 @@ template <typename T>
   Pack<T> r;
   SVDRD_FOR_PARTS(T, r.part[k] = mask.part[k] ? a.part[k] : b.part[k])
 }
+// Left to itself, GCC reads what several operations share from memory for each of them, and the loads take longer than those.
+template <typename Native>
+[[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Native& a) {
+#if defined(__x86_64__)
+  asm("" : "+v"(a));
+#endif
+}
+
 // a > b ? a : b in one instruction: of the comparison and the selection GCC makes two.
 template <typename T>
 inline typename Pack<T>::Native native_max(const typename Pack<T>::Native& a, const typename Pack<T>::Native& b) {
@@ -213,6 +221,11 @@ template <typename T>
                                                       const Pack<T>& d) {
   Pack<T> r;
   SVDRD_FOR_PARTS(T, r.part[k] = native_multiply_add<T>(a.part[k], b.part[k], c.part[k] * d.part[k]))
+}
+template <typename T>
+[[gnu::always_inline]] inline Pack<T> multiply_add(const Pack<T>& a, const Pack<T>& b, const Pack<T>& c) {
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = native_multiply_add<T>(a.part[k], b.part[k], c.part[k]))
 }
 template <typename T>
 [[gnu::always_inline]] inline Pack<T> difference_of_products(const Pack<T>& a, const Pack<T>& b, const Pack<T>& c,

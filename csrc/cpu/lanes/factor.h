@@ -82,8 +82,8 @@ struct Factorisation {
     bidiagonal.tau_right = arena.take<Pack<W>>(columns);
     bidiagonal.left_products = arena.take<Pack<W>>(columns);
     bidiagonal.right_products = arena.take<Pack<W>>(rows);
-    rotations.left = arena.take<Rotation<W>>(buffered_sweeps * columns);
-    rotations.right = arena.take<Rotation<W>>(buffered_sweeps * columns);
+    rotations.left = arena.take<Shears<W>>(buffered_sweeps * columns);
+    rotations.right = arena.take<Shears<W>>(buffered_sweeps * columns);
   }
 
   Pack<W>* values() const { return bidiagonal.diagonal; }

@@ -49,8 +49,8 @@ struct Gram {
     for (Pack<double>** vector : {&values, &counts, &bidiagonal.diagonal, &bidiagonal.superdiagonal, &bidiagonal.tau_right,
                                   &scratch.v, &scratch.w, &scratch.y})
       *vector = arena.take<Pack<double>>(columns);
-    rotations.left = arena.take<Rotation<double>>(buffered_sweeps * columns);
-    rotations.right = arena.take<Rotation<double>>(buffered_sweeps * columns);
+    rotations.left = arena.take<Shears<double>>(buffered_sweeps * columns);
+    rotations.right = arena.take<Shears<double>>(buffered_sweeps * columns);
     correction = arena.matrix<float>(columns, columns);
     change = arena.matrix<float>(rows, columns);
   }

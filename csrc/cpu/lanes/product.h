@@ -16,14 +16,6 @@ constexpr int block_width = 4;
 constexpr int block_width = 2;
 #endif
 
-// Left to itself, GCC would read a factor from memory for each of its products, and the loads would take longer than those.
-template <typename Native>
-[[gnu::always_inline]] inline void keep_in_register(Native& a) {
-#if defined(__x86_64__)
-  asm("" : "+v"(a));
-#endif
-}
-
 template <typename T>
 struct Operand {
   const Pack<T>* entries;

@@ -19,16 +19,37 @@ namespace SVDRD_ISA {
 
 constexpr int buffered_sweeps = 4;
 
+// x <- c x + s y, y <- c y - s x.
 template <typename T>
 struct Rotation {
-  Pack<T> cosine;
+  Pack<T> cosine;  // >= 0
   Pack<T> sine;
+};
+
+// The same in three multiply-adds in place of two and two products: x <- x + t y, y <- y - s x, x <- x + t y with
+// t = s / (1 + c), the tangent of half the angle.
+template <typename T>
+struct Shears {
+  Pack<T> tangent;
+  Pack<T> minus_sine;
+
+  Shears() = default;
+  explicit Shears(const Rotation<T>& r)
+      : tangent(r.sine / (Pack<T>(T(1)) + r.cosine)), minus_sine(-r.sine) {}
+
+  // x_after may be x or y, and y_after the other.
+  [[gnu::always_inline]] void apply(const Pack<T>& x, const Pack<T>& y, Pack<T>& x_after, Pack<T>& y_after) const {
+    const Pack<T> sheared = multiply_add(tangent, y, x);
+    const Pack<T> rotated = multiply_add(minus_sine, sheared, y);
+    x_after = multiply_add(tangent, rotated, sheared);
+    y_after = rotated;
+  }
 };
 
 template <typename T>
 struct RotationBuffer {
-  Rotation<T>* left;   // buffered_sweeps x columns
-  Rotation<T>* right;  // buffered_sweeps x columns
+  Shears<T>* left;   // buffered_sweeps x columns
+  Shears<T>* right;  // buffered_sweeps x columns
   int64_t columns;
   int sweeps;
   int64_t first[buffered_sweeps];
@@ -38,17 +59,15 @@ struct RotationBuffer {
 // Rotates columns k and k + 1 of `block` rows for k = first .. last - 1: the chain through the shared column is what
 // limits a single row, several rows hide its latency and share the loads of the rotations.
 template <typename T, int block>
-[[gnu::always_inline]] inline void rotate_rows(Pack<T>* a, int64_t stride, const Rotation<T>* rotations, int64_t first,
+[[gnu::always_inline]] inline void rotate_rows(Pack<T>* a, int64_t stride, const Shears<T>* rotations, int64_t first,
                                                int64_t last) {
   Pack<T> x[block];
   for (int i = 0; i < block; ++i) x[i] = a[i * stride + first];
   for (int64_t k = first; k < last; ++k) {
-    const Pack<T> c = rotations[k].cosine;
-    const Pack<T> s = rotations[k].sine;
+    const Shears<T> rotation = rotations[k];
     for (int i = 0; i < block; ++i) {
       const Pack<T> y = a[i * stride + k + 1];
-      a[i * stride + k] = sum_of_products(c, x[i], s, y);
-      x[i] = difference_of_products(c, y, s, x[i]);
+      rotation.apply(x[i], y, a[i * stride + k], x[i]);
     }
   }
   for (int i = 0; i < block; ++i) a[i * stride + last] = x[i];
@@ -60,7 +79,7 @@ template <typename T, int block>
 struct Wave {
   Pack<T>* a;
   int64_t stride;
-  const Rotation<T>* rotations;
+  const Shears<T>* rotations;
   int64_t columns;
   Pack<T> x[buffered_sweeps][block];  // column t - q, for sweep q to rotate
 
@@ -75,12 +94,10 @@ struct Wave {
         z[i] = x[from - 1][i];
     }
     for (int q = from; q < to; ++q) {
-      const Pack<T> c = rotations[q * columns + t - q].cosine;
-      const Pack<T> s = rotations[q * columns + t - q].sine;
+      const Shears<T> rotation = rotations[q * columns + t - q];
       for (int i = 0; i < block; ++i) {
-        const Pack<T> done = sum_of_products(c, x[q][i], s, z[i]);
-        x[q][i] = difference_of_products(c, z[i], s, x[q][i]);
-        z[i] = done;
+        const Pack<T> before = x[q][i];
+        rotation.apply(before, z[i], z[i], x[q][i]);
       }
     }
     for (int i = 0; i < block; ++i) {
@@ -94,7 +111,7 @@ struct Wave {
 
 // The rotations of columns first .. last, at least three of each sweep.
 template <typename T, int block>
-[[gnu::always_inline]] inline void rotate_rows_in_a_wave(Pack<T>* a, int64_t stride, const Rotation<T>* rotations,
+[[gnu::always_inline]] inline void rotate_rows_in_a_wave(Pack<T>* a, int64_t stride, const Shears<T>* rotations,
                                                          int64_t columns, int64_t first, int64_t last) {
   static_assert(buffered_sweeps == 4);
   Wave<T, block> wave{a, stride, rotations, columns, {}};
@@ -111,15 +128,15 @@ template <typename T, int block>
 
 // Whether the buffer is full and was applied. Rotations outside of their sweep's range are overwritten.
 template <typename T>
-[[gnu::always_inline]] inline bool apply_in_waves(Pack<T>* a, Rotation<T>* rotations, int64_t columns,
+[[gnu::always_inline]] inline bool apply_in_waves(Pack<T>* a, Shears<T>* rotations, int64_t columns,
                                                      const RotationBuffer<T>& buffer) {
   constexpr int block = Pack<T>::parts < 4 ? 4 / Pack<T>::parts : 1;
   const int64_t first = *std::min_element(buffer.first, buffer.first + buffered_sweeps);
   const int64_t last = *std::max_element(buffer.last, buffer.last + buffered_sweeps);
   if (buffer.sweeps < buffered_sweeps || last - first < buffered_sweeps - 1) return false;
-  const Rotation<T> none = {Pack<T>(T(1)), Pack<T>(T(0))};
+  const Shears<T> none(Rotation<T>{Pack<T>(T(1)), Pack<T>(T(0))});
   for (int q = 0; q < buffered_sweeps; ++q) {
-    Rotation<T>* sweep = rotations + q * columns;
+    Shears<T>* sweep = rotations + q * columns;
     std::fill(sweep + first, sweep + buffer.first[q], none);
     std::fill(sweep + buffer.last[q], sweep + last, none);
   }
@@ -133,7 +150,7 @@ template <typename T>
 
 // a: columns x columns.
 template <int64_t known, typename T>
-[[gnu::noinline]] void apply_rotations(Pack<T>* a, Rotation<T>* rotations, const RotationBuffer<T>& buffer) {
+[[gnu::noinline]] void apply_rotations(Pack<T>* a, Shears<T>* rotations, const RotationBuffer<T>& buffer) {
   constexpr int block = 8 / Pack<T>::parts;
   const int64_t columns = known_or<known>(buffer.columns), rows = columns;
   const int64_t stride = row_stride(columns), in_blocks = rows / block * block;
@@ -148,7 +165,7 @@ template <int64_t known, typename T>
       rotate_rows<T, 1>(a + i * stride, stride, rotations + q * columns, buffer.first[q], buffer.last[q]);
 }
 
-// c f + s g = r, c g - s f = 0. Pairs below the negligible size are left alone.
+// c f + s g = r, c g - s f = 0; r has the sign of f. Pairs below the negligible size are left alone.
 template <typename T>
 [[gnu::always_inline]] inline Rotation<T> make_rotation(const Pack<T>& f, const Pack<T>& g, const Mask<T>& wanted,
                                                         Pack<T>& r) {
@@ -156,8 +173,10 @@ template <typename T>
   const Pack<T> squared = sum_of_products(f, f, g, g);
   const Mask<T> rotates = wanted & (bound <= squared);
   const Pack<T> inverse = reciprocal_sqrt(max(squared, bound));
-  r = select(rotates, squared * inverse, f);
-  return {select(rotates, f * inverse, Pack<T>(T(1))), select(rotates, g * inverse, Pack<T>(T(0)))};
+  const Mask<T> negative = f < Pack<T>(T(0));
+  r = select(rotates, select(negative, -squared, squared) * inverse, f);
+  return {select(rotates, abs(f) * inverse, Pack<T>(T(1))),
+          select(rotates, select(negative, -g, g) * inverse, Pack<T>(T(0)))};
 }
 
 // The unreduced block at the bottom of what each lane has left, and the shift for it.
@@ -224,8 +243,8 @@ template <typename T>
 template <typename T>
 [[gnu::always_inline]] inline void sweep(Pack<T>* d, Pack<T>* e, const Window<T>& w, int64_t first, int64_t last,
                                          RotationBuffer<T>& buffer) {
-  Rotation<T>* left = buffer.left + buffer.sweeps * buffer.columns;
-  Rotation<T>* right = buffer.right + buffer.sweeps * buffer.columns;
+  Shears<T>* left = buffer.left + buffer.sweeps * buffer.columns;
+  Shears<T>* right = buffer.right + buffer.sweeps * buffer.columns;
   buffer.first[buffer.sweeps] = first;
   buffer.last[buffer.sweeps] = last;
   ++buffer.sweeps;
@@ -241,7 +260,7 @@ template <typename T>
     Pack<T> r;
     // Not read back from right[k]: the way through memory would be in every lane's chain of rotations.
     const Rotation<T> from_right = make_rotation(f, g, inside, r);
-    right[k] = from_right;
+    right[k] = Shears<T>(from_right);
     if (k > first) e[k - 1] = select(inside & ~starts, r, e[k - 1]);
     const Pack<T> c = from_right.cosine, s = from_right.sine;
     const Pack<T> d_next = d[k + 1];
@@ -250,7 +269,7 @@ template <typename T>
     g = s * d_next;
     const Pack<T> d_rotated = c * d_next;
     const Rotation<T> from_left = make_rotation(f, g, inside, r);
-    left[k] = from_left;
+    left[k] = Shears<T>(from_left);
     d[k] = select(inside, r, dk);
     const Pack<T> cl = from_left.cosine, sl = from_left.sine;
     f = sum_of_products(cl, ek, sl, d_rotated);
