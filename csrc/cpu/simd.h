@@ -29,6 +29,12 @@ constexpr int vector_bytes = 32;
 #else
 constexpr int vector_bytes = 16;
 #endif
+// Of vectors, as the processor has them.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int registers = 32;
+#else
+constexpr int registers = 16;
+#endif
 #if defined(SVDRD_LANES)  // a power of two, at least 4
 constexpr int lane_count = SVDRD_LANES;
 #else
@@ -379,7 +385,7 @@ template <typename Doubles, typename Floats>
 [[gnu::always_inline]] inline void native_widen(const Floats& a, Doubles& low, Doubles& high) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
   if constexpr (sizeof(Floats) == 64) {
-    low = native_convert<Doubles>(_mm512_castps512_ps256((__m512)a));
+    low = native_convert<Doubles>(_mm512_maskz_extractf32x8_ps(0xff, (__m512)a, 0));
     high = native_convert<Doubles>(_mm512_maskz_extractf32x8_ps(0xff, (__m512)a, 1));
     return;
   }

@@ -53,39 +53,6 @@ inline Pack<T> sum_of_squares(const Pack<T>* x, int64_t count, int64_t stride) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// y_j = tau sum_i v_i a_ij for `columns` columns of a; v has the stride of a's rows.
-template <typename T, int block>
-[[gnu::always_inline]] inline void reflector_products(const Pack<T>* v, const Pack<T>& first, const Pack<T>& tau,
-                                                      const Pack<T>* a, int64_t v_stride, int64_t a_stride,
-                                                      int64_t rows, Pack<T>* y) {
-  Pack<T> sum[block];
-  for (int j = 0; j < block; ++j) sum[j] = first * a[j];
-  for (int64_t i = 1; i < rows; ++i) {
-    const Pack<T> vi = v[i * v_stride];
-    for (int j = 0; j < block; ++j) sum[j] = sum[j] + vi * a[i * a_stride + j];
-  }
-  for (int j = 0; j < block; ++j) y[j] = tau * sum[j];
-}
-
-template <typename T, int block>
-[[gnu::always_inline]] inline void reflector_update(const Pack<T>* v, const Pack<T>& first, Pack<T>* a, int64_t v_stride,
-                                                    int64_t a_stride, int64_t rows, const Pack<T>* y) {
-  Pack<T> yj[block];
-  for (int j = 0; j < block; ++j) {
-    yj[j] = y[j];
-    a[j] = a[j] - first * yj[j];
-  }
-  for (int64_t i = 1; i < rows; ++i) {
-    const Pack<T> vi = v[i * v_stride];
-    for (int j = 0; j < block; ++j) a[i * a_stride + j] = a[i * a_stride + j] - vi * yj[j];
-  }
-}
-
-template <typename T>
-constexpr int column_block() {
-  return 8 / Pack<T>::parts;
-}
-
 // a (rows x columns, overwritten by the reflectors' vectors) -> diagonal[columns], superdiagonal[columns - 1], and the
 // reflectors' tau and leading entries. left_products (columns) and right_products (rows) are scratch.
 template <typename T>
@@ -212,18 +179,69 @@ template <typename T>
   }
 }
 
-// a <- H_0 H_1 .. H_(count-1) a for `block` columns of a, which stay in the first-level cache meanwhile. Reflector k is
-// the column or row at vectors + k * step, and concerns the rows of a from k on.
+// a <- H_0 H_1 .. H_(count-1) a for `block` columns of a, one register of each Pack at a time, which stay in the first-level
+// cache meanwhile. Reflector k is the column or row at vectors + k * step, and concerns the rows of a from k on.
+// Two at a time: of H G with H = I - s w w^T and G = I - t v v^T, y = t a^T v and z = s (a^T w - (v^T w) y) are summed up in
+// one pass over a, and a - v y^T - w z^T takes another.
 template <typename T, int block>
 [[gnu::always_inline]] inline void apply_reflectors(const Pack<T>* vectors, int64_t step, int64_t v_stride,
                                                     const Pack<T>* tau, int64_t count, Pack<T>* a, int64_t a_stride,
                                                     int64_t rows) {
-  Pack<T> y[block];
-  for (int64_t k = count - 1; k >= 0; --k) {
-    const Pack<T>* v = vectors + k * step;
-    Pack<T>* corner = a + k * a_stride;
-    reflector_products<T, block>(v, v[0], tau[k], corner, v_stride, a_stride, rows - k, y);
-    reflector_update<T, block>(v, v[0], corner, v_stride, a_stride, rows - k, y);
+  using Native = typename Pack<T>::Native;
+  for (int part = 0; part < Pack<T>::parts; ++part) {
+    int64_t k = count - 1;
+    for (; k > 0; k -= 2) {
+      const Pack<T>*v = vectors + k * step, *w = v - step;
+      Pack<T>*corner = a + k * a_stride, *above = corner - a_stride;
+      const Native first = w[0].part[part];
+      Native y[block], z[block], v_w = Native{};
+#pragma GCC unroll 8
+      for (int j = 0; j < block; ++j) {
+        y[j] = Native{};
+        z[j] = first * above[j].part[part];
+      }
+      for (int64_t i = 0; i < rows - k; ++i) {
+        Native vi = v[i * v_stride].part[part], wi = w[(i + 1) * v_stride].part[part];
+        keep_in_register(vi);
+        keep_in_register(wi);
+        v_w += vi * wi;
+#pragma GCC unroll 8
+        for (int j = 0; j < block; ++j) {
+          Native entry = corner[i * a_stride + j].part[part];
+          keep_in_register(entry);
+          y[j] += vi * entry;
+          z[j] += wi * entry;
+        }
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < block; ++j) {
+        y[j] = tau[k].part[part] * y[j];
+        z[j] = tau[k - 1].part[part] * (z[j] - v_w * y[j]);
+        above[j].part[part] -= first * z[j];
+      }
+      for (int64_t i = 0; i < rows - k; ++i) {
+        Native vi = v[i * v_stride].part[part], wi = w[(i + 1) * v_stride].part[part];
+        keep_in_register(vi);
+        keep_in_register(wi);
+#pragma GCC unroll 8
+        for (int j = 0; j < block; ++j) {
+          Native& entry = corner[i * a_stride + j].part[part];
+          entry = entry - vi * y[j] - wi * z[j];
+        }
+      }
+    }
+    if (k < 0) continue;
+    Native y[block];
+#pragma GCC unroll 8
+    for (int j = 0; j < block; ++j) y[j] = Native{};
+    for (int64_t i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < block; ++j) y[j] += vectors[i * v_stride].part[part] * a[i * a_stride + j].part[part];
+#pragma GCC unroll 8
+    for (int j = 0; j < block; ++j) y[j] = tau[0].part[part] * y[j];
+    for (int64_t i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < block; ++j) a[i * a_stride + j].part[part] -= vectors[i * v_stride].part[part] * y[j];
   }
 }
 
@@ -231,12 +249,12 @@ template <typename T>
 [[gnu::always_inline]] inline void apply_reflectors(const Pack<T>* vectors, int64_t step, int64_t v_stride,
                                                     const Pack<T>* tau, int64_t count, Pack<T>* a, int64_t rows,
                                                     int64_t columns) {
-  constexpr int block = column_block<T>();
-  const int64_t stride = row_stride(columns);
-  int64_t j = 0;
-  for (; j + block <= columns; j += block)
+  constexpr int block = registers < 32 ? 4 : 8;
+  const int64_t stride = row_stride(columns), whole = columns / block * block;
+  for (int64_t j = 0; j < whole; j += block)
     apply_reflectors<T, block>(vectors, step, v_stride, tau, count, a + j, stride, rows);
-  for (; j < columns; ++j) apply_reflectors<T, 1>(vectors, step, v_stride, tau, count, a + j, stride, rows);
+  for (int64_t j = whole; j < columns; ++j)
+    apply_reflectors<T, 1>(vectors, step, v_stride, tau, count, a + j, stride, rows);
 }
 
 // u <- Q u for u of rows x columns; a and factors as bidiagonalise left them.

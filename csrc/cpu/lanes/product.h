@@ -10,11 +10,7 @@ namespace svdrd {
 namespace SVDRD_ISA {
 
 // How many columns of a block of 4 rows are summed up at once: their sums, and what is multiplied, stay in registers.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int block_width = 4;
-#else
-constexpr int block_width = 2;
-#endif
+constexpr int block_width = registers < 32 ? 2 : 4;
 
 template <typename T>
 struct Operand {
