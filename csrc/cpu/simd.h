@@ -143,11 +143,66 @@ inline Mask<T> operator~(const Mask<T>& a) {
   Mask<T> r;
   SVDRD_FOR_PARTS(T, r.part[k] = ~a.part[k])
 }
+// The bits of a where those of the mask are set, else those of b. Of the vector extensions' selection GCC makes two
+// instructions: it asks what the mask is before.
+template <typename T>
+[[gnu::always_inline]] inline typename Pack<T>::Native native_select(const typename NativeTypes<T>::MaskVector& mask,
+                                                                     const typename Pack<T>::Native& a,
+                                                                     const typename Pack<T>::Native& b) {
+  using Native [[maybe_unused]] = typename Pack<T>::Native;
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  constexpr int mask_and_a_or_b = 0xca;
+  if constexpr (native_bytes<T> == 64)
+    return (Native)_mm512_ternarylogic_epi64((__m512i)mask, (__m512i)a, (__m512i)b, mask_and_a_or_b);
+  if constexpr (native_bytes<T> == 32)
+    return (Native)_mm256_ternarylogic_epi64((__m256i)mask, (__m256i)a, (__m256i)b, mask_and_a_or_b);
+  if constexpr (native_bytes<T> == 16)
+    return (Native)_mm_ternarylogic_epi64((__m128i)mask, (__m128i)a, (__m128i)b, mask_and_a_or_b);
+#elif defined(__AVX2__)
+  if constexpr (native_bytes<T> == 32 && sizeof(T) == 4)
+    return (Native)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)mask);
+  if constexpr (native_bytes<T> == 32 && sizeof(T) == 8)
+    return (Native)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)mask);
+  if constexpr (native_bytes<T> == 16 && sizeof(T) == 4)
+    return (Native)_mm_blendv_ps((__m128)b, (__m128)a, (__m128)mask);
+#endif
+  return mask ? a : b;
+}
 template <typename T>
 [[gnu::always_inline]] inline Pack<T> select(const Mask<T>& mask, const Pack<T>& a, const Pack<T>& b) {
   Pack<T> r;
-  SVDRD_FOR_PARTS(T, r.part[k] = mask.part[k] ? a.part[k] : b.part[k])
+  SVDRD_FOR_PARTS(T, r.part[k] = native_select<T>(mask.part[k], a.part[k], b.part[k]))
 }
+// a where the mask is set, else 0.
+template <typename T>
+[[gnu::always_inline]] inline Pack<T> where(const Mask<T>& mask, const Pack<T>& a) {
+  using Bits = typename NativeTypes<T>::MaskVector;
+  using Native = typename Pack<T>::Native;
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = (Native)((Bits)a.part[k] & mask.part[k]))
+}
+
+// The sign of a, as 0 or -0, and a with its sign changed where `sign` is -0.
+template <typename T>
+[[gnu::always_inline]] inline Pack<T> sign_of(const Pack<T>& a) {
+  using Bits = typename NativeTypes<T>::MaskVector;
+  using Native = typename Pack<T>::Native;
+  const Bits sign_bit = (Bits)(-Native{});
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = (Native)((Bits)a.part[k] & sign_bit))
+}
+template <typename T>
+[[gnu::always_inline]] inline Pack<T> times_sign(const Pack<T>& sign, const Pack<T>& a) {
+  using Bits = typename NativeTypes<T>::MaskVector;
+  using Native = typename Pack<T>::Native;
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = (Native)((Bits)a.part[k] ^ (Bits)sign.part[k]))
+}
+template <typename T>
+[[gnu::always_inline]] inline Pack<T> abs(const Pack<T>& a) {
+  return times_sign(sign_of(a), a);
+}
+
 // Left to itself, GCC reads what several operations share from memory for each of them, and the loads take longer than those.
 template <typename Native>
 [[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Native& a) {
@@ -240,11 +295,6 @@ template <typename T>
   SVDRD_FOR_PARTS(T, r.part[k] = native_difference_of_products<T>(a.part[k], b.part[k], c.part[k], d.part[k]))
 }
 #undef SVDRD_FOR_PARTS
-
-template <typename T>
-inline Pack<T> abs(const Pack<T>& a) {
-  return max(a, -a);
-}
 
 template <typename T>
 inline Mask<T> no_lanes() {
@@ -412,6 +462,19 @@ template <typename Doubles, typename Floats>
     high[l] = static_cast<double>(a[half + l]);
   }
 #endif
+}
+
+// unit: the power of two at or below |a|, a normal number, and factor: its reciprocal. Of a = 0 some powers of two.
+template <typename T>
+[[gnu::always_inline]] inline void powers_of_two(const Pack<T>& a, Pack<T>& unit, Pack<T>& factor) {
+  using Bits = typename NativeTypes<T>::MaskVector;
+  using Native = typename Pack<T>::Native;
+  static_assert(sizeof(T) == 4);
+  for (int k = 0; k < Pack<T>::parts; ++k) {
+    const Bits exponent = (Bits)a.part[k] & 0x7f800000;
+    unit.part[k] = (Native)exponent;
+    factor.part[k] = (Native)(0x7f000000 - exponent);
+  }
 }
 
 template <typename To, typename From>
