@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -182,25 +183,24 @@ template <typename T>
   SVDRD_FOR_PARTS(T, r.part[k] = (Native)((Bits)a.part[k] & mask.part[k]))
 }
 
-// The sign of a, as 0 or -0, and a with its sign changed where `sign` is -0.
 template <typename T>
-[[gnu::always_inline]] inline Pack<T> sign_of(const Pack<T>& a) {
+constexpr auto sign_bit = sizeof(T) == 4 ? int64_t{std::numeric_limits<int32_t>::min()} : std::numeric_limits<int64_t>::min();
+template <typename T>
+[[gnu::always_inline]] inline typename NativeTypes<T>::MaskVector native_sign(const typename Pack<T>::Native& a) {
   using Bits = typename NativeTypes<T>::MaskVector;
-  using Native = typename Pack<T>::Native;
-  const Bits sign_bit = (Bits)(-Native{});
-  Pack<T> r;
-  SVDRD_FOR_PARTS(T, r.part[k] = (Native)((Bits)a.part[k] & sign_bit))
+  using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  return (Bits)a & static_cast<Int>(sign_bit<T>);
 }
 template <typename T>
-[[gnu::always_inline]] inline Pack<T> times_sign(const Pack<T>& sign, const Pack<T>& a) {
+[[gnu::always_inline]] inline typename Pack<T>::Native native_abs(const typename Pack<T>::Native& a) {
   using Bits = typename NativeTypes<T>::MaskVector;
-  using Native = typename Pack<T>::Native;
-  Pack<T> r;
-  SVDRD_FOR_PARTS(T, r.part[k] = (Native)((Bits)a.part[k] ^ (Bits)sign.part[k]))
+  using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  return (typename Pack<T>::Native)((Bits)a & static_cast<Int>(~sign_bit<T>));
 }
 template <typename T>
 [[gnu::always_inline]] inline Pack<T> abs(const Pack<T>& a) {
-  return times_sign(sign_of(a), a);
+  Pack<T> r;
+  SVDRD_FOR_PARTS(T, r.part[k] = native_abs<T>(a.part[k]))
 }
 
 // Left to itself, GCC reads what several operations share from memory for each of them, and the loads take longer than those.
@@ -213,15 +213,25 @@ template <typename Native>
 
 // a > b ? a : b in one instruction: of the comparison and the selection GCC makes two.
 template <typename T>
-inline typename Pack<T>::Native native_max(const typename Pack<T>::Native& a, const typename Pack<T>::Native& b) {
+[[gnu::always_inline]] inline typename Pack<T>::Native native_max(const typename Pack<T>::Native& a,
+                                                                  const typename Pack<T>::Native& b) {
+  using Native [[maybe_unused]] = typename Pack<T>::Native;
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-  using Native = typename Pack<T>::Native;
   if constexpr (native_bytes<T> == 64 && sizeof(T) == 4)
     return (Native)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
   if constexpr (native_bytes<T> == 64 && sizeof(T) == 8)
     return (Native)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b);
 #endif
+#if defined(__AVX2__)
+  if constexpr (native_bytes<T> == 32 && sizeof(T) == 4) return (Native)_mm256_max_ps((__m256)a, (__m256)b);
+  if constexpr (native_bytes<T> == 32 && sizeof(T) == 8) return (Native)_mm256_max_pd((__m256d)a, (__m256d)b);
+#endif
+#if defined(__SSE2__)
+  if constexpr (native_bytes<T> == 16 && sizeof(T) == 4) return (Native)_mm_max_ps((__m128)a, (__m128)b);
+  if constexpr (native_bytes<T> == 16 && sizeof(T) == 8) return (Native)_mm_max_pd((__m128d)a, (__m128d)b);
+#else
   return a > b ? a : b;
+#endif
 }
 template <typename T>
 inline Pack<T> max(const Pack<T>& a, const Pack<T>& b) {
@@ -304,24 +314,28 @@ inline Mask<T> no_lanes() {
 }
 
 template <typename T>
+[[gnu::always_inline]] inline bool native_any(const typename NativeTypes<T>::MaskVector& mask) {
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+  if constexpr (native_bytes<T> == 64) return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#endif
+#if defined(__AVX2__)
+  if constexpr (native_bytes<T> == 32) return _mm256_movemask_epi8((__m256i)mask) != 0;
+#endif
+#if defined(__SSE2__)
+  if constexpr (native_bytes<T> == 16) return _mm_movemask_epi8((__m128i)mask) != 0;
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
+#else
+  for (int l = 0; l < Pack<T>::lanes_per_part; ++l)
+    if (mask[l] != 0) return true;
+  return false;
+#endif
+}
+template <typename T>
 inline bool any(const Mask<T>& mask) {
   auto joined = mask.part[0];
   for (int k = 1; k < Mask<T>::parts; ++k) joined |= mask.part[k];
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-  if constexpr (native_bytes<T> == 64) return _mm512_test_epi32_mask((__m512i)joined, (__m512i)joined) != 0;
-#endif
-#if defined(__AVX2__)
-  if constexpr (native_bytes<T> == 32) return _mm256_movemask_epi8((__m256i)joined) != 0;
-#endif
-#if defined(__SSE2__)
-  if constexpr (native_bytes<T> == 16) return _mm_movemask_epi8((__m128i)joined) != 0;
-#elif defined(__aarch64__)
-  return vmaxvq_u32((uint32x4_t)joined) != 0;
-#else
-  for (int l = 0; l < Pack<T>::lanes_per_part; ++l)
-    if (joined[l] != 0) return true;
-  return false;
-#endif
+  return native_any<T>(joined);
 }
 
 template <typename T>
@@ -466,15 +480,13 @@ template <typename Doubles, typename Floats>
 
 // unit: the power of two at or below |a|, a normal number, and factor: its reciprocal. Of a = 0 some powers of two.
 template <typename T>
-[[gnu::always_inline]] inline void powers_of_two(const Pack<T>& a, Pack<T>& unit, Pack<T>& factor) {
-  using Bits = typename NativeTypes<T>::MaskVector;
-  using Native = typename Pack<T>::Native;
+[[gnu::always_inline]] inline void native_powers_of_two(const typename Pack<T>::Native& a, typename Pack<T>::Native& unit,
+                                                        typename Pack<T>::Native& factor) {
   static_assert(sizeof(T) == 4);
-  for (int k = 0; k < Pack<T>::parts; ++k) {
-    const Bits exponent = (Bits)a.part[k] & 0x7f800000;
-    unit.part[k] = (Native)exponent;
-    factor.part[k] = (Native)(0x7f000000 - exponent);
-  }
+  using Bits = typename NativeTypes<T>::MaskVector;
+  const Bits exponent = (Bits)a & 0x7f800000;
+  unit = (typename Pack<T>::Native)exponent;
+  factor = (typename Pack<T>::Native)(0x7f000000 - exponent);
 }
 
 template <typename To, typename From>

@@ -19,23 +19,18 @@ namespace SVDRD_ISA {
 
 constexpr int buffered_sweeps = 4;
 
-// x <- c x + s y, y <- c y - s x.
-template <typename T>
-struct Rotation {
-  Pack<T> cosine;  // >= 0
-  Pack<T> sine;
-};
-
-// The same in three multiply-adds in place of two and two products: x <- x + t y, y <- y - s x, x <- x + t y with
-// t = s / (1 + c), the tangent of half the angle.
+// The rotation x <- c x + s y, y <- c y - s x, c >= 0, in three multiply-adds in place of two and two products:
+// x <- x + t y, y <- y - s x, x <- x + t y with t = s / (1 + c), the tangent of half the angle.
 template <typename T>
 struct Shears {
   Pack<T> tangent;
   Pack<T> minus_sine;
 
-  Shears() = default;
-  explicit Shears(const Rotation<T>& r)
-      : tangent(r.sine / (Pack<T>(T(1)) + r.cosine)), minus_sine(-r.sine) {}
+  [[gnu::always_inline]] static Shears none() { return {Pack<T>(T(0)), Pack<T>(T(0))}; }
+  [[gnu::always_inline]] void set(int part, const typename Pack<T>::Native& cosine, const typename Pack<T>::Native& sine) {
+    tangent.part[part] = sine / (T(1) + cosine);
+    minus_sine.part[part] = -sine;
+  }
 
   // x_after may be x or y, and y_after the other.
   [[gnu::always_inline]] void apply(const Pack<T>& x, const Pack<T>& y, Pack<T>& x_after, Pack<T>& y_after) const {
@@ -134,11 +129,10 @@ template <typename T>
   const int64_t first = *std::min_element(buffer.first, buffer.first + buffered_sweeps);
   const int64_t last = *std::max_element(buffer.last, buffer.last + buffered_sweeps);
   if (buffer.sweeps < buffered_sweeps || last - first < buffered_sweeps - 1) return false;
-  const Shears<T> none(Rotation<T>{Pack<T>(T(1)), Pack<T>(T(0))});
   for (int q = 0; q < buffered_sweeps; ++q) {
     Shears<T>* sweep = rotations + q * columns;
-    std::fill(sweep + first, sweep + buffer.first[q], none);
-    std::fill(sweep + buffer.last[q], sweep + last, none);
+    std::fill(sweep + first, sweep + buffer.first[q], Shears<T>::none());
+    std::fill(sweep + buffer.last[q], sweep + last, Shears<T>::none());
   }
   const int64_t stride = row_stride(columns), in_blocks = columns / block * block;
   for (int64_t i = 0; i < in_blocks; i += block)
@@ -165,25 +159,77 @@ template <int64_t known, typename T>
       rotate_rows<T, 1>(a + i * stride, stride, rotations + q * columns, buffer.first[q], buffer.last[q]);
 }
 
-// c f + s g = r, c g - s f = 0; r has the sign of f. Pairs below the negligible size are left alone.
+// The two rotations of a step of the sweep, of the columns k and k + 1 and of the rows. The step meets
+//     f  g  .                      r1
+//     d  e  .      and leaves      r2  f' g'
+//     .  d1 e1                     .   d' e'
+// where the first row is that of the step before: c1 f + s1 g = r1, c1 g - s1 f = 0, then c2 (c1 d + s1 e) + s2 s1 d1 = r2.
+// With n = f d + g e and b = g d1 the second root is that of (n^2 + b^2) / (f^2 + g^2), so that both are taken at once: a
+// sweep waits for one root a step. Where a rotation is not wanted, or of what is negligible, it is by exactly (1, 0):
+// r1 = f, r2 = d, f' = e, d' = d1, g' = 0, e' = e1.
 template <typename T>
-[[gnu::always_inline]] inline Rotation<T> make_rotation(const Pack<T>& f, const Pack<T>& g, const Mask<T>& wanted,
-                                                        Pack<T>& r) {
-  const Pack<T> bound(negligible_entry<T>() * negligible_entry<T>());
-  const Pack<T> squared = sum_of_products(f, f, g, g);
-  const Mask<T> rotates = wanted & (bound <= squared);
-  const Pack<T> inverse = reciprocal_sqrt(max(squared, bound));
-  const Mask<T> negative = f < Pack<T>(T(0));
-  r = select(rotates, select(negative, -squared, squared) * inverse, f);
-  return {select(rotates, abs(f) * inverse, Pack<T>(T(1))),
-          select(rotates, select(negative, -g, g) * inverse, Pack<T>(T(0)))};
-}
+struct Step {
+  using Native = typename Pack<T>::Native;
+  using Bits = typename NativeTypes<T>::MaskVector;
+
+  Native f, g, d, e;
+
+  // One register of each Pack. `above` is r1, `diagonal` r2.
+  [[gnu::always_inline]] void take(const Native& d1, const Native& e1, const Bits& wanted, int part, Shears<T>& right,
+                                   Shears<T>& left, Native& r1, Native& r2) {
+    const Native bound = Native{} + negligible_entry<T>() * negligible_entry<T>();
+    Native fs = f, gs = g, unit = Native{} + T(1);
+    if constexpr (sizeof(T) == 4) {
+      // The fourth powers of what is just not negligible are no floats.
+      Native factor;
+      native_powers_of_two<T>(native_abs<T>(f) + native_abs<T>(g), unit, factor);
+      fs = f * factor;
+      gs = g * factor;
+    }
+    const auto sum = [](const Native& a, const Native& b, const Native& c, const Native& d) {
+      return native_multiply_add<T>(a, b, c * d);
+    };
+    const auto difference = [](const Native& a, const Native& b, const Native& c, const Native& d) {
+      return native_difference_of_products<T>(a, b, c, d);
+    };
+    const Native square1 = sum(fs, fs, gs, gs);
+    const Native n = sum(fs, d, gs, e), a = difference(fs, e, gs, d), b = gs * d1, h = fs * d1;
+    const Native square2 = sum(n, n, b, b);
+    const Bits rotates1 = wanted & (bound <= square1 * unit * unit);
+    const Bits rotates2 = rotates1 & (bound * square1 <= square2);
+    const Native inverse1 = native_reciprocal_sqrt<T>(native_max<T>(square1, bound));
+    const Native inverse2 = native_reciprocal_sqrt<T>(native_max<T>(square2, bound * bound));
+    const Native both = inverse1 * inverse2;
+    const Bits sign1 = native_sign<T>(fs), sign_n = native_sign<T>(n), sign2 = sign1 ^ sign_n;
+    const auto with = [](const Bits& sign, const Native& x) { return (Native)((Bits)x ^ sign); };
+    const auto where = [](const Bits& mask, const Native& x) { return (Native)((Bits)x & mask); };
+
+    right.set(part, native_abs<T>(fs) * inverse1, where(rotates1, with(sign1, gs) * inverse1));
+    const Native cosine = native_abs<T>(n) * inverse2, sine = where(rotates2, with(sign_n, b) * inverse2);
+    left.set(part, cosine, sine);
+    r1 = native_select<T>(rotates1, with(sign1, square1) * (inverse1 * unit), f);
+    Native diagonal = native_select<T>(rotates2, with(sign2, square2) * both, d);
+    Native f_after = native_select<T>(rotates2, with(sign2, sum(n, a, b, h)) * both, e);
+    Native d_after = native_select<T>(rotates2, with(sign2, difference(n, h, b, a)) * both, d1);
+    const Bits only_first = rotates1 & ~rotates2;
+    if (native_any<T>(only_first)) {
+      diagonal = native_select<T>(only_first, with(sign1, n) * inverse1, diagonal);
+      f_after = native_select<T>(only_first, with(sign1, a) * inverse1, f_after);
+      d_after = native_select<T>(only_first, with(sign1, h) * inverse1, d_after);
+    }
+    r2 = diagonal;
+    f = f_after;
+    d = d_after;
+    g = sine * e1;
+    e = native_select<T>(rotates2, cosine * e1, e1);
+  }
+};
 
 // The unreduced block at the bottom of what each lane has left, and the shift for it.
 template <typename T>
 struct Window {
   Mask<T> active;
-  Pack<T> low;  // indices as numbers of type T: exact, and comparable lane by lane
+  Pack<T> low;  // indices as numbers of type T: exact, and comparable lane by lane; low > high where nothing is left
   Pack<T> high;
   Pack<T> start;  // f of the first rotation: (d_low^2 - shift^2) / d_low
 };
@@ -199,12 +245,13 @@ template <typename T>
   Mask<T> ended = no_lanes<T>();
   Mask<T> singular = no_lanes<T>();
   w.low = w.high = zero;
-  Pack<T> bottom = zero, above_bottom = zero, coupling = zero, first = zero;
+  Pack<T> bottom = zero, above_bottom = zero, coupling = zero, first = zero, size_here = abs(d[top]);
   for (int64_t k = top - 1; k >= 0; --k) {
     const Pack<T> size = abs(e[k]);
-    const Mask<T> negligible =
-        (size <= relative_tolerance * (abs(d[k]) + abs(d[k + 1]))) | (size <= absolute_tolerance);
-    e[k] = select(negligible, zero, e[k]);
+    const Pack<T> size_below = size_here;
+    size_here = abs(d[k]);
+    const Mask<T> negligible = size <= max(relative_tolerance * (size_here + size_below), absolute_tolerance);
+    e[k] = where(~negligible, e[k]);
     const Mask<T> opens = ~(negligible | found);
     w.high = select(opens, Pack<T>(T(k + 1)), w.high);
     bottom = select(opens, d[k + 1], bottom);
@@ -213,16 +260,17 @@ template <typename T>
     found = found | opens;
     ended = ended | (found & negligible);
     const Mask<T> inside = found & ~ended;
-    const Mask<T> zero_diagonal = inside & (abs(d[k]) <= absolute_tolerance);
-    const Mask<T> zero_bottom = opens & (abs(d[k + 1]) <= absolute_tolerance);
-    d[k] = select(zero_diagonal, zero, d[k]);
-    d[k + 1] = select(zero_bottom, zero, d[k + 1]);
+    const Mask<T> zero_diagonal = inside & (size_here <= absolute_tolerance);
+    const Mask<T> zero_bottom = opens & (size_below <= absolute_tolerance);
+    d[k] = where(~zero_diagonal, d[k]);
+    d[k + 1] = where(~zero_bottom, d[k + 1]);
     singular = singular | zero_diagonal | zero_bottom;
     w.low = select(inside, Pack<T>(T(k)), w.low);
     first = select(inside, d[k], first);
     if (!any(~ended)) break;
   }
   w.active = found;
+  w.low = select(found, w.low, Pack<T>(T(top + 1)));
 
   // The shift is the smaller singular value of the trailing 2 x 2 block, f h / (the larger one). Only its ratio to
   // d_low is needed: (d_low^2 - shift^2) / d_low = d_low (1 - ratio^2).
@@ -248,41 +296,34 @@ template <typename T>
   buffer.first[buffer.sweeps] = first;
   buffer.last[buffer.sweeps] = last;
   ++buffer.sweeps;
-  Pack<T> f(T(0)), g(T(0));
-  Pack<T> dk = d[first], ek = e[first];
+  // Outside of its window a lane carries its own entries along: e_{k-1} in f, d_k and e_k. Behind it there is a zero in e.
+  using Native = typename Pack<T>::Native;
+  constexpr int parts = Pack<T>::parts;
+  Step<T> step[parts];
+  for (int p = 0; p < parts; ++p) {
+    step[p].f = first == 0 ? Native{} : e[first - 1].part[p];
+    step[p].g = Native{};
+    step[p].d = d[first].part[p];
+    step[p].e = e[first].part[p];
+  }
   for (int64_t k = first; k < last; ++k) {
-    const Pack<T> index{T(k)};
-    const Pack<T> next{T(k + 1)};
-    const Mask<T> starts = w.active & (w.low == index);
-    const Mask<T> inside = w.active & (w.low <= index) & (index < w.high);
-    f = select(starts, w.start, f);
-    g = select(starts, ek, g);
-    Pack<T> r;
-    // Not read back from right[k]: the way through memory would be in every lane's chain of rotations.
-    const Rotation<T> from_right = make_rotation(f, g, inside, r);
-    right[k] = Shears<T>(from_right);
-    if (k > first) e[k - 1] = select(inside & ~starts, r, e[k - 1]);
-    const Pack<T> c = from_right.cosine, s = from_right.sine;
-    const Pack<T> d_next = d[k + 1];
-    f = sum_of_products(c, dk, s, ek);
-    ek = difference_of_products(c, ek, s, dk);
-    g = s * d_next;
-    const Pack<T> d_rotated = c * d_next;
-    const Rotation<T> from_left = make_rotation(f, g, inside, r);
-    left[k] = Shears<T>(from_left);
-    d[k] = select(inside, r, dk);
-    const Pack<T> cl = from_left.cosine, sl = from_left.sine;
-    f = sum_of_products(cl, ek, sl, d_rotated);
-    dk = select(inside, difference_of_products(cl, d_rotated, sl, ek), d_next);
-    e[k] = select(inside, f, e[k]);
-    if (k + 1 < last) {
-      const Mask<T> continues = inside & (next < w.high);
-      g = sl * e[k + 1];
-      ek = select(continues, cl * e[k + 1], e[k + 1]);
-      e[k + 1] = ek;
+    const Native index = Native{} + T(k);
+#pragma GCC unroll 4
+    for (int p = 0; p < parts; ++p) {
+      Step<T>& s = step[p];
+      const auto starts = w.low.part[p] == index, inside = (w.low.part[p] <= index) & (index < w.high.part[p]);
+      const Native above = s.f;
+      s.f = native_select<T>(starts, w.start.part[p], s.f);
+      s.g = native_select<T>(starts, s.e, s.g);
+      Native r1;
+      s.take(d[k + 1].part[p], k + 1 < last ? e[k + 1].part[p] : Native{}, inside, p, right[k], left[k], r1, d[k].part[p]);
+      if (k > first) e[k - 1].part[p] = native_select<T>(starts, above, r1);
     }
   }
-  d[last] = dk;
+  for (int p = 0; p < parts; ++p) {
+    e[last - 1].part[p] = step[p].f;
+    d[last].part[p] = step[p].d;
+  }
 }
 
 // Superdiagonal entries up to tolerance * (the largest entry) count as zero.
@@ -307,7 +348,7 @@ void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v
   for (int64_t iteration = 0; iteration < 40 * columns; ++iteration) {
     const Window<T> w = find_window(d, e, top, absolute_tolerance);
     if (!any(w.active)) break;
-    const int64_t first = static_cast<int64_t>(smallest_lane(select(w.active, w.low, Pack<T>(T(columns)))));
+    const int64_t first = static_cast<int64_t>(smallest_lane(w.low));
     const int64_t last = static_cast<int64_t>(largest_lane(w.high));
     top = last;
     sweep(d, e, w, first, last, buffer);
