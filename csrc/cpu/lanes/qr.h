@@ -198,7 +198,8 @@ struct Step {
     const Bits rotates1 = wanted & (bound <= square1 * unit * unit);
     const Bits rotates2 = rotates1 & (bound * square1 <= square2);
     const Native inverse1 = native_reciprocal_sqrt<T>(native_max<T>(square1, bound));
-    const Native inverse2 = native_reciprocal_sqrt<T>(native_max<T>(square2, bound * bound));
+    const Native least = sizeof(T) == 4 ? T(0.5) * bound : bound * bound;  // of what rotates, and a normal number
+    const Native inverse2 = native_reciprocal_sqrt<T>(native_max<T>(square2, least));
     const Native both = inverse1 * inverse2;
     const Bits sign1 = native_sign<T>(fs), sign_n = native_sign<T>(n), sign2 = sign1 ^ sign_n;
     const auto with = [](const Bits& sign, const Native& x) { return (Native)((Bits)x ^ sign); };
