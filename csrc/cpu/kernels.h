@@ -90,6 +90,11 @@ struct KernelTable {
                                      int64_t m, int64_t n, T* grad_a);
   void (*basis_loss)(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
                      T* grad_x_hat, T* grad_x);
+  // The pairs that Newton's iteration takes; the others go to `rest`, and are then items[i] with i of the ranges.
+  void (*newton_basis_loss)(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
+                            T* grad_x_hat, T* grad_x, ItemSink& rest);
+  void (*rest_basis_loss)(RangeSource& ranges, const int64_t* items, const T* x_hat, const T* x,
+                          const LossProblem& problem, T* loss, T* grad_x_hat, T* grad_x);
 };
 
 // `name` is the namespace of one compilation: an instruction set, with `_x` and the number of lanes for those that work

@@ -50,7 +50,7 @@ struct Kernels {
   const KernelTable<T>& few;       // 4 lanes
   const KernelTable<T>& many;      // as many lanes as a register holds floats
   const KernelTable<T>& many_svd;  // float32 on AVX2 and AVX-512: twice as many, whose two chains hide latency
-  const KernelTable<T>& many_loss;  // half of `many`, which Newton's iteration in double finds in nearer caches
+  const KernelTable<T>& many_newton;  // on AVX-512 half of `many`, which Newton's iteration in double finds in nearer caches
 };
 
 Kernels<float> kernels(float) {
@@ -60,7 +60,7 @@ Kernels<float> kernels(float) {
             avx512_x32::float_kernels(), avx512_x8::float_kernels()};
   if (chosen_instruction_set() == InstructionSet::avx2)
     return {avx2::float_kernels(), avx2_x4::float_kernels(), avx2_x8::float_kernels(), avx2_x16::float_kernels(),
-            avx2_x4::float_kernels()};
+            avx2_x8::float_kernels()};
 #endif
   const KernelTable<float>& lanes = baseline_x4::float_kernels();
   return {baseline::float_kernels(), lanes, lanes, lanes, lanes};
@@ -97,7 +97,7 @@ const KernelTable<T>& chosen_kernels(bool lanes, int64_t batch, const KernelTabl
 template <typename T>
 const KernelTable<T>& newton_kernels(T, int64_t batch) {
   const Kernels<T> all = kernels(T());
-  return batch <= few_matrices ? all.few : all.many_loss;
+  return batch <= few_matrices ? all.few : all.many_newton;
 }
 
 class SharedRanges final : public RangeSource {
@@ -360,11 +360,22 @@ void basis_loss(const T* x_hat, const T* x, int64_t batch, int64_t height, int64
   if (batch == 0 || height == 0 || width == 0) return;
   const LossProblem problem{height, width, block_height, block_width, rcond, smooth};
   const int64_t blocks = batch * (height / block_height) * (width / block_width);
-  const KernelTable<T>& table =
-      chosen_kernels<T>(in_lanes(block_height, block_width), blocks, kernels(T()).many_loss);
-  run(blocks, table.group, 60 * cube(block_height, block_width),
-      for_team(block_height, block_width, least_pair_for_team), threads,
-      [&](RangeSource& ranges) { table.basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x); });
+  const bool lanes = in_lanes(block_height, block_width);
+  const double work = cube(block_height, block_width);
+  if (!lanes || sizeof(T) == 8) {
+    const KernelTable<T>& table = chosen_kernels<T>(lanes, blocks, kernels(T()).many);
+    return run(blocks, table.group, 60 * work, for_team(block_height, block_width, least_pair_for_team), threads,
+               [&](RangeSource& ranges) { table.basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x); });
+  }
+  const KernelTable<T>& newton = newton_kernels(T(), blocks);
+  ItemList rest(blocks);
+  run(blocks, newton.group, 40 * work, false, threads, [&](RangeSource& ranges) {
+    newton.newton_basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x, rest);
+  });
+  const KernelTable<T>& svd = chosen_kernels<T>(true, rest.count(), kernels(T()).many);
+  run(rest.count(), svd.group, 60 * work, false, threads, [&](RangeSource& ranges) {
+    svd.rest_basis_loss(ranges, rest.items(), x_hat, x, problem, loss, grad_x_hat, grad_x);
+  });
 }
 
 const char* instruction_set() {

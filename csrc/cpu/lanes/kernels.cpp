@@ -17,7 +17,17 @@ namespace {
 template <typename T>
 void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss, T* grad_x_hat,
                 T* grad_x) {
-  lanes_basis_loss(ranges, problem, LossTensors<T>{x_hat, x, loss, grad_x_hat, grad_x});
+  lanes_svd_basis_loss(ranges, nullptr, problem, LossTensors<T>{x_hat, x, loss, grad_x_hat, grad_x});
+}
+
+void newton_basis_loss(RangeSource& ranges, const float* x_hat, const float* x, const LossProblem& problem, float* loss,
+                       float* grad_x_hat, float* grad_x, ItemSink& rest) {
+  lanes_newton_basis_loss(ranges, problem, LossTensors<float>{x_hat, x, loss, grad_x_hat, grad_x}, rest);
+}
+
+void rest_basis_loss(RangeSource& ranges, const int64_t* items, const float* x_hat, const float* x,
+                     const LossProblem& problem, float* loss, float* grad_x_hat, float* grad_x) {
+  lanes_svd_basis_loss(ranges, items, problem, LossTensors<float>{x_hat, x, loss, grad_x_hat, grad_x});
 }
 
 }  // namespace
@@ -39,7 +49,7 @@ const KernelTable<float>& float_kernels() {
     r.group = lane_count;
     r.newton_polar_factor = lanes_newton_polar_factor;
     r.newton_polar_factor_backward = lanes_newton_polar_factor_backward;
-    r.basis_loss = basis_loss<float>;
+    r.newton_basis_loss = newton_basis_loss;
     return r;
   }();
   return loss;
@@ -55,7 +65,6 @@ constexpr KernelTable<T> table() {
   r.svd_backward = lanes_svd_backward<T>;
   r.polar_factor = lanes_polar_factor<T>;
   r.polar_factor_backward = lanes_polar_factor_backward<T>;
-  r.basis_loss = basis_loss<T>;
   return r;
 }
 
@@ -69,13 +78,19 @@ const KernelTable<float>& float_kernels() {
     r.gram_polar_factor = lanes_gram_polar_factor;
     r.rest_polar_factor = lanes_rest_polar_factor<float>;
     r.rest_polar_factor_backward = lanes_rest_polar_factor_backward<float>;
+    r.newton_basis_loss = newton_basis_loss;
+    r.rest_basis_loss = rest_basis_loss;
     return r;
   }();
   return all;
 }
 
 const KernelTable<double>& double_kernels() {
-  static constexpr KernelTable<double> all = table<double>();
+  static constexpr KernelTable<double> all = [] {
+    KernelTable<double> r = table<double>();
+    r.basis_loss = basis_loss<double>;
+    return r;
+  }();
   return all;
 }
 #endif

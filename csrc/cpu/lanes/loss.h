@@ -1,11 +1,9 @@
 // basis_loss() of cpu/svdrd.h on a range of the blocks, lane_count pairs of blocks at a time.
 //
 // Float32 pairs whose blocks are both well-conditioned go through Newton's iteration; the others, among them all that a rank
-// has to be decided for, are collected into groups of their own and factored by the SVD. Which way a pair goes depends
-// on the pair alone.
+// has to be decided for, are named in a list and factored by the SVD afterwards. Which way a pair goes depends on the
+// pair alone.
 #pragma once
-
-#include <optional>
 
 #include "cpu/blocks.h"
 #include "cpu/lanes/lanes.h"
@@ -202,16 +200,9 @@ inline void store_newton_gradients(NewtonLossLayout& w, double smooth, const Pac
   store(w.grad, newton.rows, newton.columns, newton.padded, nullptr, to);
 }
 
-inline Pairs chosen(const Pairs& pairs, const bool* wanted) {
-  Pairs r;
-  for (int l = 0; l < pairs.count; ++l)
-    if (wanted[l]) r.add(pairs.number[l]);
-  return r;
-}
-
-// Computes the pairs that Newton's iteration accepts and returns the others.
-inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossProblem& problem,
-                           const LossTensors<float>& tensors) {
+// Computes the pairs that Newton's iteration accepts; the others go to `rest`.
+inline void newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossProblem& problem,
+                          const LossTensors<float>& tensors, ItemSink& rest) {
   Newton& newton = w.newton;
   const int64_t rows = newton.rows, columns = newton.padded;
   const Placement<const float> target = place_blocks(tensors.x, pairs, problem);
@@ -229,13 +220,13 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
     newton_polar_of_blocks(newton, decoded, problem, w.p_hat);
     accepted_hat = select(newton.accepted, one, zero);
   }
-  bool both[lane_count], rejected[lane_count], some = false;
+  bool both[lane_count], some = false;
   for (int l = 0; l < pairs.count; ++l) {
     both[l] = accepted.lane(l) != 0 && accepted_hat.lane(l) != 0;
-    rejected[l] = !both[l];
     some = some || both[l];
+    if (!both[l]) rest.add(pairs.number[l]);
   }
-  if (!some) return pairs;
+  if (!some) return;
 
   const Pack<double> mean = mean_difference(
       w.p_hat, w.p, rows, columns, rows * newton.columns,
@@ -250,40 +241,34 @@ inline Pairs newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPr
     negate(w.sign, rows, columns);
     store_newton_gradients(w, problem.smooth, w.p, only(place_blocks(tensors.grad_x, pairs, problem), both));
   }
-  return chosen(pairs, rejected);
 }
 
+// By the SVD; of the pairs numbers[i] with i of the ranges, or of the ranges themselves where `numbers` is null.
 template <typename T>
-void lanes_basis_loss(RangeSource& ranges, const LossProblem& problem, const LossTensors<T>& tensors) {
+void lanes_svd_basis_loss(RangeSource& ranges, const int64_t* numbers, const LossProblem& problem,
+                          const LossTensors<T>& tensors) {
   const Shape shape{problem.block_height, problem.block_width};
-  std::optional<Workspace<SvdLossLayout<T>>> svd;
-  std::optional<Workspace<NewtonLossLayout>> newton;
-  if (sizeof(T) == 4) newton.emplace(shape.rows(), shape.columns());
-  Pairs waiting;
-  const auto compute_waiting = [&] {
-    if (!svd) svd.emplace(shape.rows(), shape.columns());
-    svd_losses(**svd, waiting, problem, tensors);
-    waiting.count = 0;
-  };
+  Workspace<SvdLossLayout<T>> workspace(shape.rows(), shape.columns());
+  Groups groups(ranges);
+  for (int64_t first, end; groups.next(first, end);)
+    svd_losses(*workspace, numbers == nullptr ? Pairs(first, end) : Pairs(numbers, first, end), problem, tensors);
+}
+
+inline void lanes_newton_basis_loss(RangeSource& ranges, const LossProblem& problem, const LossTensors<float>& tensors,
+                                    ItemSink& rest) {
+  const Shape shape{problem.block_height, problem.block_width};
+  Workspace<NewtonLossLayout> workspace(shape.rows(), shape.columns());
   Groups groups(ranges);
   for (int64_t first, end; groups.next(first, end);) {
-    Pairs pairs;
-    for (int64_t item = first; item < end; ++item) pairs.add(item);
+    const Pairs pairs(first, end);
     groups.following(first, end);
-    Pairs next;
-    for (int64_t item = first; item < end; ++item) next.add(item);
+    const Pairs next(first, end);
     prefetch<false>(place_blocks(tensors.x, next, problem), shape.rows(), shape.columns());
     prefetch<false>(place_blocks(tensors.x_hat, next, problem), shape.rows(), shape.columns());
     if (tensors.grad_x_hat != nullptr)
       prefetch<true>(place_blocks(tensors.grad_x_hat, pairs, problem), shape.rows(), shape.columns());
-    if constexpr (sizeof(T) == 4)
-      if (newton) pairs = newton_losses(**newton, pairs, problem, tensors);
-    for (int l = 0; l < pairs.count; ++l) {
-      waiting.add(pairs.number[l]);
-      if (waiting.count == lane_count) compute_waiting();
-    }
+    newton_losses(*workspace, pairs, problem, tensors, rest);
   }
-  if (waiting.count > 0) compute_waiting();
 }
 
 }  // namespace SVDRD_ISA
