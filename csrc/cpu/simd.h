@@ -404,16 +404,22 @@ template <typename T>
   return r;
 }
 
-// As many floats as doubles, or the reverse. GCC 12 converts two of four or eight floats at a time.
+// `to`: as many doubles as there are floats in a, or the reverse. GCC 12 converts two of four or eight floats at a time.
 template <typename To, typename From>
-[[gnu::always_inline]] inline To native_convert(const From& a) {
+[[gnu::always_inline]] inline void native_convert(const From& a, To& to) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
-  if constexpr (sizeof(To) == 64 && sizeof(From) == 32) return (To)_mm512_maskz_cvtps_pd(0xff, (__m256)a);
+  if constexpr (sizeof(To) == 64 && sizeof(From) == 32) {
+    to = (To)_mm512_maskz_cvtps_pd(0xff, (__m256)a);
+    return;
+  }
 #endif
 #if defined(__AVX2__)
-  if constexpr (sizeof(To) == 32 && sizeof(From) == 16) return (To)_mm256_cvtps_pd((__m128)a);
+  if constexpr (sizeof(To) == 32 && sizeof(From) == 16) {
+    to = (To)_mm256_cvtps_pd((__m128)a);
+    return;
+  }
 #endif
-  return __builtin_convertvector(a, To);
+  to = __builtin_convertvector(a, To);
 }
 
 // The two halves of a register of floats from two registers of doubles, and the reverse. Written out: GCC joins halves
@@ -449,15 +455,15 @@ template <typename Doubles, typename Floats>
 [[gnu::always_inline]] inline void native_widen(const Floats& a, Doubles& low, Doubles& high) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
   if constexpr (sizeof(Floats) == 64) {
-    low = native_convert<Doubles>(_mm512_maskz_extractf32x8_ps(0xff, (__m512)a, 0));
-    high = native_convert<Doubles>(_mm512_maskz_extractf32x8_ps(0xff, (__m512)a, 1));
+    native_convert(_mm512_maskz_extractf32x8_ps(0xff, (__m512)a, 0), low);
+    native_convert(_mm512_maskz_extractf32x8_ps(0xff, (__m512)a, 1), high);
     return;
   }
 #endif
 #if defined(__AVX2__)
   if constexpr (sizeof(Floats) == 32) {
-    low = native_convert<Doubles>(_mm256_castps256_ps128((__m256)a));
-    high = native_convert<Doubles>(_mm256_extractf128_ps((__m256)a, 1));
+    native_convert(_mm256_castps256_ps128((__m256)a), low);
+    native_convert(_mm256_extractf128_ps((__m256)a, 1), high);
     return;
   }
 #endif
@@ -495,7 +501,7 @@ inline Pack<To> convert(const Pack<From>& a) {
   if constexpr (sizeof(To) == sizeof(From)) {
     r = a;
   } else if constexpr (Pack<To>::parts == Pack<From>::parts) {
-    for (int k = 0; k < Pack<To>::parts; ++k) r.part[k] = native_convert<typename Pack<To>::Native>(a.part[k]);
+    for (int k = 0; k < Pack<To>::parts; ++k) native_convert(a.part[k], r.part[k]);
   } else if constexpr (sizeof(To) < sizeof(From)) {
     for (int k = 0; k < Pack<To>::parts; ++k)
       r.part[k] = native_narrow<typename Pack<To>::Native>(a.part[2 * k], a.part[2 * k + 1]);

@@ -20,12 +20,12 @@ void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProbl
   lanes_svd_basis_loss(ranges, nullptr, problem, LossTensors<T>{x_hat, x, loss, grad_x_hat, grad_x});
 }
 
-void newton_basis_loss(RangeSource& ranges, const float* x_hat, const float* x, const LossProblem& problem, float* loss,
+[[maybe_unused]] void newton_basis_loss(RangeSource& ranges, const float* x_hat, const float* x, const LossProblem& problem, float* loss,
                        float* grad_x_hat, float* grad_x, ItemSink& rest) {
   lanes_newton_basis_loss(ranges, problem, LossTensors<float>{x_hat, x, loss, grad_x_hat, grad_x}, rest);
 }
 
-void rest_basis_loss(RangeSource& ranges, const int64_t* items, const float* x_hat, const float* x,
+[[maybe_unused]] void rest_basis_loss(RangeSource& ranges, const int64_t* items, const float* x_hat, const float* x,
                      const LossProblem& problem, float* loss, float* grad_x_hat, float* grad_x) {
   lanes_svd_basis_loss(ranges, items, problem, LossTensors<float>{x_hat, x, loss, grad_x_hat, grad_x});
 }

@@ -235,56 +235,66 @@ struct Window {
   Pack<T> start;  // f of the first rotation: (d_low^2 - shift^2) / d_low
 };
 
-// Sets negligible superdiagonal entries to zero among the first `top` and finds each lane's window.
+// Sets negligible superdiagonal entries to zero among the first `top` and finds each lane's window, one register of each Pack
+// at a time: what is carried along fits the registers then.
 template <typename T>
 [[gnu::always_inline]] inline Window<T> find_window(Pack<T>* d, Pack<T>* e, int64_t top,
                                                     const Pack<T>& absolute_tolerance) {
-  const Pack<T> relative_tolerance(std::numeric_limits<T>::epsilon());
-  const Pack<T> zero(T(0));
+  using Native = typename Pack<T>::Native;
+  using Bits = typename NativeTypes<T>::MaskVector;
+  const auto choose = [](const Bits& mask, const Native& x, const Native& y) { return native_select<T>(mask, x, y); };
+  const auto without = [](const Bits& mask, const Native& x) { return (Native)(~mask & (Bits)x); };
+  const Native zero{}, one = zero + T(1);
   Window<T> w;
-  Mask<T> found = no_lanes<T>();
-  Mask<T> ended = no_lanes<T>();
-  Mask<T> singular = no_lanes<T>();
-  w.low = w.high = zero;
-  Pack<T> bottom = zero, above_bottom = zero, coupling = zero, first = zero, size_here = abs(d[top]);
-  for (int64_t k = top - 1; k >= 0; --k) {
-    const Pack<T> size = abs(e[k]);
-    const Pack<T> size_below = size_here;
-    size_here = abs(d[k]);
-    const Mask<T> negligible = size <= max(relative_tolerance * (size_here + size_below), absolute_tolerance);
-    e[k] = where(~negligible, e[k]);
-    const Mask<T> opens = ~(negligible | found);
-    w.high = select(opens, Pack<T>(T(k + 1)), w.high);
-    bottom = select(opens, d[k + 1], bottom);
-    above_bottom = select(opens, d[k], above_bottom);
-    coupling = select(opens, e[k], coupling);
-    found = found | opens;
-    ended = ended | (found & negligible);
-    const Mask<T> inside = found & ~ended;
-    const Mask<T> zero_diagonal = inside & (size_here <= absolute_tolerance);
-    const Mask<T> zero_bottom = opens & (size_below <= absolute_tolerance);
-    d[k] = where(~zero_diagonal, d[k]);
-    d[k + 1] = where(~zero_bottom, d[k + 1]);
-    singular = singular | zero_diagonal | zero_bottom;
-    w.low = select(inside, Pack<T>(T(k)), w.low);
-    first = select(inside, d[k], first);
-    if (!any(~ended)) break;
-  }
-  w.active = found;
-  w.low = select(found, w.low, Pack<T>(T(top + 1)));
+  for (int p = 0; p < Pack<T>::parts; ++p) {
+    const Native tolerance = absolute_tolerance.part[p];
+    Bits found{}, ended{}, singular{};
+    Native low = zero + T(top + 1), high{}, bottom{}, above_bottom{}, coupling{}, first{};
+    Native size_here = native_abs<T>(d[top].part[p]);
+    for (int64_t k = top - 1; k >= 0; --k) {
+      const Native size_below = size_here, dk = d[k].part[p], ek = e[k].part[p];
+      size_here = native_abs<T>(dk);
+      const Native bound = std::numeric_limits<T>::epsilon() * (size_here + size_below);
+      const Bits negligible = native_abs<T>(ek) <= native_max<T>(bound, tolerance);
+      e[k].part[p] = without(negligible, ek);
+      const Bits opens = ~(negligible | found);
+      high = choose(opens, zero + T(k + 1), high);
+      bottom = choose(opens, d[k + 1].part[p], bottom);
+      above_bottom = choose(opens, dk, above_bottom);
+      coupling = choose(opens, ek, coupling);
+      found |= opens;
+      ended |= found & negligible;
+      const Bits inside = found & ~ended;
+      low = choose(inside, zero + T(k), low);
+      first = choose(inside, dk, first);
+      const Bits zero_here = inside & (size_here <= tolerance), zero_below = opens & (size_below <= tolerance);
+      singular |= zero_here | zero_below;
+      if (native_any<T>(zero_here | zero_below)) {
+        d[k].part[p] = without(zero_here, dk);
+        d[k + 1].part[p] = without(zero_below, d[k + 1].part[p]);
+        first = without(zero_here, first);
+        above_bottom = without(zero_here & opens, above_bottom);
+        bottom = without(zero_below, bottom);
+      }
+      if (!native_any<T>(~ended)) break;
+    }
+    w.active.part[p] = found;
+    w.low.part[p] = low;
+    w.high.part[p] = high;
 
-  // The shift is the smaller singular value of the trailing 2 x 2 block, f h / (the larger one). Only its ratio to
-  // d_low is needed: (d_low^2 - shift^2) / d_low = d_low (1 - ratio^2).
-  const Pack<T> f = abs(above_bottom), g = abs(coupling), h = abs(bottom);
-  const Pack<T> tiny(negligible_entry<T>() * negligible_entry<T>());
-  const Pack<T> sum = sum_of_products(f + h, f + h, g, g), difference = sum_of_products(f - h, f - h, g, g);
-  const Pack<T> twice_larger =
-      sum_of_products(sum, reciprocal_sqrt(max(sum, tiny)), difference, reciprocal_sqrt(max(difference, tiny)));
-  const Pack<T> divisor = twice_larger * first;
-  const Pack<T> ratio = Pack<T>(T(2)) * f * h / select(divisor == zero, Pack<T>(T(1)), divisor);
-  // A zero on the diagonal, or a shift that rounding would not see: the zero-shift sweep, which also splits off a zero.
-  const Mask<T> unshifted = singular | (first == zero) | (ratio * ratio <= relative_tolerance);
-  w.start = select(unshifted, first, first - first * (ratio * ratio));
+    // The shift is the smaller singular value of the trailing 2 x 2 block, f h / (the larger one). Only its ratio to
+    // d_low is needed: (d_low^2 - shift^2) / d_low = d_low (1 - ratio^2).
+    const Native f = native_abs<T>(above_bottom), g = native_abs<T>(coupling), h = native_abs<T>(bottom);
+    const Native tiny = zero + negligible_entry<T>() * negligible_entry<T>();
+    const Native sum = native_multiply_add<T>(f + h, f + h, g * g), difference = native_multiply_add<T>(f - h, f - h, g * g);
+    const Native twice_larger = native_multiply_add<T>(sum, native_reciprocal_sqrt<T>(native_max<T>(sum, tiny)),
+                                                       difference * native_reciprocal_sqrt<T>(native_max<T>(difference, tiny)));
+    const Native divisor = twice_larger * first;
+    const Native ratio = T(2) * f * h / choose(divisor == zero, one, divisor);
+    // A zero on the diagonal, or a shift that rounding would not see: the zero-shift sweep, which also splits off a zero.
+    const Bits unshifted = singular | (first == zero) | (ratio * ratio <= std::numeric_limits<T>::epsilon());
+    w.start.part[p] = choose(unshifted, first, first - first * (ratio * ratio));
+  }
   return w;
 }
 

@@ -101,7 +101,8 @@ void load(const Placement<const T>& from, int64_t rows, int64_t columns, int64_t
           for (int r = 0; r < 4; ++r) __builtin_memcpy(&four.row[r], from.base[l + r] + at + j, sizeof(four.row[r]));
           four.transpose();
           for (int r = 0; r < 4; ++r) {
-            const Converted values = native_convert<Converted>(four.row[r]);
+            Converted values;
+            native_convert(four.row[r], values);
             __builtin_memcpy(to + (j + r) * walk.inner_packs * lane_count, &values, sizeof(values));
           }
         }
@@ -154,7 +155,7 @@ void store(const Pack<W>* a, int64_t rows, int64_t columns, int64_t padded, cons
           for (int r = 0; r < 4; ++r) {
             Lanes values;
             __builtin_memcpy(&values, entries + ((i + r) * stride + j) * lane_count + l, sizeof(values));
-            four.row[r] = native_convert<typename Four<T>::Vector>(values + W(0));
+            native_convert(values + W(0), four.row[r]);
           }
           four.transpose();
           for (int r = 0; r < 4; ++r)
@@ -178,7 +179,7 @@ void store(const Pack<W>* a, int64_t rows, int64_t columns, int64_t padded, cons
           for (int r = 0; r < 4; ++r) {
             Lanes values;
             __builtin_memcpy(&values, from + (j + r) * walk.inner_packs * lane_count, sizeof(values));
-            four.row[r] = native_convert<typename Four<T>::Vector>(values + W(0));
+            native_convert(values + W(0), four.row[r]);
           }
           four.transpose();
           for (int r = 0; r < 4; ++r)
