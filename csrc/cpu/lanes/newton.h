@@ -126,6 +126,12 @@ struct Newton {
   return trace;
 }
 
+// (r^(1/2) + r^(-1/2)) / 2 from r and r^(-1/2). Written out: whether the first root, which is needed elsewhere, is rounded
+// before it is added would be the compiler's choice, and another one for another number of lanes.
+inline Pack<double> next_ratio_of_bounds(const Pack<double>& ratio, const Pack<double>& inverse_root) {
+  return Pack<double>(0.5) * multiply_add(ratio, inverse_root, inverse_root);
+}
+
 // p = P(a), rounded to float, in the accepted lanes: those where norm(H) norm(H^-1) <= bound and norm(H) is neither very
 // small nor very large, nor NaN. In the others p holds nothing of use. Not inlined: equal matrices must give equal bits
 // everywhere.
@@ -160,7 +166,7 @@ template <int64_t known>
     w.inverse_scale[k] = k == 0 ? product_of_bounds * w.scale[0] : root_ratio;
     const Pack<double> forward = quarter * w.scale[k] * w.scale[k];
     const Pack<double> backward = quarter * w.inverse_scale[k] * w.inverse_scale[k];
-    ratio_of_bounds = half * (root_ratio + inverse_root_ratio);
+    ratio_of_bounds = next_ratio_of_bounds(ratio_of_bounds, inverse_root_ratio);
     if (k + 1 == newton_steps) {
       // M_4 = c (I + N), all of N.
       const Pack<double> inverse_centre = Pack<double>(2.0) / (one + ratio_of_bounds * ratio_of_bounds);

@@ -140,7 +140,7 @@ inline void load_iterates(NewtonBackwardLayout& w, const Items& items, const Sav
     const Pack<double> root_ratio = ratio_of_bounds * inverse_root_ratio;
     if (k > 0) w.scale[k] = inverse_root_ratio;
     w.inverse_scale[k] = k == 0 ? Pack<double>(1.0) / w.scale[0] : root_ratio;
-    ratio_of_bounds = Pack<double>(0.5) * (root_ratio + inverse_root_ratio);
+    ratio_of_bounds = next_ratio_of_bounds(ratio_of_bounds, inverse_root_ratio);
   }
   w.inverse_centre = convert<float>(Pack<double>(2.0) / (Pack<double>(1.0) + ratio_of_bounds));
 }
