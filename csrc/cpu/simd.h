@@ -30,7 +30,7 @@ constexpr int vector_bytes = 32;
 #else
 constexpr int vector_bytes = 16;
 #endif
-// Of vectors, as the processor has them.
+// How many vectors the processor keeps.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int registers = 32;
 #else
@@ -174,28 +174,17 @@ template <typename T>
   Pack<T> r;
   SVDRD_FOR_PARTS(T, r.part[k] = native_select<T>(mask.part[k], a.part[k], b.part[k]))
 }
-// a where the mask is set, else 0.
 template <typename T>
-[[gnu::always_inline]] inline Pack<T> where(const Mask<T>& mask, const Pack<T>& a) {
-  using Bits = typename NativeTypes<T>::MaskVector;
-  using Native = typename Pack<T>::Native;
-  Pack<T> r;
-  SVDRD_FOR_PARTS(T, r.part[k] = (Native)((Bits)a.part[k] & mask.part[k]))
-}
-
+using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
 template <typename T>
-constexpr auto sign_bit = sizeof(T) == 4 ? int64_t{std::numeric_limits<int32_t>::min()} : std::numeric_limits<int64_t>::min();
+constexpr Int<T> sign_bit = std::numeric_limits<Int<T>>::min();
 template <typename T>
 [[gnu::always_inline]] inline typename NativeTypes<T>::MaskVector native_sign(const typename Pack<T>::Native& a) {
-  using Bits = typename NativeTypes<T>::MaskVector;
-  using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  return (Bits)a & static_cast<Int>(sign_bit<T>);
+  return (typename NativeTypes<T>::MaskVector)a & sign_bit<T>;
 }
 template <typename T>
 [[gnu::always_inline]] inline typename Pack<T>::Native native_abs(const typename Pack<T>::Native& a) {
-  using Bits = typename NativeTypes<T>::MaskVector;
-  using Int = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
-  return (typename Pack<T>::Native)((Bits)a & static_cast<Int>(~sign_bit<T>));
+  return (typename Pack<T>::Native)((typename NativeTypes<T>::MaskVector)a & ~sign_bit<T>);
 }
 template <typename T>
 [[gnu::always_inline]] inline Pack<T> abs(const Pack<T>& a) {
@@ -422,8 +411,8 @@ template <typename To, typename From>
   to = __builtin_convertvector(a, To);
 }
 
-// The two halves of a register of floats from two registers of doubles, and the reverse. Written out: GCC joins halves
-// in memory, and what reads them there waits for both stores.
+// A register of floats from two registers of doubles, and the reverse. Written out: GCC joins the halves in memory, and what
+// reads them there waits for both stores.
 template <typename Floats, typename Doubles>
 [[gnu::always_inline]] inline Floats native_narrow(const Doubles& low, const Doubles& high) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
@@ -484,7 +473,7 @@ template <typename Doubles, typename Floats>
 #endif
 }
 
-// unit: the power of two at or below |a|, a normal number, and factor: its reciprocal. Of a = 0 some powers of two.
+// unit: the power of two at or below |a|, and factor: its reciprocal. Of a = 0, 0 and the largest power of two.
 template <typename T>
 [[gnu::always_inline]] inline void native_powers_of_two(const typename Pack<T>::Native& a, typename Pack<T>::Native& unit,
                                                         typename Pack<T>::Native& factor) {

@@ -27,8 +27,11 @@ struct Shears {
   Pack<T> minus_sine;
 
   [[gnu::always_inline]] static Shears none() { return {Pack<T>(T(0)), Pack<T>(T(0))}; }
-  [[gnu::always_inline]] void set(int part, const typename Pack<T>::Native& cosine, const typename Pack<T>::Native& sine) {
-    tangent.part[part] = sine / (T(1) + cosine);
+  // c = length * inverse. Written out: whether it is rounded before it is added would be the compiler's choice.
+  [[gnu::always_inline]] void set(int part, const typename Pack<T>::Native& length, const typename Pack<T>::Native& inverse,
+                                  const typename Pack<T>::Native& sine) {
+    const typename Pack<T>::Native one = typename Pack<T>::Native{} + T(1);
+    tangent.part[part] = sine / native_multiply_add<T>(length, inverse, one);
     minus_sine.part[part] = -sine;
   }
 
@@ -174,11 +177,11 @@ struct Step {
 
   Native f, g, d, e;
 
-  // One register of each Pack. `above` is r1, `diagonal` r2.
+  // One register of each Pack.
   [[gnu::always_inline]] void take(const Native& d1, const Native& e1, const Bits& wanted, int part, Shears<T>& right,
                                    Shears<T>& left, Native& r1, Native& r2) {
-    const Native bound = Native{} + negligible_entry<T>() * negligible_entry<T>();
-    Native fs = f, gs = g, unit = Native{} + T(1);
+    const Native one = Native{} + T(1), bound = Native{} + negligible_entry<T>() * negligible_entry<T>();
+    Native fs = f, gs = g, unit = one;
     if constexpr (sizeof(T) == 4) {
       // The fourth powers of what is just not negligible are no floats.
       Native factor;
@@ -205,9 +208,9 @@ struct Step {
     const auto with = [](const Bits& sign, const Native& x) { return (Native)((Bits)x ^ sign); };
     const auto where = [](const Bits& mask, const Native& x) { return (Native)((Bits)x & mask); };
 
-    right.set(part, native_abs<T>(fs) * inverse1, where(rotates1, with(sign1, gs) * inverse1));
-    const Native cosine = native_abs<T>(n) * inverse2, sine = where(rotates2, with(sign_n, b) * inverse2);
-    left.set(part, cosine, sine);
+    right.set(part, native_abs<T>(fs), inverse1, where(rotates1, with(sign1, gs) * inverse1));
+    const Native sine = where(rotates2, with(sign_n, b) * inverse2);
+    left.set(part, native_abs<T>(n), inverse2, sine);
     r1 = native_select<T>(rotates1, with(sign1, square1) * (inverse1 * unit), f);
     Native diagonal = native_select<T>(rotates2, with(sign2, square2) * both, d);
     Native f_after = native_select<T>(rotates2, with(sign2, sum(n, a, b, h)) * both, e);
@@ -222,7 +225,7 @@ struct Step {
     f = f_after;
     d = d_after;
     g = sine * e1;
-    e = native_select<T>(rotates2, cosine * e1, e1);
+    e = native_select<T>(rotates2, (native_abs<T>(n) * inverse2) * e1, e1);
   }
 };
 
