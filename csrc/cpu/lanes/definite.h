@@ -1,4 +1,5 @@
-// The inverse of symmetric positive definite matrices in the lanes, by A = L D L^T, Y = L^-1, A^-1 = Y^T D^-1 Y.
+// The inverse of symmetric positive definite matrices in the lanes, by A = L L^T, Y = L^-1, A^-1 = Y^T Y, each in the place
+// of the one before.
 //
 // Elimination by triangular solves only: with the explicit inverse of a leading block in its place (sweeps, or inversion
 // by halves) the last Schur complement loses twice as many digits.
@@ -24,7 +25,6 @@ struct DefiniteInverse {
 
   const Pack<T>* from;  // the matrix, its lower triangle
   Pack<T>* a;
-  Pack<T>* y;
   int64_t n;
   int64_t stride;
   int part;
@@ -32,9 +32,9 @@ struct DefiniteInverse {
   Native& at(Pack<T>* matrix, int64_t i, int64_t j) const { return matrix[i * stride + j].part[part]; }
   const Native& at(const Pack<T>* matrix, int64_t i, int64_t j) const { return matrix[i * stride + j].part[part]; }
 
-  // Below the diagonal L in a and L D in y, on it 1 / D in a.
+  // L below the diagonal of a, on it 1 / l_ii.
   SVDRD_INLINED void eliminate() const {
-    const Operand<T> left{a, stride, 1}, right{y, 1, stride};
+    const Operand<T> left{a, stride, 1}, right{a, 1, stride};
     for (int64_t j = 0; j < n; j += 4) {
       Native s[4][4], inverse[4];
       product_block<true, 4, 4>(left, right, 0, j, j, j, part, s);
@@ -44,16 +44,14 @@ struct DefiniteInverse {
         for (int q = 0; q <= p; ++q) s[p][q] = at(from, j + p, j + q) - s[p][q];
 #pragma GCC unroll 4
       for (int q = 0; q < 4; ++q) {
-        inverse[q] = (Native{} + T(1)) / s[q][q];
+        inverse[q] = native_reciprocal_sqrt<T>(s[q][q]);
         at(a, j + q, j + q) = inverse[q];
 #pragma GCC unroll 4
-        for (int p = q + 1; p < 4; ++p) {
-          const Native l = s[p][q] * inverse[q];
-          at(a, j + p, j + q) = l;
-          at(y, j + p, j + q) = s[p][q];
+        for (int p = q + 1; p < 4; ++p) at(a, j + p, j + q) = s[p][q] *= inverse[q];
 #pragma GCC unroll 4
-          for (int r = q + 1; r <= p; ++r) s[p][r] -= l * s[r][q];
-        }
+        for (int p = q + 1; p < 4; ++p)
+#pragma GCC unroll 4
+          for (int r = q + 1; r <= p; ++r) s[p][r] -= s[p][q] * s[r][q];
       }
       for (int64_t i = j + 4; i < n; i += 4)
         for (int first = 0; first < 4; first += block_width) {
@@ -63,9 +61,7 @@ struct DefiniteInverse {
           for (int q = 0; q < block_width; ++q)
 #pragma GCC unroll 4
             for (int p = 0; p < 4; ++p) {
-              const Native value = at(from, i + p, j + first + q) - u[p][q];
-              const Native l = value * inverse[first + q];
-              at(y, i + p, j + first + q) = value;
+              const Native l = (at(from, i + p, j + first + q) - u[p][q]) * inverse[first + q];
               at(a, i + p, j + first + q) = l;
 #pragma GCC unroll 4
               for (int r = q + 1; r < block_width; ++r) u[p][r] += l * s[first + r][first + q];
@@ -74,10 +70,10 @@ struct DefiniteInverse {
     }
   }
 
-  // Y in y and D^-1 Y in place of L: a block of L is not needed after its own of Y. Within the blocks on the diagonal
-  // there are zeros above it.
+  // Y in place of L: of a row of blocks no block is needed after its own of Y. Within the blocks on the diagonal there are
+  // zeros above it.
   SVDRD_INLINED void invert_factor() const {
-    const Operand<T> left{a, stride, 1}, right{y, stride, 1};
+    const Operand<T> left{a, stride, 1}, right{a, stride, 1};
     for (int64_t i = 0; i < n; i += 4) {
       Native l[4][4], inverse[4];
 #pragma GCC unroll 4
@@ -88,16 +84,15 @@ struct DefiniteInverse {
       }
       for (int64_t j = 0; j < i; j += block_width) {
         Native t[4][block_width];
-        product_block<false, 4, block_width>(left, right, j / 4 * 4, i, i, j, part, t);
+        product_block<false, 4, block_width>(left, right, j, i, i, j, part, t);
 #pragma GCC unroll 4
         for (int p = 0; p < 4; ++p)
 #pragma GCC unroll 4
           for (int q = 0; q < block_width; ++q) {
 #pragma GCC unroll 4
             for (int r = 0; r < p; ++r) t[p][q] += l[p][r] * t[r][q];
-            t[p][q] = -t[p][q];
-            at(y, i + p, j + q) = t[p][q];
-            at(a, i + p, j + q) = inverse[p] * t[p][q];
+            t[p][q] = -(inverse[p] * t[p][q]);
+            at(a, i + p, j + q) = t[p][q];
           }
       }
       Native t[4][4];
@@ -106,20 +101,22 @@ struct DefiniteInverse {
 #pragma GCC unroll 4
         for (int q = 0; q < 4; ++q) {
           t[p][q] = Native{};
+          if (p == q) t[p][q] = inverse[p];
           if (q < p) {
-            t[p][q] = -l[p][q];
+            t[p][q] = l[p][q] * t[q][q];
+            // Written out: which of two products is rounded would be the compiler's choice.
 #pragma GCC unroll 4
-            for (int r = q + 1; r < p; ++r) t[p][q] -= l[p][r] * t[r][q];
+            for (int r = q + 1; r < p; ++r) t[p][q] = native_multiply_add<T>(l[p][r], t[r][q], t[p][q]);
+            t[p][q] = -(inverse[p] * t[p][q]);
           }
-          at(y, i + p, i + q) = p == q ? Native{} + T(1) : t[p][q];
-          at(a, i + p, i + q) = p == q ? inverse[p] : inverse[p] * t[p][q];
+          at(a, i + p, i + q) = t[p][q];
         }
     }
   }
 
-  // Y^T (D^-1 Y), block by block over its second factor: no later block needs what is overwritten.
+  // Y^T Y, a row of blocks after the other, that on the diagonal last: no later block needs what is overwritten.
   SVDRD_INLINED void multiply() const {
-    const Operand<T> left{y, 1, stride}, right{a, stride, 1};
+    const Operand<T> left{a, 1, stride}, right{a, stride, 1};
     for (int64_t i = 0; i < n; i += 4) {
       for (int64_t j = 0; j < i; j += block_width) {
         Native x[4][block_width];
@@ -141,8 +138,8 @@ struct DefiniteInverse {
 
 #undef SVDRD_INLINED
 
-// The same for two blocks of 4 x 4 a side, which fit the registers but for a few entries: half of DefiniteInverse's time goes
-// into writing its matrices.
+// The same for two blocks of 4 x 4 a side, by A = L D L^T. They fit the registers but for a few entries: half of
+// DefiniteInverse's time goes into writing its matrices.
 template <typename T>
 struct SmallDefiniteInverse {
   using Native = typename Pack<T>::Native;
@@ -268,24 +265,24 @@ struct SmallDefiniteInverse {
       for (int q = 0; q <= p; ++q) {
         Native sum = p == q ? inverse1[p] : inverse1[p] * y11[p][q];
 #pragma GCC unroll 4
-        for (int k = p + 1; k < 4; ++k) sum += y11[k][p] * (inverse1[k] * y11[k][q]);
+        for (int k = p + 1; k < 4; ++k) sum = native_multiply_add<T>(y11[k][p], inverse1[k] * y11[k][q], sum);
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) sum += y21[k][p] * scaled[k][q];
+        for (int k = 0; k < 4; ++k) sum = native_multiply_add<T>(y21[k][p], scaled[k][q], sum);
         store(p, q, sum);
       }
   }
 };
 
-// a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. y: a matrix of scratch.
-// Of a matrix that is not positive definite nothing of use comes out.
+// a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. Of a matrix that is not
+// positive definite nothing of use comes out.
 template <typename T>
-[[gnu::noinline]] void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* y, Pack<T>* a) {
+[[gnu::noinline]] void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* a) {
   for (int part = 0; part < Pack<T>::parts; ++part) {
     if (n == 8) {
       SmallDefiniteInverse<T>{from, a, part}.compute();
       continue;
     }
-    const DefiniteInverse<T> inverse{from, a, y, n, row_stride(n), part};
+    const DefiniteInverse<T> inverse{from, a, n, row_stride(n), part};
     inverse.eliminate();
     inverse.invert_factor();
     inverse.multiply();

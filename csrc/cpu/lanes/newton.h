@@ -139,9 +139,8 @@ template <int64_t known>
 [[gnu::noinline]] void newton_polar(Newton& w, double bound, double smooth, Pack<float>* p) {
   const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows), stride = row_stride(n);
   const Pack<double> quarter(0.25), half(0.5), one(1.0);
-  Pack<double>* scratch = w.deviation;
   const Pack<double> trace = form_square(w, smooth, rows, n);
-  invert_definite(w.square, n, scratch, w.inverse_m[0]);
+  invert_definite(w.square, n, w.inverse_m[0]);
   double largest_norm = largest_newton_norm;
   if (smooth > 0) largest_norm = std::min(largest_norm, largest_smoothed_norm * smooth * share_of_bounds(rows));
   Pack<double> inverse_trace(0.0);
@@ -159,7 +158,7 @@ template <int64_t known>
   w.condition = (trace * inverse_root_trace) * (inverse_trace * root_inverse_trace);
   Pack<double> ratio_of_bounds = w.condition;
   for (int k = 0; k < newton_steps; ++k) {
-    if (k > 0) invert_definite(w.square, n, scratch, w.inverse_m[k]);
+    if (k > 0) invert_definite(w.square, n, w.inverse_m[k]);
     const Pack<double> inverse_root_ratio = reciprocal_sqrt(ratio_of_bounds);
     const Pack<double> root_ratio = ratio_of_bounds * inverse_root_ratio;
     w.scale[k] = k == 0 ? reciprocal_sqrt(product_of_bounds) : inverse_root_ratio;

@@ -180,14 +180,14 @@ template <int64_t known>
   const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows), stride = row_stride(n);
   const Pack<float> one(1.0f);
   Pack<double>* inverse = w.buffers.precise;
-  invert_definite(w.inverse_h0, n, w.buffers.precise_scratch, w.precise);
+  invert_definite(w.inverse_h0, n, w.precise);
   next_iterate(w, 0, w.inverse_h0, n, w.precise);
-  invert_definite(w.precise, n, w.buffers.precise_scratch, inverse);
+  invert_definite(w.precise, n, inverse);
   convert_matrix(inverse, n, n, w.inverse_h[1]);
   next_iterate(w, 1, inverse, n, w.precise);
   convert_matrix(w.precise, n, n, w.iterate);
   for (int k = 2; k < newton_steps; ++k) {
-    invert_definite(w.iterate, n, w.buffers.inner, w.inverse_h[k]);
+    invert_definite(w.iterate, n, w.inverse_h[k]);
     next_iterate(w, k, w.inverse_h[k], n, w.iterate);
   }
   for (int64_t i = 0; i < n; ++i) {
