@@ -162,6 +162,11 @@ inline void lanes_gram_polar_factor(RangeSource& ranges, const float* a, int64_t
     prefetch<false>(place_matrices(a, first, end, shape), gram.rows, gram.columns);
     const Placement<float> result = place_matrices(p, items, shape);
     prefetch<true>(result, gram.rows, gram.columns);
+    if (u != nullptr) {
+      const FactorBatch<float> factors{u, s, vh};
+      prefetch<true>(place_left(factors, items, shape), gram.rows, gram.columns);
+      prefetch<true>(place_right(factors, items, shape), gram.columns, gram.columns);
+    }
     gram_polar(gram, gram_bound(rcond), w.factors, w.p);
     bool wanted[lane_count];
     if (!part_items(gram.accepted, items, wanted, rest)) continue;

@@ -332,11 +332,20 @@ template <typename T>
 void lanes_polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const T* s, const T* vh, int64_t m,
                                  int64_t n, double smooth, T* grad_a) {
   const Shape shape{m, n};
+  const int64_t rows = shape.rows(), columns = shape.columns();
+  const FactorBatch<const T> factors{u, s, vh};
   Groups groups(ranges);
-  Workspace<BackwardLayout<T>> workspace(shape.rows(), shape.columns());
-  for (int64_t first, end; groups.next(first, end);)
-    svd_polar_backward_of_items(*workspace, Items(first, end), shape, grad, FactorBatch<const T>{u, s, vh}, smooth,
-                                grad_a);
+  Workspace<BackwardLayout<T>> workspace(rows, columns);
+  for (int64_t first, end; groups.next(first, end);) {
+    const Items items(first, end);
+    groups.following(first, end);
+    const Items next(first, end);
+    prefetch<false>(place_matrices(grad, next, shape), rows, columns);
+    prefetch<false>(place_left(factors, next, shape), rows, columns);
+    prefetch<false>(place_right(factors, next, shape), columns, columns);
+    prefetch<true>(place_matrices(grad_a, items, shape), rows, columns);
+    svd_polar_backward_of_items(*workspace, items, shape, grad, factors, smooth, grad_a);
+  }
 }
 
 template <typename T>

@@ -234,6 +234,12 @@ inline void lanes_newton_polar_factor_backward(RangeSource& ranges, const float*
         continue;
       }
       items.add(item);
+      if (item + lane_count < end) {  // most likely of the next group
+        const Items next(item + lane_count, item + lane_count + 1);
+        prefetch<false>(place_matrices(grad, next, shape), shape.rows(), shape.columns());
+        prefetch<false>(place_matrices(p, next, shape), shape.rows(), shape.columns());
+        prefetch<false>(place(saved, next, layout.size, layout.size, int64_t{1}), 1, layout.size);
+      }
       if (items.count == lane_count) compute();
     }
   if (items.count > 0) compute();
