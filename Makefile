@@ -108,12 +108,13 @@ sanitize: install
 	$(BIN)/cmake -S csrc -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=$(SANITIZERS)
 	$(BIN)/cmake --build build/sanitize
-	for instruction_set in baseline avx2 avx512; do SVDRD_ISA=$$instruction_set build/sanitize/driver || exit 1; done
-	build/sanitize/driver cuda
 	$(BIN)/cmake -S csrc -B build/races -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=thread
 	$(BIN)/cmake --build build/races --target races
-	build/races/races
+	@# Side by side, as each is one thread for the most part; what one prints stays together.
+	printf '%s\n' 'SVDRD_ISA=baseline build/sanitize/driver' 'SVDRD_ISA=avx2 build/sanitize/driver' \
+	  'SVDRD_ISA=avx512 build/sanitize/driver' 'build/sanitize/driver cuda' build/races/races \
+	  | xargs -P $(TEST_PROCESSES) -I{} sh -c 'said="$$({} 2>&1)"; status=$$?; echo "$$said"; exit $$status'
 
 aot: install
 	$(BIN)/python -m svdrd.backends.triton.aot
