@@ -64,7 +64,7 @@ void measure(int64_t n, int rounds) {
   std::copy(f.bidiagonal.superdiagonal, f.bidiagonal.superdiagonal + n - 1, diagonals.begin() + n);
 
   const double size = static_cast<double>(n), cube = size * size * size * lane_count;
-  const double rotations = 8 * size * lane_count * rotation_steps(diagonals, f, tolerance);  // for U and V
+  const double rotations = 6 * size * lane_count * rotation_steps(diagonals, f, tolerance);  // for U and V
   constexpr bool single = std::is_same_v<W, float>;
   const double peak_now = peak<W>();
   Steps steps;

@@ -90,9 +90,10 @@ struct KernelTable {
                                      int64_t m, int64_t n, T* grad_a);
   void (*basis_loss)(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
                      T* grad_x_hat, T* grad_x);
-  // The pairs that Newton's iteration takes; the others go to `rest`, and are then items[i] with i of the ranges.
+  // The pairs that Newton's iteration takes; the others go to `rest`.
   void (*newton_basis_loss)(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
                             T* grad_x_hat, T* grad_x, ItemSink& rest);
+  // By the SVD, for the pairs items[i] with i of the ranges.
   void (*rest_basis_loss)(RangeSource& ranges, const int64_t* items, const T* x_hat, const T* x,
                           const LossProblem& problem, T* loss, T* grad_x_hat, T* grad_x);
 };

@@ -3,7 +3,8 @@
 // group can be factored in double.
 //
 // Built on GCC/Clang vector extensions, so one source serves AVX-512, AVX2, SSE2 and NEON; intrinsics appear only where
-// the extensions have no word (square root, its reciprocal, a mask's test, one rounding for a product and a sum).
+// the extensions have no word (square root, its reciprocal, a mask's test, one rounding for a product and a sum), or GCC
+// makes more instructions than one of theirs (selection, maximum, conversions).
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ constexpr int vector_bytes = 32;
 constexpr int vector_bytes = 16;
 #endif
 // How many vectors the processor keeps.
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if (defined(__AVX512F__) && defined(__AVX512DQ__)) || defined(__aarch64__)
 constexpr int registers = 32;
 #else
 constexpr int registers = 16;
@@ -145,7 +146,7 @@ inline Mask<T> operator~(const Mask<T>& a) {
   SVDRD_FOR_PARTS(T, r.part[k] = ~a.part[k])
 }
 // The bits of a where those of the mask are set, else those of b. Of the vector extensions' selection GCC makes two
-// instructions: it asks what the mask is before.
+// instructions: it compares the mask with 0 first.
 template <typename T>
 [[gnu::always_inline]] inline typename Pack<T>::Native native_select(const typename NativeTypes<T>::MaskVector& mask,
                                                                      const typename Pack<T>::Native& a,
@@ -192,7 +193,7 @@ template <typename T>
   SVDRD_FOR_PARTS(T, r.part[k] = native_abs<T>(a.part[k]))
 }
 
-// Left to itself, GCC reads what several operations share from memory for each of them, and the loads take longer than those.
+// Left to itself, GCC loads what several operations share again for each of them, and the loads take longer than those.
 template <typename Native>
 [[gnu::always_inline]] inline void keep_in_register([[maybe_unused]] Native& a) {
 #if defined(__x86_64__)
@@ -393,7 +394,7 @@ template <typename T>
   return r;
 }
 
-// `to`: as many doubles as there are floats in a, or the reverse. GCC 12 converts two of four or eight floats at a time.
+// `to`: as many doubles as there are floats in a, or the reverse. GCC 12 takes a conversion to doubles apart into pairs.
 template <typename To, typename From>
 [[gnu::always_inline]] inline void native_convert(const From& a, To& to) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
@@ -411,8 +412,8 @@ template <typename To, typename From>
   to = __builtin_convertvector(a, To);
 }
 
-// A register of floats from two registers of doubles, and the reverse. Written out: GCC joins the halves in memory, and what
-// reads them there waits for both stores.
+// A register of floats from two registers of doubles, and the reverse. Written out: GCC joins the halves in memory, and
+// what reads them there waits for both stores.
 template <typename Floats, typename Doubles>
 [[gnu::always_inline]] inline Floats native_narrow(const Doubles& low, const Doubles& high) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
@@ -475,7 +476,7 @@ template <typename Doubles, typename Floats>
 
 // unit: the power of two at or below |a|, and factor: its reciprocal. Of a = 0, 0 and the largest power of two.
 template <typename T>
-[[gnu::always_inline]] inline void native_powers_of_two(const typename Pack<T>::Native& a, typename Pack<T>::Native& unit,
+[[gnu::always_inline]] inline void native_powers_of_two(typename Pack<T>::Native a, typename Pack<T>::Native& unit,
                                                         typename Pack<T>::Native& factor) {
   static_assert(sizeof(T) == 4);
   using Bits = typename NativeTypes<T>::MaskVector;

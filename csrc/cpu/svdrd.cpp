@@ -50,7 +50,7 @@ struct Kernels {
   const KernelTable<T>& few;       // 4 lanes
   const KernelTable<T>& many;      // as many lanes as a register holds floats
   const KernelTable<T>& many_svd;  // float32 on AVX2 and AVX-512: twice as many, whose two chains hide latency
-  const KernelTable<T>& many_newton;  // on AVX-512 half of `many`, which Newton's iteration in double finds in nearer caches
+  const KernelTable<T>& many_newton;  // AVX-512: half of `many`, so that Newton's matrices of doubles stay in nearer caches
 };
 
 Kernels<float> kernels(float) {

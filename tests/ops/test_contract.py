@@ -127,6 +127,22 @@ def test_same_bits_in_a_batch_of_any_size(backend: str, name: str, shape: tuple[
         assert torch.equal(torch.autograd.grad(result.sum(), part)[0], gradient[:size])
 
 
+@pytest.mark.parametrize("backend", ["cpp"], indirect=True)
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (8, 8), (17, 15), (31, 32), (32, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_singular_vectors_have_the_same_bits_in_any_batch(
+    backend: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    a = torch.stack([animal(*shape) for animal in ZOO.values()]).to(dtype)
+    a = torch.cat([a, torch.randn(100, *shape, dtype=dtype, generator=torch.Generator().manual_seed(3))])
+    together = svd(a)
+    for size in (1, 4, 5, 9, 33, 70):
+        for first in (0, 7):
+            part = svd(a[first : first + size])
+            for x, y in zip(part, together, strict=True):
+                assert torch.equal(x, y[first : first + size])
+
+
 @EVERY
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.slow_interpreted

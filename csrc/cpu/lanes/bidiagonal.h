@@ -48,8 +48,8 @@ inline Pack<T> sum_of_squares(const Pack<T>* x, int64_t count, int64_t stride) {
   Pack<T> sum[4] = {Pack<T>(T(0)), Pack<T>(T(0)), Pack<T>(T(0)), Pack<T>(T(0))};
   int64_t i = 0;
   for (; i + 4 <= count; i += 4)
-    for (int q = 0; q < 4; ++q) sum[q] = sum[q] + x[(i + q) * stride] * x[(i + q) * stride];
-  for (; i < count; ++i) sum[0] = sum[0] + x[i * stride] * x[i * stride];
+    for (int q = 0; q < 4; ++q) sum[q] = multiply_add(x[(i + q) * stride], x[(i + q) * stride], sum[q]);
+  for (; i < count; ++i) sum[0] = multiply_add(x[i * stride], x[i * stride], sum[0]);
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
@@ -61,17 +61,19 @@ struct BidiagonalFactors {
   Pack<T>* superdiagonal;
   Pack<T>* tau_left;
   Pack<T>* tau_right;
-  Pack<T>* left_products;
-  Pack<T>* right_products;
+  Pack<T>* left_products;   // tau a^T v
+  Pack<T>* right_products;  // tau a u
 };
 
-// A reflector is applied in the pass that multiplies with the next one, a few rows and one register of each Pack at a time.
+// Each pass applies one reflector and forms the products with the next, for a few rows and one register of each Pack at a
+// time. Multiply-adds are written out: which of them are contracted would be the compiler's choice, and perhaps another one
+// for another number of lanes.
 
 // a <- a - x u^T, y <- y + a^T v for `rows` rows of a.
 template <int rows, typename T>
-[[gnu::always_inline]] inline void update_and_multiply_columns(Pack<T>* a, int64_t stride, int64_t columns, const Pack<T>* x,
-                                                               const Pack<T>* u, const Pack<T>* v, int64_t v_stride,
-                                                               Pack<T>* y) {
+[[gnu::always_inline]] inline void update_and_multiply_columns(Pack<T>* a, int64_t stride, int64_t columns,
+                                                               const Pack<T>* x, const Pack<T>* u, const Pack<T>* v,
+                                                               int64_t v_stride, Pack<T>* y) {
   using Native = typename Pack<T>::Native;
   for (int part = 0; part < Pack<T>::parts; ++part) {
     Native minus_x[rows], vi[rows];
@@ -97,9 +99,9 @@ template <int rows, typename T>
 
 // a <- a - v y^T, x <- tau a u for `rows` rows of a.
 template <int rows, typename T>
-[[gnu::always_inline]] inline void update_and_multiply_rows(Pack<T>* a, int64_t stride, int64_t columns, const Pack<T>* v,
-                                                            int64_t v_stride, const Pack<T>* y, const Pack<T>* u,
-                                                            const Pack<T>& tau, Pack<T>* x) {
+[[gnu::always_inline]] inline void update_and_multiply_rows(Pack<T>* a, int64_t stride, int64_t columns,
+                                                            const Pack<T>* v, int64_t v_stride, const Pack<T>* y,
+                                                            const Pack<T>* u, const Pack<T>& tau, Pack<T>* x) {
   using Native = typename Pack<T>::Native;
   for (int part = 0; part < Pack<T>::parts; ++part) {
     Native minus_v[rows], sum[rows];
@@ -144,9 +146,10 @@ template <typename T>
   for (int64_t i = 0; i < rows; ++i) x[i] = zero;
   for (int64_t k = 0; k < columns; ++k) {
     Pack<T>* corner = a + k * stride + k;
-    const Pack<T>* before = k == 0 ? corner : corner - stride;  // the right reflector of the step before, for x = 0 any
+    const Pack<T>* before = k == 0 ? corner : corner - stride;  // the right reflector before; in the first step x = 0
     const int64_t below = rows - k;
-    for (int64_t i = 0; i < below; ++i) corner[i * stride] = corner[i * stride] - x[k + i] * before[0];
+    for (int64_t i = 0; i < below; ++i)
+      corner[i * stride] = multiply_add(-x[k + i], before[0], corner[i * stride]);
     const Reflector<T> left = make_reflector(corner[0], sum_of_squares(corner + stride, below - 1, stride));
     factors.diagonal[k] = left.beta;
     factors.tau_left[k] = left.tau;
@@ -162,7 +165,7 @@ template <typename T>
     });
     for (int64_t j = 0; j < right_of; ++j) {
       y[j] = left.tau * y[j];
-      row[j] = row[j] - left.first * y[j];
+      row[j] = multiply_add(-left.first, y[j], row[j]);
     }
 
     Reflector<T> right = {row[0], zero, zero};
@@ -173,16 +176,17 @@ template <typename T>
     factors.superdiagonal[k] = right.beta;
     factors.tau_right[k] = right.tau;
     for_row_blocks(below - 1, [&](int64_t i, auto block) __attribute__((always_inline)) {
-      update_and_multiply_rows<decltype(block)::value>(row + (i + 1) * stride, stride, right_of, corner + (i + 1) * stride,
-                                                       stride, y, row, right.tau, x + k + 1 + i);
+      update_and_multiply_rows<decltype(block)::value>(row + (i + 1) * stride, stride, right_of,
+                                                       corner + (i + 1) * stride, stride, y, row, right.tau,
+                                                       x + k + 1 + i);
     });
   }
 }
 
-// a <- H_0 H_1 .. H_(count-1) a for `block` columns of a, one register of each Pack at a time, which stay in the first-level
-// cache meanwhile. Reflector k is the column or row at vectors + k * step, and concerns the rows of a from k on.
-// Two at a time: of H G with H = I - s w w^T and G = I - t v v^T, y = t a^T v and z = s (a^T w - (v^T w) y) are summed up in
-// one pass over a, and a - v y^T - w z^T takes another.
+// a <- H_0 H_1 .. H_(count-1) a for `block` columns of a, one register of each Pack at a time, which stay in the
+// first-level cache meanwhile. Reflector k is the column or row at vectors + k * step, and concerns the rows of a from k on.
+// Two at a time: for H G a with H = I - s w w^T and G = I - t v v^T, one pass over a sums up y = t a^T v and
+// z = s (a^T w - (v^T w) y), and a second one subtracts v y^T + w z^T.
 template <typename T, int block>
 [[gnu::always_inline]] inline void apply_reflectors(const Pack<T>* vectors, int64_t step, int64_t v_stride,
                                                     const Pack<T>* tau, int64_t count, Pack<T>* a, int64_t a_stride,
@@ -204,20 +208,20 @@ template <typename T, int block>
         Native vi = v[i * v_stride].part[part], wi = w[(i + 1) * v_stride].part[part];
         keep_in_register(vi);
         keep_in_register(wi);
-        v_w += vi * wi;
+        v_w = native_multiply_add<T>(vi, wi, v_w);
 #pragma GCC unroll 8
         for (int j = 0; j < block; ++j) {
           Native entry = corner[i * a_stride + j].part[part];
           keep_in_register(entry);
-          y[j] += vi * entry;
-          z[j] += wi * entry;
+          y[j] = native_multiply_add<T>(vi, entry, y[j]);
+          z[j] = native_multiply_add<T>(wi, entry, z[j]);
         }
       }
 #pragma GCC unroll 8
       for (int j = 0; j < block; ++j) {
         y[j] = tau[k].part[part] * y[j];
-        z[j] = tau[k - 1].part[part] * (z[j] - v_w * y[j]);
-        above[j].part[part] -= first * z[j];
+        z[j] = tau[k - 1].part[part] * native_multiply_add<T>(-v_w, y[j], z[j]);
+        above[j].part[part] = native_multiply_add<T>(-first, z[j], above[j].part[part]);
       }
       for (int64_t i = 0; i < rows - k; ++i) {
         Native vi = v[i * v_stride].part[part], wi = w[(i + 1) * v_stride].part[part];
@@ -226,7 +230,7 @@ template <typename T, int block>
 #pragma GCC unroll 8
         for (int j = 0; j < block; ++j) {
           Native& entry = corner[i * a_stride + j].part[part];
-          entry = entry - vi * y[j] - wi * z[j];
+          entry = native_multiply_add<T>(-wi, z[j], native_multiply_add<T>(-vi, y[j], entry));
         }
       }
     }
@@ -236,12 +240,16 @@ template <typename T, int block>
     for (int j = 0; j < block; ++j) y[j] = Native{};
     for (int64_t i = 0; i < rows; ++i)
 #pragma GCC unroll 8
-      for (int j = 0; j < block; ++j) y[j] += vectors[i * v_stride].part[part] * a[i * a_stride + j].part[part];
+      for (int j = 0; j < block; ++j)
+        y[j] = native_multiply_add<T>(vectors[i * v_stride].part[part], a[i * a_stride + j].part[part], y[j]);
 #pragma GCC unroll 8
     for (int j = 0; j < block; ++j) y[j] = tau[0].part[part] * y[j];
     for (int64_t i = 0; i < rows; ++i)
 #pragma GCC unroll 8
-      for (int j = 0; j < block; ++j) a[i * a_stride + j].part[part] -= vectors[i * v_stride].part[part] * y[j];
+      for (int j = 0; j < block; ++j) {
+        Native& entry = a[i * a_stride + j].part[part];
+        entry = native_multiply_add<T>(-vectors[i * v_stride].part[part], y[j], entry);
+      }
   }
 }
 

@@ -1,5 +1,5 @@
-// The inverse of symmetric positive definite matrices in the lanes, by A = L L^T, Y = L^-1, A^-1 = Y^T Y, each in the place
-// of the one before.
+// The inverse of symmetric positive definite matrices in the lanes, by A = L L^T, Y = L^-1, A^-1 = Y^T Y, each in the
+// place of the one before.
 //
 // Elimination by triangular solves only: with the explicit inverse of a leading block in its place (sweeps, or inversion
 // by halves) the last Schur complement loses twice as many digits.
@@ -70,8 +70,8 @@ struct DefiniteInverse {
     }
   }
 
-  // Y in place of L: of a row of blocks no block is needed after its own of Y. Within the blocks on the diagonal there are
-  // zeros above it.
+  // Y in place of L: a block of L is not read again once its block of Y is written. Within the blocks on the diagonal
+  // there are zeros above it.
   SVDRD_INLINED void invert_factor() const {
     const Operand<T> left{a, stride, 1}, right{a, stride, 1};
     for (int64_t i = 0; i < n; i += 4) {
@@ -104,7 +104,7 @@ struct DefiniteInverse {
           if (p == q) t[p][q] = inverse[p];
           if (q < p) {
             t[p][q] = l[p][q] * t[q][q];
-            // Written out: which of two products is rounded would be the compiler's choice.
+            // Written out: whether this product or the first of these is rounded would be the compiler's choice.
 #pragma GCC unroll 4
             for (int r = q + 1; r < p; ++r) t[p][q] = native_multiply_add<T>(l[p][r], t[r][q], t[p][q]);
             t[p][q] = -(inverse[p] * t[p][q]);
@@ -114,7 +114,7 @@ struct DefiniteInverse {
     }
   }
 
-  // Y^T Y, a row of blocks after the other, that on the diagonal last: no later block needs what is overwritten.
+  // Y^T Y, row of blocks by row of blocks, the one on the diagonal last: nothing that is overwritten is read later.
   SVDRD_INLINED void multiply() const {
     const Operand<T> left{a, 1, stride}, right{a, stride, 1};
     for (int64_t i = 0; i < n; i += 4) {
@@ -138,8 +138,8 @@ struct DefiniteInverse {
 
 #undef SVDRD_INLINED
 
-// The same for two blocks of 4 x 4 a side, by A = L D L^T. They fit the registers but for a few entries: half of
-// DefiniteInverse's time goes into writing its matrices.
+// The same for two blocks of 4 x 4 a side, by A = L D L^T, which fit the registers but for a few entries: DefiniteInverse
+// spends much of its time on writing.
 template <typename T>
 struct SmallDefiniteInverse {
   using Native = typename Pack<T>::Native;
@@ -273,8 +273,8 @@ struct SmallDefiniteInverse {
   }
 };
 
-// a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. Of a matrix that is not
-// positive definite nothing of use comes out.
+// a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. Of a matrix that is
+// not positive definite come out NaN or Inf, for n = 8 perhaps numbers of no use, on the diagonal negative ones too.
 template <typename T>
 [[gnu::noinline]] void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* a) {
   for (int part = 0; part < Pack<T>::parts; ++part) {

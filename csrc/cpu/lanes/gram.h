@@ -154,6 +154,7 @@ inline void lanes_gram_polar_factor(RangeSource& ranges, const float* a, int64_t
   Workspace<GramPolarLayout> workspace(shape.rows(), shape.columns());
   GramPolarLayout& w = *workspace;
   Gram& gram = w.gram;
+  const FactorBatch<float> factors{u, s, vh};
   for (int64_t first, end; groups.next(first, end);) {
     const Items items(first, end);
     load(place_matrices(a, items, shape), gram.rows, gram.columns, gram.columns, gram.a);
@@ -163,7 +164,6 @@ inline void lanes_gram_polar_factor(RangeSource& ranges, const float* a, int64_t
     const Placement<float> result = place_matrices(p, items, shape);
     prefetch<true>(result, gram.rows, gram.columns);
     if (u != nullptr) {
-      const FactorBatch<float> factors{u, s, vh};
       prefetch<true>(place_left(factors, items, shape), gram.rows, gram.columns);
       prefetch<true>(place_right(factors, items, shape), gram.columns, gram.columns);
     }
@@ -173,7 +173,7 @@ inline void lanes_gram_polar_factor(RangeSource& ranges, const float* a, int64_t
     store(w.p, gram.rows, gram.columns, gram.columns, nullptr, only(result, wanted));
     if (u != nullptr)
       store_factors(FactorPacks<float, double>{gram.rows, gram.columns, w.factors.u, w.factors.v, gram.values, gram.counts},
-                    scale, true, w.rank, items, shape, FactorBatch<float>{u, s, vh}, wanted);
+                    scale, true, w.rank, items, shape, factors, wanted);
   }
 }
 

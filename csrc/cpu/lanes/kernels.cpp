@@ -12,25 +12,6 @@
 
 namespace svdrd {
 namespace SVDRD_ISA {
-namespace {
-
-template <typename T>
-void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss, T* grad_x_hat,
-                T* grad_x) {
-  lanes_svd_basis_loss(ranges, nullptr, problem, LossTensors<T>{x_hat, x, loss, grad_x_hat, grad_x});
-}
-
-[[maybe_unused]] void newton_basis_loss(RangeSource& ranges, const float* x_hat, const float* x, const LossProblem& problem, float* loss,
-                       float* grad_x_hat, float* grad_x, ItemSink& rest) {
-  lanes_newton_basis_loss(ranges, problem, LossTensors<float>{x_hat, x, loss, grad_x_hat, grad_x}, rest);
-}
-
-[[maybe_unused]] void rest_basis_loss(RangeSource& ranges, const int64_t* items, const float* x_hat, const float* x,
-                     const LossProblem& problem, float* loss, float* grad_x_hat, float* grad_x) {
-  lanes_svd_basis_loss(ranges, items, problem, LossTensors<float>{x_hat, x, loss, grad_x_hat, grad_x});
-}
-
-}  // namespace
 
 #if defined(SVDRD_ONLY_FLOAT_SVD)
 const KernelTable<float>& float_kernels() {
@@ -42,17 +23,17 @@ const KernelTable<float>& float_kernels() {
   }();
   return svd;
 }
-#elif defined(SVDRD_ONLY_FLOAT_LOSS)
+#elif defined(SVDRD_ONLY_NEWTON)
 const KernelTable<float>& float_kernels() {
-  static constexpr KernelTable<float> loss = [] {
+  static constexpr KernelTable<float> newton = [] {
     KernelTable<float> r{};
     r.group = lane_count;
     r.newton_polar_factor = lanes_newton_polar_factor;
     r.newton_polar_factor_backward = lanes_newton_polar_factor_backward;
-    r.newton_basis_loss = newton_basis_loss;
+    r.newton_basis_loss = lanes_newton_basis_loss;
     return r;
   }();
-  return loss;
+  return newton;
 }
 #else
 namespace {
@@ -78,8 +59,8 @@ const KernelTable<float>& float_kernels() {
     r.gram_polar_factor = lanes_gram_polar_factor;
     r.rest_polar_factor = lanes_rest_polar_factor<float>;
     r.rest_polar_factor_backward = lanes_rest_polar_factor_backward<float>;
-    r.newton_basis_loss = newton_basis_loss;
-    r.rest_basis_loss = rest_basis_loss;
+    r.newton_basis_loss = lanes_newton_basis_loss;
+    r.rest_basis_loss = lanes_rest_basis_loss<float>;
     return r;
   }();
   return all;
@@ -88,7 +69,7 @@ const KernelTable<float>& float_kernels() {
 const KernelTable<double>& double_kernels() {
   static constexpr KernelTable<double> all = [] {
     KernelTable<double> r = table<double>();
-    r.basis_loss = basis_loss<double>;
+    r.basis_loss = lanes_basis_loss<double>;
     return r;
   }();
   return all;

@@ -243,31 +243,53 @@ inline void newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPro
   }
 }
 
-// By the SVD; of the pairs numbers[i] with i of the ranges, or of the ranges themselves where `numbers` is null.
+// Fetches what the next pairs read and these will write.
 template <typename T>
-void lanes_svd_basis_loss(RangeSource& ranges, const int64_t* numbers, const LossProblem& problem,
-                          const LossTensors<T>& tensors) {
+void prefetch_pairs(const Pairs& pairs, const Pairs& next, const LossProblem& problem, const LossTensors<T>& tensors) {
   const Shape shape{problem.block_height, problem.block_width};
-  Workspace<SvdLossLayout<T>> workspace(shape.rows(), shape.columns());
-  Groups groups(ranges);
-  for (int64_t first, end; groups.next(first, end);)
-    svd_losses(*workspace, numbers == nullptr ? Pairs(first, end) : Pairs(numbers, first, end), problem, tensors);
+  prefetch<false>(place_blocks(tensors.x, next, problem), shape.rows(), shape.columns());
+  prefetch<false>(place_blocks(tensors.x_hat, next, problem), shape.rows(), shape.columns());
+  if (tensors.grad_x_hat != nullptr)
+    prefetch<true>(place_blocks(tensors.grad_x_hat, pairs, problem), shape.rows(), shape.columns());
 }
 
-inline void lanes_newton_basis_loss(RangeSource& ranges, const LossProblem& problem, const LossTensors<float>& tensors,
-                                    ItemSink& rest) {
+inline void lanes_newton_basis_loss(RangeSource& ranges, const float* x_hat, const float* x, const LossProblem& problem,
+                                    float* loss, float* grad_x_hat, float* grad_x, ItemSink& rest) {
+  const LossTensors<float> tensors{x_hat, x, loss, grad_x_hat, grad_x};
   const Shape shape{problem.block_height, problem.block_width};
   Workspace<NewtonLossLayout> workspace(shape.rows(), shape.columns());
   Groups groups(ranges);
   for (int64_t first, end; groups.next(first, end);) {
     const Pairs pairs(first, end);
     groups.following(first, end);
-    const Pairs next(first, end);
-    prefetch<false>(place_blocks(tensors.x, next, problem), shape.rows(), shape.columns());
-    prefetch<false>(place_blocks(tensors.x_hat, next, problem), shape.rows(), shape.columns());
-    if (tensors.grad_x_hat != nullptr)
-      prefetch<true>(place_blocks(tensors.grad_x_hat, pairs, problem), shape.rows(), shape.columns());
+    prefetch_pairs(pairs, Pairs(first, end), problem, tensors);
     newton_losses(*workspace, pairs, problem, tensors, rest);
+  }
+}
+
+// By the SVD: the pairs numbers[i] with i of the ranges.
+template <typename T>
+void lanes_rest_basis_loss(RangeSource& ranges, const int64_t* numbers, const T* x_hat, const T* x,
+                           const LossProblem& problem, T* loss, T* grad_x_hat, T* grad_x) {
+  const Shape shape{problem.block_height, problem.block_width};
+  Workspace<SvdLossLayout<T>> workspace(shape.rows(), shape.columns());
+  Groups groups(ranges);
+  for (int64_t first, end; groups.next(first, end);)
+    svd_losses(*workspace, Pairs(numbers, first, end), problem, LossTensors<T>{x_hat, x, loss, grad_x_hat, grad_x});
+}
+
+template <typename T>
+void lanes_basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProblem& problem, T* loss,
+                      T* grad_x_hat, T* grad_x) {
+  const LossTensors<T> tensors{x_hat, x, loss, grad_x_hat, grad_x};
+  const Shape shape{problem.block_height, problem.block_width};
+  Workspace<SvdLossLayout<T>> workspace(shape.rows(), shape.columns());
+  Groups groups(ranges);
+  for (int64_t first, end; groups.next(first, end);) {
+    const Pairs pairs(first, end);
+    groups.following(first, end);
+    prefetch_pairs(pairs, Pairs(first, end), problem, tensors);
+    svd_losses(*workspace, pairs, problem, tensors);
   }
 }
 

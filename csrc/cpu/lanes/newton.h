@@ -69,9 +69,9 @@ struct Newton {
   int64_t columns;
   int64_t padded;
   Pack<double>* a;                        // rows x padded
-  Pack<double>* square;                   // M_k, lower triangle
+  Pack<double>* square;                   // M_k, lower triangle; at the end H_3^-1
   Pack<double>* inverse_m[newton_steps];  // M_k^-1
-  Pack<double>* inverse_h[newton_steps];  // H_k^-1, in place of what is not needed any more: M_{k+1}^-1, of the last M_k
+  Pack<double>* inverse_h[newton_steps];  // H_k^-1; it overwrites M_{k+1}^-1, and the last one `square`
   Pack<double>* inverse_h4;
   Pack<double>* deviation;  // N of M_4 = c (I + N)
   Pack<double>* unrounded;  // P
@@ -126,8 +126,8 @@ struct Newton {
   return trace;
 }
 
-// (r^(1/2) + r^(-1/2)) / 2 from r and r^(-1/2). Written out: whether the first root, which is needed elsewhere, is rounded
-// before it is added would be the compiler's choice, and another one for another number of lanes.
+// (r^(1/2) + r^(-1/2)) / 2 from r and r^(-1/2). Written out: whether the first root, which is needed elsewhere, is
+// rounded before it is added would be the compiler's choice, and another one for another number of lanes.
 inline Pack<double> next_ratio_of_bounds(const Pack<double>& ratio, const Pack<double>& inverse_root) {
   return Pack<double>(0.5) * multiply_add(ratio, inverse_root, inverse_root);
 }
@@ -144,7 +144,8 @@ template <int64_t known>
   double largest_norm = largest_newton_norm;
   if (smooth > 0) largest_norm = std::min(largest_norm, largest_smoothed_norm * smooth * share_of_bounds(rows));
   Pack<double> inverse_trace(0.0);
-  // Of a singular matrix the computed inverse may have negative entries here, which must not cancel large ones.
+  // Of a singular matrix the computed inverse may have negative entries here, which must not cancel large ones, or NaN,
+  // which fails the comparison.
   for (int64_t i = 0; i < w.columns; ++i) inverse_trace = inverse_trace + abs(w.inverse_m[0][i * stride + i]);
   w.accepted = (trace * inverse_trace <= Pack<double>(bound * bound)) &
                (Pack<double>(smallest_newton_norm * smallest_newton_norm) <= trace) &

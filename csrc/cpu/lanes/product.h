@@ -1,7 +1,7 @@
 // Matrix products in the lanes, blocked in registers.
 //
-// A Pack of doubles takes two registers. The kernels go through the product once for each of them, so that a block of
-// 4 x 4 sums fits the registers in either type.
+// A Pack may take several registers. Each block is computed for one of them after the other, so that its sums fit the
+// registers in either type.
 #pragma once
 
 #include "cpu/simd.h"
@@ -74,6 +74,7 @@ template <bool lower, int block_rows, int block_columns, typename T, typename St
 template <typename T, typename Store>
 [[gnu::always_inline]] inline void for_each_entry(const Operand<T>& a, const Operand<T>& b, int64_t rows,
                                                   int64_t count, int64_t columns, const Store& store) {
+  // Not where the last loop ended: where the size is known, GCC would not see that nothing is left.
   const int64_t whole_rows = rows / 4 * 4;
   for (int64_t i = 0; i < whole_rows; i += 4) {
     const int64_t whole = columns / block_width * block_width;

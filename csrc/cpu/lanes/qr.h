@@ -2,9 +2,9 @@
 // shift, the zero-shift case and the sweep follow Demmel and Kahan 1990 and LAPACK's xBDSQR).
 //
 // Every lane has its own window [low, high] of the unreduced block it works on and its own shift. One sweep runs over
-// the union of the windows; outside its own window a lane keeps its values by selection and rotates by exactly (1, 0),
-// so no lane can tell what the others hold. The rotations of a few sweeps are kept and then applied to the vectors
-// while a few of their rows stay in the first-level cache: that part, 8 n^3 of the multiply-adds, then runs near the
+// the union of the windows; outside its own window a lane's entries pass through unchanged and it rotates by exactly
+// (1, 0), so no lane can tell what the others hold. The rotations of a few sweeps are kept and then applied to the vectors
+// while a few of their rows stay in the first-level cache: that part, 6 n^3 of the multiply-adds, then runs near the
 // arithmetic peak.
 #pragma once
 
@@ -28,9 +28,9 @@ struct Shears {
 
   [[gnu::always_inline]] static Shears none() { return {Pack<T>(T(0)), Pack<T>(T(0))}; }
   // c = length * inverse. Written out: whether it is rounded before it is added would be the compiler's choice.
-  [[gnu::always_inline]] void set(int part, const typename Pack<T>::Native& length, const typename Pack<T>::Native& inverse,
-                                  const typename Pack<T>::Native& sine) {
-    const typename Pack<T>::Native one = typename Pack<T>::Native{} + T(1);
+  using Native = typename Pack<T>::Native;
+  [[gnu::always_inline]] void set(int part, const Native& length, const Native& inverse, const Native& sine) {
+    const Native one = Native{} + T(1);
     tangent.part[part] = sine / native_multiply_add<T>(length, inverse, one);
     minus_sine.part[part] = -sine;
   }
@@ -166,10 +166,11 @@ template <int64_t known, typename T>
 //     f  g  .                      r1
 //     d  e  .      and leaves      r2  f' g'
 //     .  d1 e1                     .   d' e'
-// where the first row is that of the step before: c1 f + s1 g = r1, c1 g - s1 f = 0, then c2 (c1 d + s1 e) + s2 s1 d1 = r2.
-// With n = f d + g e and b = g d1 the second root is that of (n^2 + b^2) / (f^2 + g^2), so that both are taken at once: a
-// sweep waits for one root a step. Where a rotation is not wanted, or of what is negligible, it is by exactly (1, 0):
-// r1 = f, r2 = d, f' = e, d' = d1, g' = 0, e' = e1.
+// where the first row is that of the step before: c1 f + s1 g = r1, c1 g - s1 f = 0, c2 (c1 d + s1 e) + s2 s1 d1 = r2.
+// With n = f d + g e and b = g d1 the second root is that of (n^2 + b^2) / (f^2 + g^2), so that both are taken at once:
+// a sweep waits for one root a step. Where no rotation is wanted, or f and g are negligible, neither rotates, by exactly
+// (1, 0): r1 = f, r2 = d, f' = e, d' = d1, g' = 0, e' = e1. Where the entries of the second are negligible, only the first
+// does.
 template <typename T>
 struct Step {
   using Native = typename Pack<T>::Native;
@@ -178,8 +179,8 @@ struct Step {
   Native f, g, d, e;
 
   // One register of each Pack.
-  [[gnu::always_inline]] void take(const Native& d1, const Native& e1, const Bits& wanted, int part, Shears<T>& right,
-                                   Shears<T>& left, Native& r1, Native& r2) {
+  [[gnu::always_inline]] void take(Native d1, Native e1, Bits wanted, int part, Shears<T>& right, Shears<T>& left,
+                                   Native& r1, Native& r2) {
     const Native one = Native{} + T(1), bound = Native{} + negligible_entry<T>() * negligible_entry<T>();
     Native fs = f, gs = g, unit = one;
     if constexpr (sizeof(T) == 4) {
@@ -201,7 +202,7 @@ struct Step {
     const Bits rotates1 = wanted & (bound <= square1 * unit * unit);
     const Bits rotates2 = rotates1 & (bound * square1 <= square2);
     const Native inverse1 = native_reciprocal_sqrt<T>(native_max<T>(square1, bound));
-    const Native least = sizeof(T) == 4 ? T(0.5) * bound : bound * bound;  // of what rotates, and a normal number
+    const Native least = sizeof(T) == 4 ? T(0.5) * bound : bound * bound;  // square2 of what rotates; a normal number
     const Native inverse2 = native_reciprocal_sqrt<T>(native_max<T>(square2, least));
     const Native both = inverse1 * inverse2;
     const Bits sign1 = native_sign<T>(fs), sign_n = native_sign<T>(n), sign2 = sign1 ^ sign_n;
@@ -238,8 +239,8 @@ struct Window {
   Pack<T> start;  // f of the first rotation: (d_low^2 - shift^2) / d_low
 };
 
-// Sets negligible superdiagonal entries to zero among the first `top` and finds each lane's window, one register of each Pack
-// at a time: what is carried along fits the registers then.
+// Sets negligible superdiagonal entries to zero among the first `top` and finds each lane's window, one register of each
+// Pack at a time: what is carried along fits the registers then.
 template <typename T>
 [[gnu::always_inline]] inline Window<T> find_window(Pack<T>* d, Pack<T>* e, int64_t top,
                                                     const Pack<T>& absolute_tolerance) {
@@ -289,9 +290,11 @@ template <typename T>
     // d_low is needed: (d_low^2 - shift^2) / d_low = d_low (1 - ratio^2).
     const Native f = native_abs<T>(above_bottom), g = native_abs<T>(coupling), h = native_abs<T>(bottom);
     const Native tiny = zero + negligible_entry<T>() * negligible_entry<T>();
-    const Native sum = native_multiply_add<T>(f + h, f + h, g * g), difference = native_multiply_add<T>(f - h, f - h, g * g);
-    const Native twice_larger = native_multiply_add<T>(sum, native_reciprocal_sqrt<T>(native_max<T>(sum, tiny)),
-                                                       difference * native_reciprocal_sqrt<T>(native_max<T>(difference, tiny)));
+    const Native sum = native_multiply_add<T>(f + h, f + h, g * g);
+    const Native difference = native_multiply_add<T>(f - h, f - h, g * g);
+    const Native difference_root = difference * native_reciprocal_sqrt<T>(native_max<T>(difference, tiny));
+    const Native twice_larger =
+        native_multiply_add<T>(sum, native_reciprocal_sqrt<T>(native_max<T>(sum, tiny)), difference_root);
     const Native divisor = twice_larger * first;
     const Native ratio = T(2) * f * h / choose(divisor == zero, one, divisor);
     // A zero on the diagonal, or a shift that rounding would not see: the zero-shift sweep, which also splits off a zero.
@@ -325,12 +328,14 @@ template <typename T>
 #pragma GCC unroll 4
     for (int p = 0; p < parts; ++p) {
       Step<T>& s = step[p];
-      const auto starts = w.low.part[p] == index, inside = (w.low.part[p] <= index) & (index < w.high.part[p]);
+      const typename Step<T>::Bits starts = w.low.part[p] == index;
+      const typename Step<T>::Bits inside = (w.low.part[p] <= index) & (index < w.high.part[p]);
       const Native above = s.f;
       s.f = native_select<T>(starts, w.start.part[p], s.f);
       s.g = native_select<T>(starts, s.e, s.g);
       Native r1;
-      s.take(d[k + 1].part[p], k + 1 < last ? e[k + 1].part[p] : Native{}, inside, p, right[k], left[k], r1, d[k].part[p]);
+      s.take(d[k + 1].part[p], k + 1 < last ? e[k + 1].part[p] : Native{}, inside, p, right[k], left[k], r1,
+             d[k].part[p]);
       if (k > first) e[k - 1].part[p] = native_select<T>(starts, above, r1);
     }
   }
