@@ -60,8 +60,8 @@ void measure(int64_t n, int rounds) {
   }
   std::copy(a.begin(), a.end(), f.a);
   bidiagonalise(f.a, n, n, f.bidiagonal);
-  std::copy(f.bidiagonal.diagonal, f.bidiagonal.diagonal + n, diagonals.begin());
-  std::copy(f.bidiagonal.superdiagonal, f.bidiagonal.superdiagonal + n - 1, diagonals.begin() + n);
+  for (int64_t j = 0; j < n; ++j) diagonals[static_cast<size_t>(j)] = f.bidiagonal.diagonal[j];
+  for (int64_t j = 0; j + 1 < n; ++j) diagonals[static_cast<size_t>(n + j)] = f.bidiagonal.superdiagonal[j];
 
   const double size = static_cast<double>(n), cube = size * size * size * lane_count;
   const double rotations = 6 * size * lane_count * rotation_steps(diagonals, f, tolerance);  // for U and V
