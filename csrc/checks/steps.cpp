@@ -48,7 +48,7 @@ void measure(int64_t m, int64_t n, int rounds) {
     double* tau = scratch.take_zeros<double>(q);
     int64_t* order = scratch.take<int64_t>(q);
     steps.time("Gram matrix", by_side / 2, false, [&] {
-      gemm<double>(q, q, d.p, tall.transposed(), tall, gram, stride, scratch, {1, false, true});
+      gemm<double>(q, q, d.p, tall.transposed(), tall, gram, stride, scratch, {false, true});
     });
     steps.time("tridiagonalisation", cube * 2 / 3, false,
                [&] { tridiagonalise(gram, stride, q, values, e, tau, scratch); });

@@ -1,7 +1,8 @@
-// Matrix products: C = alpha A B or C += alpha A B, float32 and float64.
+// Matrix products: C = A B or C += A B, float32 and float64.
 //
-// A tile of C lives in registers (8 x 3 vectors where there are 32 of them, 4 x 3 with 16) while a panel of B, short
-// enough for the first-level cache, is read once per row tile and the elements of A are broadcast from where they lie.
+// A tile of C lives in registers while a panel of B, short enough for the first-level cache, is read once per row tile
+// and the elements of A are broadcast from where they lie. 4 x 3 vectors hide the latency of the multiply-adds; larger
+// tiles, of which a processor overlaps less of one with the next, were slower with AVX-512 too.
 // Only a B that is transposed, or a last narrow panel, is copied. A team shares the panels.
 #pragma once
 
@@ -11,7 +12,7 @@ namespace svdrd {
 namespace SVDRD_ISA {
 namespace dense {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
+#if defined(__aarch64__)
 constexpr int gemm_rows = 8;
 #else
 constexpr int gemm_rows = 4;
@@ -39,21 +40,35 @@ inline Operand<T> transposed(const T* data, int64_t stride) {
   return {data, 1, stride};
 }
 
-template <typename T>
 struct Product {
-  T alpha = T(1);
   bool accumulate = false;
   // Compute only what lies on or above the diagonal, in whole tiles that cover the 8 x 8 blocks on it.
   bool upper = false;
 };
 
+// Not inlined: in the loop over tiles GCC would keep the address of each vector of C, on the stack.
 template <typename T, int rows, int vectors>
-inline void gemm_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_column, const T* b, int64_t b_stride, T* c,
-                      int64_t c_stride, int64_t columns, T alpha, bool accumulate) {
+[[gnu::noinline]] void gemm_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_column, const T* b,
+                                 int64_t b_stride, T* c, int64_t c_stride, bool accumulate) {
   constexpr int64_t w = lanes<T>;
+  // Few products do not hide the latency of C, many do if it is fetched in advance.
+  const bool begin_with_c = accumulate && depth <= 32;
   Vector<T> sum[rows][vectors] = {};
-  for (int i = 0; i < rows; ++i)
-    for (int j = 0; j < vectors; ++j) __builtin_prefetch(c + i * c_stride + j * w, 1);
+  const T* row = c;
+  if (begin_with_c) {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 3
+      for (int j = 0; j < vectors; ++j) sum[i][j] = load(row + j * w);
+      row += c_stride;
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+      for (int j = 0; j < vectors; ++j) __builtin_prefetch(row + j * w, 1);
+      row += c_stride;
+    }
+  }
   for (int64_t k = 0; k < depth; ++k) {
     Vector<T> b_row[vectors];
 #pragma GCC unroll 3
@@ -67,46 +82,68 @@ inline void gemm_tile(int64_t depth, const T* a, int64_t a_row, int64_t a_column
     a += a_column;
     b += b_stride;
   }
-  const Vector<T> factor = splat(alpha);
-  const bool whole = columns == vectors * w;
+  if (accumulate && !begin_with_c) {
+    row = c;
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 3
+      for (int j = 0; j < vectors; ++j) sum[i][j] += load(row + j * w);
+      row += c_stride;
+    }
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) {
-    T* c_row = c + i * c_stride;
-    if (whole) {
 #pragma GCC unroll 3
-      for (int j = 0; j < vectors; ++j) {
-        const Vector<T> value = factor * sum[i][j];
-        store(c_row + j * w, accumulate ? load(c_row + j * w) + value : value);
-      }
-    } else {
-      T part[vectors * w];
-#pragma GCC unroll 3
-      for (int j = 0; j < vectors; ++j) store(part + j * w, factor * sum[i][j]);
-      for (int64_t j = 0; j < columns; ++j) c_row[j] = accumulate ? c_row[j] + part[j] : part[j];
-    }
+    for (int j = 0; j < vectors; ++j) store(c + j * w, sum[i][j]);
+    c += c_stride;
   }
 }
 
+// A panel of B and what of A and C belongs to it.
+template <typename T>
+struct Panel {
+  int64_t depth;
+  Operand<T> a;
+  const T* b;
+  int64_t b_stride;
+  T* c;
+  int64_t c_stride;
+  int64_t columns;
+  bool accumulate;
+};
+
+// The rows i .. i + rows - 1 of C. A last narrow panel has fewer columns than its vectors.
+template <typename T, int rows, int vectors>
+inline void multiply_rows(const Panel<T>& panel, int64_t i) {
+  constexpr int64_t width = vectors * lanes<T>;
+  const T* const a = panel.a.data + i * panel.a.row;
+  T* const c = panel.c + i * panel.c_stride;
+  if (panel.columns == width)
+    return gemm_tile<T, rows, vectors>(panel.depth, a, panel.a.row, panel.a.column, panel.b, panel.b_stride, c,
+                                       panel.c_stride, panel.accumulate);
+  T part[rows * width] = {};
+  if (panel.accumulate)
+    for (int r = 0; r < rows; ++r)
+      for (int64_t j = 0; j < panel.columns; ++j) part[r * width + j] = c[r * panel.c_stride + j];
+  gemm_tile<T, rows, vectors>(panel.depth, a, panel.a.row, panel.a.column, panel.b, panel.b_stride, part, width,
+                              panel.accumulate);
+  for (int r = 0; r < rows; ++r)
+    for (int64_t j = 0; j < panel.columns; ++j) c[r * panel.c_stride + j] = part[r * width + j];
+}
+
 template <typename T, int vectors>
-inline void gemm_panel(int64_t m, int64_t depth, Operand<T> a, const T* b, int64_t b_stride, T* c,
-                       int64_t c_stride, int64_t columns, T alpha, bool accumulate) {
+inline void multiply_panel(const Panel<T>& panel, int64_t m) {
   int64_t i = 0;
-  for (; i + gemm_rows <= m; i += gemm_rows)
-    gemm_tile<T, gemm_rows, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride,
-                                     c_stride, columns, alpha, accumulate);
+  for (; i + gemm_rows <= m; i += gemm_rows) multiply_rows<T, gemm_rows, vectors>(panel, i);
   if (gemm_rows > 4 && i + 4 <= m) {
-    gemm_tile<T, 4, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride,
-                             columns, alpha, accumulate);
+    multiply_rows<T, 4, vectors>(panel, i);
     i += 4;
   }
   if (i + 2 <= m) {
-    gemm_tile<T, 2, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride,
-                             columns, alpha, accumulate);
+    multiply_rows<T, 2, vectors>(panel, i);
     i += 2;
   }
-  if (i < m)
-    gemm_tile<T, 1, vectors>(depth, a.data + i * a.row, a.row, a.column, b, b_stride, c + i * c_stride, c_stride,
-                             columns, alpha, accumulate);
+  if (i < m) multiply_rows<T, 1, vectors>(panel, i);
 }
 
 // packed[l * stride + j] = element (l, j) of a panel of B, zero from `columns` to stride.
@@ -128,11 +165,11 @@ inline void pack_panel(const T* panel, Operand<T> b, int64_t depth, int64_t colu
   }
 }
 
-// C (m x n, rows c_stride apart) = alpha A (m x k) B (k x n), or added to C. C must not overlap A or B.
+// C (m x n, rows c_stride apart) = A (m x k) B (k x n), or added to C. C must not overlap A or B.
 // for_each(count, part) calls part(0) .. part(count - 1).
 template <typename T, typename ForEach>
 inline void gemm_in_panels(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
-                           Product<T> product, const ForEach& for_each) {
+                           Product product, const ForEach& for_each) {
   constexpr int64_t w = lanes<T>;
   constexpr int64_t panel = gemm_vectors * w;
   if (k == 0 && !product.accumulate)
@@ -158,21 +195,20 @@ inline void gemm_in_panels(int64_t m, int64_t n, int64_t k, Operand<T> a, Operan
         const int64_t last = round_up(j0 + columns, 8);
         rows = last < m ? last : m;
       }
-      const Operand<T> a_part = a.at(0, k0);
-      T* c_part = c + j0;
+      const Panel<T> whole{depth, a.at(0, k0), b_panel, b_stride, c + j0, c_stride, columns, accumulate};
       if (vectors == 3)
-        gemm_panel<T, 3>(rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha, accumulate);
+        multiply_panel<T, 3>(whole, rows);
       else if (vectors == 2)
-        gemm_panel<T, 2>(rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha, accumulate);
+        multiply_panel<T, 2>(whole, rows);
       else
-        gemm_panel<T, 1>(rows, depth, a_part, b_panel, b_stride, c_part, c_stride, columns, product.alpha, accumulate);
+        multiply_panel<T, 1>(whole, rows);
     });
 }
 
 // The product by the calling thread alone: for what is small, or itself a part of shared work.
 template <typename T>
 inline void gemm_alone(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride,
-                       Product<T> product = {}) {
+                       Product product = {}) {
   gemm_in_panels<T>(m, n, k, a, b, c, c_stride, product, [](int64_t count, const auto& part) {
     for (int64_t i = 0; i < count; ++i) part(i);
   });
@@ -181,7 +217,7 @@ inline void gemm_alone(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T>
 // The product, shared where it is worth it.
 template <typename T>
 inline void gemm(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride, Scratch& scratch,
-                 Product<T> product = {}) {
+                 Product product = {}) {
   constexpr int64_t least_shared = 1 << 16;  // multiply-adds: some microseconds of one thread
   if (m * n * (k < gemm_depth ? k : gemm_depth) < least_shared) return gemm_alone<T>(m, n, k, a, b, c, c_stride, product);
   gemm_in_panels<T>(m, n, k, a, b, c, c_stride, product,

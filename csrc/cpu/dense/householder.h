@@ -9,11 +9,15 @@ namespace SVDRD_ISA {
 namespace dense {
 
 // The most reflectors in a block.
-constexpr int64_t reflector_block = 32;
+constexpr int64_t reflector_block = 24;
 
 // How many make a block for so many columns. All of a block reach as far as its longest, and T costs as much as the
-// reflection of so many rows: both weigh most where there are few rows.
-inline int64_t reflectors_together(int64_t columns) { return columns <= 128 ? 8 : columns <= 256 ? 16 : reflector_block; }
+// reflection of so many rows: both weigh most where there are few rows. 12 and 24 fill the panels of the products.
+inline int64_t reflectors_together(int64_t columns) {
+  constexpr bool wide = lanes<double> == 8;
+  if (columns <= (wide ? 128 : 64)) return 8;
+  return columns > 256 ? reflector_block : wide ? 16 : 12;
+}
 
 // So many rows at a time are reflected. They stay in the second-level cache while all the blocks pass over them.
 constexpr int64_t part_rows = 128;
@@ -46,46 +50,51 @@ inline T make_reflector(T* row, int64_t first, int64_t end, T& tau) {
   return beta;
 }
 
-// T^T of H_0 H_1 ... H_(count-1) = I - V T V^T from the reflectors in the rows of v; lower triangular, rows
-// reflector_block apart.
+// -T^T of H_0 H_1 ... H_(count-1) = I - V T V^T from the reflectors in the rows of v, which the columns of v_packed hold,
+// too; lower triangular, rows reflector_block apart.
 template <typename T>
-inline void block_reflector(const T* v, int64_t stride, int64_t count, int64_t columns, const T* tau, T* t) {
+inline void block_reflector(const T* v, int64_t stride, const T* v_packed, int64_t packed_stride, int64_t count,
+                            int64_t columns, const T* tau, T* t) {
   T products[reflector_block * reflector_block];
-  gemm_alone<T>(count, count, columns, plain(v, stride), transposed(v, stride), products, reflector_block,
-                {1, false, true});
+  gemm_alone<T>(count, count, columns, plain(v, stride), plain(v_packed, packed_stride), products, reflector_block,
+                {false, true});
   for (int64_t j = 0; j < count; ++j) {
     T* row = t + j * reflector_block;
     for (int64_t i = 0; i < reflector_block; ++i) row[i] = 0;
     for (int64_t l = 0; l < j; ++l)
-      add_scaled(row, -tau[j] * products[l * reflector_block + j], t + l * reflector_block, round_up(l + 1, 16));
-    row[j] = tau[j];
+      add_scaled(row, -tau[j] * products[l * reflector_block + j], t + l * reflector_block, round_up(l + 1, 8));
+    row[j] = -tau[j];
   }
 }
 
-// A block of reflectors as rows y take it: y^T <- y^T - (y^T V) (T^T V^T), or with T in place of T^T for the transposed
+// A block of reflectors as rows y take it: y^T <- y^T + (y^T V) (-T^T V^T), or with T in place of T^T for the transposed
 // block.
 template <typename T>
 struct BlockReflector {
   const T* v;  // V^T
-  T* tv;       // T^T V^T or T V^T
+  T* tv;       // -T^T V^T or -T V^T
+  T* packed;   // V
   int64_t v_stride;
   int64_t tv_stride;
   int64_t count;
   int64_t columns;
 
+  int64_t packed_stride() const { return round_up(count, lanes<T>); }
+
   void prepare(const T* tau, bool transpose) const {
     T t[reflector_block * reflector_block];
-    block_reflector(v, v_stride, count, columns, tau, t);
+    pack_panel(v, dense::transposed(v, v_stride), columns, count, packed, packed_stride());
+    block_reflector<T>(v, v_stride, packed, packed_stride(), count, columns, tau, t);
     const Operand<T> factor = plain(static_cast<const T*>(t), reflector_block);
     gemm_alone<T>(count, columns, count, transpose ? factor.transposed() : factor, plain(v, v_stride), tv, tv_stride);
   }
 
   // products: rows x reflector_block.
   void apply(T* c, int64_t c_stride, int64_t rows, T* products) const {
-    gemm_alone<T>(rows, count, columns, plain(static_cast<const T*>(c), c_stride), transposed(v, v_stride), products,
-                  reflector_block);
+    gemm_alone<T>(rows, count, columns, plain(static_cast<const T*>(c), c_stride),
+                  plain(static_cast<const T*>(packed), packed_stride()), products, reflector_block);
     gemm_alone<T>(rows, columns, count, plain(static_cast<const T*>(products), reflector_block),
-                  plain(static_cast<const T*>(tv), tv_stride), c, c_stride, {-1, true, false});
+                  plain(static_cast<const T*>(tv), tv_stride), c, c_stride, {true});
   }
 };
 
@@ -98,11 +107,13 @@ inline void apply_reflectors(T* c, int64_t c_stride, int64_t rows, const T* v, i
   const int64_t together = reflectors_together(columns), blocks = (count + together - 1) / together;
   const int64_t tv_stride = row_stride<T>(columns);
   T* tv = scratch.take<T>(count * tv_stride);
+  T* packed = scratch.take<T>(blocks * round_up(together, lanes<T>) * columns);
   T* products = scratch.take<T>(rows * reflector_block);
   const auto block = [&](int64_t index) {
     const int64_t first = index * together, start = round_down(first + shift, lanes<T>);
     const int64_t size = count - first < together ? count - first : together;
-    return BlockReflector<T>{v + first * v_stride + start, tv + first * tv_stride + start, v_stride, tv_stride, size,
+    return BlockReflector<T>{v + first * v_stride + start, tv + first * tv_stride + start,
+                             packed + index * round_up(together, lanes<T>) * columns, v_stride, tv_stride, size,
                              columns - start};
   };
   share(scratch, blocks, [&](int64_t index) { block(index).prepare(tau + index * together, false); });
@@ -129,6 +140,7 @@ inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int6
   const int64_t tv_stride = row_stride<T>(length);
   T* tau = scratch.take<T>(count);
   T* tv = scratch.take<T>(reflector_block * tv_stride);
+  T* packed = scratch.take<T>(round_up(reflector_block, lanes<T>) * length);
   T* products = scratch.take<T>(count * reflector_block);
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < i; ++j) r[i * r_stride + j] = 0;
@@ -146,7 +158,8 @@ inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int6
     }
     if (end == count) break;
     const int64_t start = round_down(first, lanes<T>);
-    const BlockReflector<T> block{y + first * y_stride + start, tv, y_stride, tv_stride, end - first, length - start};
+    const BlockReflector<T> block{
+        y + first * y_stride + start, tv, packed, y_stride, tv_stride, end - first, length - start};
     block.prepare(tau + first, true);
     share_ranges(scratch, count - end, part_rows, [&](int64_t from, int64_t to) {
       block.apply(y + (end + from) * y_stride + start, y_stride, to - from, products + from * reflector_block);

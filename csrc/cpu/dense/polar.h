@@ -261,12 +261,12 @@ inline void polar_vjp(const T* g, int64_t g_stride, int64_t m, int64_t n, Operan
         utg[i * n_stride + j] = clamp<T>(utg[i * n_stride + j] / radius[i], Limits<T>::largest_factor);
 
   if (outside_v && !outside_u) {
-    gemm<T>(count, n, count, plain(z, w_stride), vt, utg, n_stride, scratch, {1, true, false});
+    gemm<T>(count, n, count, plain(z, w_stride), vt, utg, n_stride, scratch, {true});
     gemm<T>(m, n, count, u, plain(utg, n_stride), out, out_stride, scratch);
   } else {
-    gemm<T>(m, count, count, u, plain(z, w_stride), gv, w_stride, scratch, {1, outside_u, false});
+    gemm<T>(m, count, count, u, plain(z, w_stride), gv, w_stride, scratch, {outside_u});
     gemm<T>(m, n, count, plain(gv, w_stride), vt, out, out_stride, scratch);
-    if (outside_v) gemm<T>(m, n, count, u, plain(utg, n_stride), out, out_stride, scratch, {1, true, false});
+    if (outside_v) gemm<T>(m, n, count, u, plain(utg, n_stride), out, out_stride, scratch, {true});
   }
 
   int unit_exponent;

@@ -126,7 +126,7 @@ inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, i
   double* vectors = scratch.take<double>(q * result.v_stride);
   double* values = scratch.take<double>(q);
   int64_t* order = scratch.take<int64_t>(q);
-  gemm<double>(q, q, p, tall.transposed(), tall, gram, result.v_stride, scratch, {1, false, true});
+  gemm<double>(q, q, p, tall.transposed(), tall, gram, result.v_stride, scratch, {false, true});
   symmetric_eigen(gram, result.v_stride, q, values, vectors, result.v_stride, order, scratch);
   for (int64_t i = 0; i < q; ++i) copy(result.v + i * result.v_stride, vectors + order[i] * result.v_stride, q);
   gemm<double>(q, p, q, plain(result.v, result.v_stride), tall.transposed(), result.u, result.u_stride, scratch);
@@ -148,7 +148,7 @@ inline bool gram_values(const float* a, int64_t stride, int64_t m, int64_t n, fl
   double* gram = scratch.take_zeros<double>(round_up(d.q, 8) * gram_stride);
   double* values = scratch.take<double>(d.q);
   int64_t* order = scratch.take<int64_t>(d.q);
-  gemm<double>(d.q, d.q, d.p, tall.transposed(), tall, gram, gram_stride, scratch, {1, false, true});
+  gemm<double>(d.q, d.q, d.p, tall.transposed(), tall, gram, gram_stride, scratch, {false, true});
   symmetric_eigenvalues(gram, gram_stride, d.q, values, order, scratch);
   for (int64_t i = 0; i < d.q; ++i) {
     const double square = values[order[i]];
@@ -174,7 +174,7 @@ inline void jacobi_on_rows(double* r, int64_t r_stride, int64_t count, double* q
   double* products = scratch.take<double>(count * r_stride);
   for (int sweep = 0; sweep < most_sweeps; ++sweep) {
     gemm<double>(count, count, count, plain(r, r_stride), transposed(r, r_stride), products, r_stride, scratch,
-                 {1, false, true});
+                 {false, true});
     double largest = 0;
     for (int64_t i = 0; i < count; ++i) {
       norms[i] = __builtin_sqrt(products[i * r_stride + i]);
@@ -301,11 +301,10 @@ inline void correct_rows(float* u, int64_t stride, int64_t count, int64_t length
     copy(old_rows + j * stride, block + j * stride, length);
     for (int64_t i = 0; i < rows; ++i) {
       const bool counts = i != j && block_s[i] * block_s[j] <= limit;
-      e[j * e_stride + i] = counts ? static_cast<float>(weight(first + i, first + j)) * e[j * e_stride + i] : 0;
+      e[j * e_stride + i] = counts ? static_cast<float>(-weight(first + i, first + j)) * e[j * e_stride + i] : 0;
     }
   }
-  gemm<float>(rows, length, rows, plain(e, e_stride), plain(old_rows, stride), block, stride, scratch,
-              {-1, true, false});
+  gemm<float>(rows, length, rows, plain(e, e_stride), plain(old_rows, stride), block, stride, scratch, {true});
 }
 
 // The smallest s_k / s_1 of which the first-order correction leaves a second order below 1e-7.

@@ -39,6 +39,14 @@ inline Operand<double> as_double(const float* a, int64_t rows, int64_t columns, 
   return plain(scaled_copy(a, rows, columns, stride, PowerOfTwo(0), scratch), stride);
 }
 
+// -a of a k x k matrix.
+inline Operand<double> negated(const double* a, int64_t k, int64_t stride, Scratch& scratch) {
+  double* negative = scratch.take<double>(k * stride);
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t j = 0; j < k; ++j) negative[i * stride + j] = -a[i * stride + j];
+  return plain(negative, stride);
+}
+
 // From U^T gU in `projected_u` to the core, in place:
 //   per_value ((Ju + Jv) / (2 (s_j - s_i)) + (Ju - Jv) / (2 (s_j + s_i)))
 // off the diagonal, grad_s on it. s is relative to s_1. All are zero beyond k, up to a whole number of vectors.
@@ -141,7 +149,7 @@ inline void dense_svd_backward(const T* grad_u, const T* grad_s, const T* grad_v
     dense::gemm<double>(k, k, m, basis.transposed(), dense::plain(g, k_stride), projected_u, k_stride, scratch);
     if (m > n) {
       outside = true;
-      dense::gemm<double>(m, k, k, basis, dense::plain(projected_u, k_stride), g, k_stride, scratch, {-1, true, false});
+      dense::gemm<double>(m, k, k, basis, dense::negated(projected_u, k, k_stride, scratch), g, k_stride, scratch, {true});
       for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < k; ++j) left[i * k_stride + j] = static_cast<T>(g[i * k_stride + j] * inverse[j]);
     }
@@ -155,8 +163,8 @@ inline void dense_svd_backward(const T* grad_u, const T* grad_s, const T* grad_v
     dense::gemm<double>(k, k, n, basis, dense::transposed(g, n_stride), projected_v, k_stride, scratch);
     if (m < n) {
       outside = true;
-      dense::gemm<double>(k, n, k, dense::transposed(projected_v, k_stride), basis, g, n_stride, scratch,
-                          {-1, true, false});
+      dense::gemm<double>(k, n, k, dense::negated(projected_v, k, k_stride, scratch).transposed(), basis, g, n_stride,
+                          scratch, {true});
       for (int64_t i = 0; i < k; ++i)
         for (int64_t j = 0; j < n; ++j) right[i * n_stride + j] = static_cast<T>(g[i * n_stride + j] * inverse[i]);
     }
@@ -168,10 +176,10 @@ inline void dense_svd_backward(const T* grad_u, const T* grad_s, const T* grad_v
                         distinct_gap<T>(m, n), k);
   const dense::Operand<T> core = dense::plain(dense::rounded(projected_u, k, k_stride, scratch, T()), k_stride);
   if (m >= n) {
-    dense::gemm<T>(m, k, k, dense::plain(u, k), core, left, k_stride, scratch, {1, outside, false});
+    dense::gemm<T>(m, k, k, dense::plain(u, k), core, left, k_stride, scratch, {outside});
     dense::gemm<T>(m, n, k, dense::plain(left, k_stride), dense::plain(vh, n), grad_a, n, scratch);
   } else {
-    dense::gemm<T>(k, n, k, core, dense::plain(vh, n), right, n_stride, scratch, {1, outside, false});
+    dense::gemm<T>(k, n, k, core, dense::plain(vh, n), right, n_stride, scratch, {outside});
     dense::gemm<T>(m, n, k, dense::plain(u, k), dense::plain(right, n_stride), grad_a, n, scratch);
   }
 

@@ -154,7 +154,7 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
     return;
   }
 
-  // Rows 0..7: the panel's W, 8..15: its V, 16..23: W again, so that A - V W^T - W V^T is one product of depth 16.
+  // Rows 0..7: the panel's W, 8..15: -V, 16..23: W again, so that A - V W^T - W V^T is one product of depth 16.
   double* w = scratch.take_zeros<double>(3 * panel * stride);
   for (int64_t j0 = 0; j0 < n; j0 += panel) {
     const int64_t end = j0 + panel < n ? j0 + panel : n;
@@ -179,12 +179,12 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
     if (end < n) {
       for (int64_t l = 0; l < panel; ++l)
         for (int64_t i = end; i < padded; ++i) {
-          w[(panel + l) * stride + i] = a[(j0 + l) * stride + i];
+          w[(panel + l) * stride + i] = -a[(j0 + l) * stride + i];
           w[(2 * panel + l) * stride + i] = w[l * stride + i];
         }
       // Not shared: the matrix would change caches for a few operations an entry.
       gemm_alone<double>(padded - end, padded - end, 2 * panel, transposed(w + panel * stride + end, stride),
-                         plain(w + end, stride), a + end * stride + end, stride, {-1, true, true});
+                         plain(w + end, stride), a + end * stride + end, stride, {true, true});
     }
   }
 }
