@@ -23,8 +23,29 @@ inline void share_merge(Scratch& scratch, int64_t k, int64_t count, const Part& 
     for (int64_t i = 0; i < count; ++i) part(i);
 }
 
+// So many distances from poles share a division, as many as hide it behind the other operations. Of poles that are kept
+// no two are closer than rounding, and none is closer to a root than rounding squared, so the product of the distances
+// stays a normalised number.
+constexpr int pole_block = lanes<double> == 8 ? 4 : 2;
+
+inline void take_reciprocals(Lanes (&x)[2]) {
+  const Lanes inverse = 1 / (x[0] * x[1]), x0 = inverse * x[1];
+  x[1] = inverse * x[0];
+  x[0] = x0;
+}
+
+inline void take_reciprocals(Lanes (&x)[4]) {
+  const Lanes first = x[0] * x[1], second = x[2] * x[3], inverse = 1 / (first * second);
+  const Lanes of_first = inverse * second, of_second = inverse * first;
+  const Lanes x0 = of_first * x[1], x2 = of_second * x[3];
+  x[1] = of_first * x[0];
+  x[3] = of_second * x[2];
+  x[0] = x0;
+  x[2] = x2;
+}
+
 // The secular equation f = 1 / rho + sum_i z_i^2 / (d_i - lambda) = 0: k poles d, ascending and distinct, z2 = z^2, no z_i
-// zero.
+// zero. Further poles above all roots, with z2 = 0, fill the last block.
 struct SecularEquation {
   int64_t k;
   const double* d;
@@ -36,187 +57,254 @@ struct SecularEquation {
 // Roots that are sought together, one in each lane: root j lies between poles j and j + 1, the last one above every pole.
 // It takes the two poles below it for its interpolation.
 struct SecularRoots {
-  LaneMask low, is_last, done;
-  Lanes origin;        // the pole near by
-  Lanes t;             // the root is origin + t
-  Lanes below, above;  // bounds on t
+  int64_t first_low, last_low;  // the lower poles of the first root and the last one
+  LaneMask is_last, done;
+  Lanes d_low, d_high, z2_low, z2_high;  // of the two poles
+  Lanes origin;                          // the one near by
+  Lanes t;                               // the root is origin + t
+  Lanes below, above;                    // bounds on t
 };
 
 // What of `roots` follows from the numbers of the roots. Those beyond the last one repeat it.
 inline void place_roots(const SecularEquation& equation, const int64_t* numbers, int64_t count, SecularRoots& roots) {
-  for (int64_t l = 0; l < lanes<double>; ++l) {
+  constexpr int64_t w = lanes<double>;
+  int64_t low[w], last[w];
+  double poles[4][w];
+  for (int64_t l = 0; l < w; ++l) {
     const int64_t j = numbers[l < count ? l : count - 1];
-    roots.is_last[l] = j == equation.k - 1 ? -1 : 0;
-    roots.low[l] = j == equation.k - 1 ? j - 1 : j;
+    last[l] = j == equation.k - 1 ? -1 : 0;
+    low[l] = j + last[l];
+    poles[0][l] = equation.d[low[l]];
+    poles[1][l] = equation.d[low[l] + 1];
+    poles[2][l] = equation.z2[low[l]];
+    poles[3][l] = equation.z2[low[l] + 1];
   }
+  roots.first_low = low[0];
+  roots.last_low = low[w - 1];
+  __builtin_memcpy(&roots.is_last, last, sizeof last);
+  roots.d_low = load(poles[0]);
+  roots.d_high = load(poles[1]);
+  roots.z2_low = load(poles[2]);
+  roots.z2_high = load(poles[3]);
+  roots.done = LaneMask{};
 }
 
-struct NearPoles {
-  Lanes d_low, d_high, z2_low, z2_high;
+// Where poles lie of the roots in the lanes.
+enum class Side { below, mixed, above };
 
-  NearPoles(const SecularEquation& equation, const SecularRoots& roots) {
-    for (int64_t l = 0; l < lanes<double>; ++l) {
-      d_low[l] = equation.d[roots.low[l]];
-      d_high[l] = equation.d[roots.low[l] + 1];
-      z2_low[l] = equation.z2[roots.low[l]];
-      z2_high[l] = equation.z2[roots.low[l] + 1];
+// The sums over the poles below a root, psi, and above it, phi, and of their derivatives. Of the last root phi holds the
+// last pole, as in its interpolation.
+struct PoleSums {
+  Lanes psi{}, psi_slope{}, phi{}, phi_slope{};
+
+  // A block of poles with their weights, and the reciprocals of their distances.
+  template <Side side>
+  void add(const double* d, const double* z2, const Lanes (&inverse)[pole_block], Lanes d_low) {
+#pragma GCC unroll 4
+    for (int l = 0; l < pole_block; ++l) {
+      const Lanes term = z2[l] * inverse[l];
+      if constexpr (side == Side::mixed) {
+        const LaneMask below = d[l] <= d_low;
+        psi = below ? psi + term : psi;
+        psi_slope = below ? psi_slope + term * inverse[l] : psi_slope;
+        phi = below ? phi : phi + term;
+        phi_slope = below ? phi_slope : phi_slope + term * inverse[l];
+      } else {
+        (side == Side::below ? psi : phi) += term;
+        (side == Side::below ? psi_slope : phi_slope) += term * inverse[l];
+      }
     }
   }
 };
 
-// Brackets the roots and sets t to those of the two nearest poles with everything else held constant.
-inline void start_roots(const SecularEquation& equation, SecularRoots& roots) {
-  constexpr int64_t w = lanes<double>;
-  const NearPoles near(equation, roots);
-  const LaneMask is_last = roots.is_last;
-  const int64_t first_low = roots.low[0], last_low = roots.low[w - 1];
-  const Lanes zero{}, gap = near.d_high - near.d_low;
-  // The function at the middle of the interval, without its two nearest poles.
-  const Lanes middle = is_last ? splat(equation.reach / 2) : gap / 2;
-  const Lanes middle_origin = is_last ? near.d_high : near.d_low;
-  Lanes rest = splat(equation.inverse_rho);
-  for (int64_t i = 0; i < equation.k; ++i) {
-    const Lanes term = equation.z2[i] * reciprocal((equation.d[i] - middle_origin) - middle);
-    if (i >= first_low && i <= last_low + 1) {
-      const LaneMask skip = (roots.low == i) | (roots.low == i - 1);
-      rest += skip ? zero : term;
-    } else {
-      rest += term;
-    }
+// Adds the poles first .. end - 1, whole blocks of them, to the sums of one group of roots, or of two at once, which
+// hides the latencies.
+template <int count, Side side, Side other_side>
+inline void add_poles(const SecularEquation& equation, const SecularRoots* roots, int64_t first, int64_t end,
+                      PoleSums* sums) {
+  const auto add = [&](auto of_side, const SecularRoots& group, int64_t i, PoleSums& sum)
+                       __attribute__((always_inline)) {
+    Lanes distance[pole_block];
+#pragma GCC unroll 4
+    for (int l = 0; l < pole_block; ++l) distance[l] = (equation.d[i + l] - group.origin) - group.t;
+    take_reciprocals(distance);
+    sum.add<decltype(of_side)::value>(equation.d + i, equation.z2 + i, distance, group.d_low);
+  };
+  PoleSums sum = sums[0], other_sum = sums[count - 1];
+  for (int64_t i = first; i < end; i += pole_block) {
+    add(std::integral_constant<Side, side>(), roots[0], i, sum);
+    if constexpr (count == 2) add(std::integral_constant<Side, other_side>(), roots[1], i, other_sum);
   }
-  const Lanes of_near = near.z2_low / ((near.d_low - middle_origin) - middle) +
-                        near.z2_high / ((near.d_high - middle_origin) - middle);
-  const LaneMask left = rest + of_near >= 0;
-  const LaneMask from_low = left & ~is_last;
-  roots.origin = from_low ? near.d_low : near.d_high;
-  roots.below = is_last ? (left ? zero : middle) : (left ? zero : -gap / 2);
-  roots.above = is_last ? (left ? middle : splat(equation.reach)) : (left ? gap / 2 : zero);
-  const Lanes a0 = is_last ? near.z2_low + near.z2_high - rest * gap
-                           : (left ? rest * gap + near.z2_low + near.z2_high : rest * gap - near.z2_low - near.z2_high);
-  const Lanes b0 = is_last ? near.z2_high * gap : (left ? near.z2_low * gap : -near.z2_high * gap);
-  // Interior: rest t^2 - a0 t + b0 = 0; last: rest t^2 - a0 t - b0 = 0, the positive root.
-  const Lanes root0 = square_root(magnitude(is_last ? a0 * a0 + 4 * b0 * rest : a0 * a0 - 4 * b0 * rest));
-  const Lanes inner = left ? (a0 > 0 ? 2 * b0 / (a0 + root0) : (a0 - root0) / (2 * rest))
-                           : (a0 < 0 ? 2 * b0 / (a0 - root0) : (a0 + root0) / (2 * rest));
-  const Lanes outer = a0 < 0 ? 2 * b0 / (root0 - a0) : (a0 + root0) / (2 * rest);
-  const Lanes t = is_last ? outer : inner;
-  roots.t = ((t > roots.below) & (t < roots.above)) ? t : (roots.below + roots.above) / 2;
-  roots.done = LaneMask{};
+  sums[0] = sum;
+  if constexpr (count == 2) sums[1] = other_sum;
 }
 
-// Up to so many steps towards the roots; fewer where all are done before.
-inline void improve_roots(const SecularEquation& equation, int steps, SecularRoots& roots) {
-  constexpr int64_t w = lanes<double>;
-  const double* const d = equation.d;
-  const double* const z2 = equation.z2;
-  const NearPoles near(equation, roots);
-  const LaneMask low = roots.low, is_last = roots.is_last;
-  const int64_t first_low = low[0], last_low = low[w - 1];
-  const Lanes zero{}, origin = roots.origin;
-  Lanes t = roots.t, below = roots.below, above = roots.above;
-  LaneMask done = roots.done;
-  for (int step_number = 1; step_number <= steps && !all_lanes(done); ++step_number) {
-    Lanes psi = zero, psi_slope = zero, phi = zero, phi_slope = zero;
-    int64_t i = 0;
-    for (; i <= first_low; ++i) {
-      const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse;
-      psi += term;
-      psi_slope += term * inverse;
-    }
-    for (; i <= last_low; ++i) {
-      const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse, slope = term * inverse;
-      const LaneMask is_low = low >= i;
-      psi += is_low ? term : zero;
-      psi_slope += is_low ? slope : zero;
-      phi += is_low ? zero : term;
-      phi_slope += is_low ? zero : slope;
-    }
-    for (; i < equation.k; ++i) {
-      const Lanes inverse = reciprocal((d[i] - origin) - t), term = z2[i] * inverse;
-      phi += term;
-      phi_slope += term * inverse;
-    }
-    const Lanes f = equation.inverse_rho + psi + phi, slope = psi_slope + phi_slope;
-    const Lanes noise =
-        epsilon * (4 * (magnitude(psi) + magnitude(phi)) + equation.inverse_rho + magnitude(t) * slope);
-    done |= magnitude(f) <= noise;
-    if (all_lanes(done)) break;
-    below = f < 0 ? t : below;
-    above = f < 0 ? above : t;
-    const Lanes low_gap = (near.d_low - origin) - t, high_gap = (near.d_high - origin) - t;
-    const Lanes a = (low_gap + high_gap) * f - low_gap * high_gap * slope;
-    const Lanes b = low_gap * high_gap * f;
-    const Lanes c_signed = f - low_gap * psi_slope - high_gap * phi_slope;
-    const Lanes c = is_last ? magnitude(c_signed) : c_signed;
-    const Lanes root = square_root(magnitude(a * a - 4 * b * c));
-    const Lanes inner_step = a <= 0 ? (a - root) / (2 * c) : 2 * b / (a + root);
-    const Lanes outer_step = a >= 0 ? (a + root) / (2 * c) : 2 * b / (a - root);
-    Lanes step = is_last ? outer_step : inner_step;
-    step = f * step < 0 ? step : -f / slope;
-    Lanes next = t + step;
-    // Bisection where the interpolation left the bracket, and now and then in any case, so that every bracket closes.
-    const LaneMask trusted = step_number % 16 == 0 ? LaneMask{} : (next > below) & (next < above);
-    next = trusted ? next : (below + above) / 2;
-    // The convergence is quadratic relative to the distance t from the nearest pole: after so small a step none is
-    // needed.
-    t = done ? t : next;
-    done |= trusted & (magnitude(step) <= 1e-9 * magnitude(t));
+// The sums over all poles.
+template <int count>
+inline void sum_poles(const SecularEquation& equation, const SecularRoots* roots, PoleSums* sums) {
+  const int64_t first = round_down(roots[0].first_low + 1, pole_block);
+  const int64_t last = round_up(roots[count - 1].last_low + 1, pole_block);
+  add_poles<count, Side::below, Side::below>(equation, roots, 0, first, sums);
+  const int64_t middle = round_up(roots[0].last_low + 1, pole_block);
+  if (count == 2 && middle == round_down(roots[count - 1].first_low + 1, pole_block)) {  // adjacent groups
+    add_poles<count, Side::mixed, Side::below>(equation, roots, first, middle, sums);
+    add_poles<count, Side::above, Side::mixed>(equation, roots, middle, last, sums);
+  } else {
+    add_poles<count, Side::mixed, Side::mixed>(equation, roots, first, last, sums);
   }
-  roots.t = t;
+  add_poles<count, Side::above, Side::above>(equation, roots, last, round_up(equation.k, pole_block), sums);
+}
+
+// Sets the roots to the middle of their intervals, seen from the pole below, or from the last pole.
+inline void place_in_the_middle(const SecularEquation& equation, SecularRoots& roots) {
+  roots.origin = roots.is_last ? roots.d_high : roots.d_low;
+  roots.t = roots.is_last ? splat(equation.reach / 2) : (roots.d_high - roots.d_low) / 2;
+}
+
+// Brackets the roots and sets t to those of the two nearest poles with everything else held constant. sums: of the poles
+// at the middle of the intervals.
+inline void start_roots(const SecularEquation& equation, const PoleSums& sums, SecularRoots& roots) {
+  const LaneMask is_last = roots.is_last;
+  const Lanes zero{}, gap = roots.d_high - roots.d_low, middle = roots.t;
+  const Lanes low_gap = (roots.d_low - roots.origin) - middle, high_gap = (roots.d_high - roots.origin) - middle;
+  const Lanes f = equation.inverse_rho + sums.psi + sums.phi;
+  const Lanes rest = f - (roots.z2_low * high_gap + roots.z2_high * low_gap) / (low_gap * high_gap);
+  const LaneMask left = f >= 0, from_low = left & ~is_last;
+  roots.origin = from_low ? roots.d_low : roots.d_high;
+  roots.below = is_last ? (left ? zero : middle) : (left ? zero : -gap / 2);
+  roots.above = is_last ? (left ? middle : splat(equation.reach)) : (left ? gap / 2 : zero);
+  // Interior: rest t^2 - a t + b = 0; last: rest t^2 - a t - b = 0, the positive root.
+  const Lanes sum = roots.z2_low + roots.z2_high, whole = rest * gap;
+  const Lanes a = is_last ? sum - whole : (left ? whole + sum : whole - sum);
+  const Lanes b = (from_low ? roots.z2_low : roots.z2_high) * gap;
+  const Lanes root = square_root(magnitude(a * a + (from_low ? -4 * b * rest : 4 * b * rest)));
+  const LaneMask cancels = from_low ? a > 0 : a < 0;
+  const Lanes numerator = cancels ? 2 * b : a + (from_low ? -root : root);
+  const Lanes denominator = cancels ? (from_low ? a + root : root - a) : 2 * rest;
+  const Lanes t = numerator / denominator;
+  roots.t = ((t > roots.below) & (t < roots.above)) ? t : (roots.below + roots.above) / 2;
+}
+
+// One step towards the roots from the sums at them.
+inline void improve_roots(const SecularEquation& equation, const PoleSums& sums, int step_number, SecularRoots& roots) {
+  const Lanes t = roots.t;
+  const Lanes f = equation.inverse_rho + sums.psi + sums.phi, slope = sums.psi_slope + sums.phi_slope;
+  const Lanes noise =
+      epsilon * (4 * (magnitude(sums.psi) + magnitude(sums.phi)) + equation.inverse_rho + magnitude(t) * slope);
+  const LaneMask done = roots.done | (magnitude(f) <= noise);
+  const LaneMask too_low = f < 0;
+  const Lanes below = too_low ? t : roots.below, above = too_low ? roots.above : t;
+  const Lanes low_gap = (roots.d_low - roots.origin) - t, high_gap = (roots.d_high - roots.origin) - t;
+  const Lanes a = (low_gap + high_gap) * f - low_gap * high_gap * slope;
+  const Lanes b = low_gap * high_gap * f;
+  const Lanes signed_c = f - low_gap * sums.psi_slope - high_gap * sums.phi_slope;
+  const Lanes c = roots.is_last ? magnitude(signed_c) : signed_c;
+  const Lanes root = square_root(magnitude(a * a - 4 * b * c));
+  const LaneMask cancels = roots.is_last ? a < 0 : a > 0;
+  const Lanes signed_root = roots.is_last ? -root : root;
+  Lanes numerator = cancels ? 2 * b : a - signed_root;
+  Lanes denominator = cancels ? a + signed_root : 2 * c;
+  // The step has to go downhill.
+  const LaneMask uphill = (numerator < 0) ^ (denominator < 0) ^ ~too_low;
+  numerator = uphill ? -f : numerator;
+  denominator = uphill ? slope : denominator;
+  const Lanes step = numerator / denominator;
+  Lanes next = t + step;
+  // Bisection where the interpolation left the bracket, and now and then in any case, so that every bracket closes.
+  const LaneMask trusted = step_number % 16 == 0 ? LaneMask{} : (next > below) & (next < above);
+  next = trusted ? next : (below + above) / 2;
+  // The convergence is quadratic relative to the distance t from the nearest pole: after so small a step none is needed.
+  roots.t = done ? t : next;
   roots.below = below;
   roots.above = above;
-  roots.done = done;
+  roots.done = done | (trusted & (magnitude(step) <= 1e-9 * magnitude(t)));
+}
+
+// Up to so many steps towards the roots of one group, or of two; fewer where all are done before.
+template <int count>
+inline void improve_roots(const SecularEquation& equation, int steps, SecularRoots* roots) {
+  for (int step_number = 1; step_number <= steps; ++step_number) {
+    if (all_lanes(count == 2 ? roots[0].done & roots[1].done : roots[0].done)) return;
+    PoleSums sums[count];
+    sum_poles<count>(equation, roots, sums);
+    for (int group = 0; group < count; ++group) improve_roots(equation, sums[group], step_number, roots[group]);
+  }
+}
+
+// Of adjacent roots in the lanes the slowest takes 5.6 steps, the average root 3.7. Those that are late are finished in
+// groups of their own.
+constexpr int first_steps = 4, most_steps = 80;
+
+// The first steps of groups of adjacent roots; root `first` is in the first lane.
+template <int count>
+inline void begin_roots(const SecularEquation& equation, int64_t first, SecularRoots* roots) {
+  constexpr int64_t w = lanes<double>;
+  PoleSums sums[count];
+  for (int group = 0; group < count; ++group) {
+    int64_t numbers[w];
+    for (int64_t l = 0; l < w; ++l) numbers[l] = first + group * w + l;
+    const int64_t left = equation.k - numbers[0];
+    place_roots(equation, numbers, left < w ? left : w, roots[group]);
+    place_in_the_middle(equation, roots[group]);
+  }
+  sum_poles<count>(equation, roots, sums);
+  for (int group = 0; group < count; ++group) start_roots(equation, sums[group], roots[group]);
+  improve_roots<count>(equation, first_steps, roots);
+}
+
+// The other steps of `some` roots, which are brought together from their groups.
+template <int count>
+inline void finish_roots(const SecularEquation& equation, const int64_t* numbers, int64_t some, SecularRoots* roots) {
+  constexpr int64_t w = lanes<double>;
+  SecularRoots together[count];
+  for (int group = 0; group < count; ++group) {
+    const int64_t left = some - group * w;
+    place_roots(equation, numbers + group * w, left < w ? left : w, together[group]);
+    for (int64_t l = 0; l < w; ++l) {
+      const int64_t j = numbers[group * w + (l < left ? l : left - 1)];
+      const SecularRoots& own = roots[j / w];
+      together[group].origin[l] = own.origin[j % w];
+      together[group].t[l] = own.t[j % w];
+      together[group].below[l] = own.below[j % w];
+      together[group].above[l] = own.above[j % w];
+    }
+  }
+  improve_roots<count>(equation, most_steps, together);
+  for (int64_t l = 0; l < some; ++l) roots[numbers[l] / w].t[numbers[l] % w] = together[l / w].t[l % w];
 }
 
 // lambda: the roots. Row i of gaps holds d_i - lambda_j to full relative accuracy, which is what makes the eigenvectors
-// orthogonal. k >= 2, rho > 0.
-inline void solve_secular_equation(int64_t k, const double* d, const double* z2, double rho, double* lambda, double* gaps,
+// orthogonal. k >= 2, rho > 0. d and z2 have room for whole blocks.
+inline void solve_secular_equation(int64_t k, double* d, double* z2, double rho, double* lambda, double* gaps,
                                    int64_t stride, Scratch& scratch) {
   constexpr int64_t w = lanes<double>;
-  // Of adjacent roots in the lanes the slowest takes 5.6 steps, the average root 3.7. Those that are late are finished in
-  // groups of their own.
-  constexpr int first_steps = 4, most_steps = 80;
   double total = 0;
   for (int64_t i = 0; i < k; ++i) total += z2[i];
   const SecularEquation equation{k, d, z2, 1 / rho, rho * total};
+  for (int64_t i = k; i < round_up(k, pole_block); ++i) {
+    d[i] = d[k - 1] + 2 * equation.reach;
+    z2[i] = 0;
+  }
   const int64_t groups = (k + w - 1) / w;
   ScratchScope scope(scratch);
   SecularRoots* const roots = scratch.take<SecularRoots>(groups);
-  share_merge(scratch, k, groups, [=](int64_t group) {
-    int64_t numbers[w];
-    for (int64_t l = 0; l < w; ++l) numbers[l] = group * w + l;
-    const int64_t left = k - group * w;
-    place_roots(equation, numbers, left < w ? left : w, roots[group]);
-    start_roots(equation, roots[group]);
-    improve_roots(equation, first_steps, roots[group]);
+  share_merge(scratch, k, (groups + 1) / 2, [=](int64_t part) {
+    const int64_t group = 2 * part;
+    if (group + 1 < groups)
+      begin_roots<2>(equation, group * w, roots + group);
+    else
+      begin_roots<1>(equation, group * w, roots + group);
   });
   int64_t* const late = scratch.take<int64_t>(k);
   int64_t late_count = 0;
   for (int64_t j = 0; j < k; ++j)
     if (!roots[j / w].done[j % w]) late[late_count++] = j;
-  share_merge(scratch, k, (late_count + w - 1) / w, [=](int64_t part) {
-    const int64_t* const numbers = late + part * w;
-    const int64_t count = late_count - part * w < w ? late_count - part * w : w;
-    SecularRoots together;
-    place_roots(equation, numbers, count, together);
-    together.done = LaneMask{};
-    const auto exchange = [&](bool back) {
-      for (int64_t l = 0; l < (back ? count : w); ++l) {
-        const int64_t j = numbers[l < count ? l : count - 1];
-        SecularRoots& own = roots[j / w];
-        if (back) {
-          own.t[j % w] = together.t[l];
-        } else {
-          together.origin[l] = own.origin[j % w];
-          together.t[l] = own.t[j % w];
-          together.below[l] = own.below[j % w];
-          together.above[l] = own.above[j % w];
-        }
-      }
-    };
-    exchange(false);
-    improve_roots(equation, most_steps, together);
-    exchange(true);
+  share_merge(scratch, k, (late_count + 2 * w - 1) / (2 * w), [=](int64_t part) {
+    const int64_t first = part * 2 * w, some = late_count - first < 2 * w ? late_count - first : 2 * w;
+    if (some > w)
+      finish_roots<2>(equation, late + first, some, roots);
+    else
+      finish_roots<1>(equation, late + first, some, roots);
   });
   share_merge(scratch, k, groups, [=](int64_t group) {
     const Lanes origin = roots[group].origin, t = roots[group].t, sums = origin + t;
@@ -248,7 +336,7 @@ inline void secular_weights(int64_t k, const double* d, const double* gaps, int6
           above *= column < k ? gap : one;
           below *= column < k && column != i ? pole_gap : one;
         }
-        product *= above * reciprocal(below);
+        product *= above / below;
       }
       double parts[w], total = 1;
       store(parts, product);
@@ -301,9 +389,10 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
       continue;
     }
     if (pending >= 0) {
-      const double length = __builtin_sqrt(z[j] * z[j] + z[pending] * z[pending]);
-      const double c = z[j] / length, s = z[pending] / length;
-      if (__builtin_fabs((d[j] - d[pending]) * c * s) <= tolerance) {
+      // A plane rotation takes z_pending to zero. What it puts between the two poles has to be negligible.
+      const double square = z[j] * z[j] + z[pending] * z[pending];
+      if (__builtin_fabs((d[j] - d[pending]) * z[j] * z[pending]) <= tolerance * square) {
+        const double length = __builtin_sqrt(square), c = z[j] / length, s = z[pending] / length;
         z[j] = length;
         z[pending] = 0;
         rotate(q + pending * stride, q + j * stride, c, s, columns);
@@ -331,18 +420,22 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
   for (int64_t i = 0; i < k; ++i) ++count[kind[kept[i]]];
   int64_t next[3] = {0, count[0], count[0] + count[1]};
   for (int64_t i = 0; i < k; ++i) {
-    place[i] = next[kind[kept[i]]]++;
-    copy(rows + place[i] * rows_stride, q + kept[i] * stride, columns);
+    // Of a row to be multiplied what is zero is not read.
+    const int64_t row_kind = kind[kept[i]];
+    const bool whole = ends || k == 1;
+    const int64_t begin = row_kind == 2 && !whole ? n1 : 0, end = row_kind == 0 && !whole ? n1 : columns;
+    place[i] = next[row_kind]++;
+    copy(rows + place[i] * rows_stride + begin, q + kept[i] * stride + begin, end - begin);
   }
   for (int64_t i = 0; i < deflated_count; ++i) {
     copy(rows + (k + i) * rows_stride, q + deflated[i] * stride, columns);
     new_d[k + i] = d[deflated[i]];
   }
 
-  const int64_t padded = round_up(k, w);
+  const int64_t padded = round_up(k, w > pole_block ? w : pole_block);
   double* poles = scratch.take_zeros<double>(padded);
   double* z_kept = scratch.take<double>(k);
-  double* z2 = scratch.take<double>(k);
+  double* z2 = scratch.take<double>(padded);
   const int64_t gap_stride = row_stride<double>(k);
   double* gaps = scratch.take<double>(k * gap_stride);
   for (int64_t i = 0; i < k; ++i) {
@@ -368,11 +461,19 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
       const int64_t end = padded < begin + columns_together ? padded : begin + columns_together;
       for (int64_t j = begin; j < end; j += w) {
         Lanes square{};
-        for (int64_t i = 0; i < k; ++i) {
-          const Lanes component = weights[i] * reciprocal(load(gaps + i * gap_stride + j));
+        const auto add = [&](int64_t i, Lanes inverse) {
+          const Lanes component = weights[i] * inverse;
           store(components + place[i] * gap_stride + j, component);
           square += component * component;
+        };
+        int64_t i = 0;
+        for (; i + pole_block <= k; i += pole_block) {
+          Lanes inverse[pole_block];
+          for (int l = 0; l < pole_block; ++l) inverse[l] = load(gaps + (i + l) * gap_stride + j);
+          take_reciprocals(inverse);
+          for (int l = 0; l < pole_block; ++l) add(i + l, inverse[l]);
         }
+        for (; i < k; ++i) add(i, 1 / load(gaps + i * gap_stride + j));
         const Lanes factor = 1 / square_root(square);
         for (int64_t i = 0; i < k; ++i)
           store(components + i * gap_stride + j, load(components + i * gap_stride + j) * factor);

@@ -48,34 +48,13 @@ inline Vector<T> splat(T x) {
   return x - Vector<T>{};  // not 0 + x, which would turn -0 into 0 and cost an addition
 }
 
-// 1 / x to about a unit in the last place, for x neither zero nor denormal nor huge.
-inline Vector<double> reciprocal(Vector<double> x) {
-#if defined(__AVX512F__) && defined(__AVX512DQ__)
-  // Half the time of the unpipelined division: 14 bits, doubled twice.
-  Vector<double> y = (Vector<double>)_mm512_rcp14_pd((__m512d)x);
-  y += y * (1 - x * y);
-  return y + y * (1 - x * y);
-#else
-  return 1 / x;
-#endif
-}
-
 constexpr double epsilon = 2.220446049250313e-16;
 
 using Lanes = Vector<double>;
 using LaneMask = NativeTypes<double>::MaskVector;
 
-inline bool all_lanes(LaneMask mask) {
-#if defined(__aarch64__)
-  return vminvq_u32((uint32x4_t)mask) != 0;
-#else
-  for (int64_t l = 0; l < lanes<double>; ++l)
-    if (!mask[l]) return false;
-  return true;
-#endif
-}
-
-inline bool any_lane(LaneMask mask) { return !all_lanes(~mask); }
+inline bool any_lane(LaneMask mask) { return native_any<double>(mask); }
+inline bool all_lanes(LaneMask mask) { return !any_lane(~mask); }
 
 inline Lanes magnitude(Lanes x) { return x < 0 ? -x : x; }
 inline Lanes square_root(Lanes x) { return native_sqrt<double>(x); }
@@ -149,13 +128,13 @@ inline void transpose_block(const T* from, int64_t from_stride, T* to, int64_t t
   for (int i = 0; i < w; ++i) store(to + i * to_stride, rows[i]);
 }
 
-// Row stride of a scratch matrix: whole groups of 8 and vectors, and never a multiple of 1 KiB, where a walk down a
+// Row stride of a scratch matrix: whole groups of 8 and vectors, and never a multiple of 512 bytes, where a walk down a
 // column would meet only a few sets of the first-level cache.
 template <typename T>
 inline int64_t row_stride(int64_t columns) {
   const int64_t step = lanes<T> > 8 ? lanes<T> : 8;
   const int64_t stride = round_up(columns, step);
-  return stride * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? stride + 64 / static_cast<int64_t>(sizeof(T)) : stride;
+  return stride * static_cast<int64_t>(sizeof(T)) % 512 == 0 ? stride + 64 / static_cast<int64_t>(sizeof(T)) : stride;
 }
 
 template <typename T>
