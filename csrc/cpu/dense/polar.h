@@ -32,11 +32,6 @@ inline double smooth_weight(double s, double smooth, int exponent) {
   return scaled <= Limits<double>::largest ? s / __builtin_hypot(s, scaled) : __builtin_ldexp(s / smooth, exponent);
 }
 
-template <typename T, typename Source>
-inline void convert_row(T* to, const Source* from, double factor, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i] * factor);
-}
-
 inline double largest_value(const double* s, int64_t n) {
   double largest = 0;
   for (int64_t i = 0; i < n; ++i) largest = s[i] > largest ? s[i] : largest;
@@ -62,8 +57,8 @@ inline void append_factor(PolarFactors<T>& factors, const Decomposition& d, int6
                 : factors.left + factors.count * factors.left_stride;
   T* v = d.wide ? factors.left + factors.count * factors.left_stride
                 : factors.right + factors.count * factors.right_stride;
-  convert_row(u, u_row, u_factor, d.p);
-  convert_row(v, d.v + i * d.v_stride, 1, d.q);
+  convert_scaled_row(u, u_row, u_factor, d.p);
+  convert_row(v, d.v + i * d.v_stride, d.q);
   factors.s[factors.count++] = d.s[i];
 }
 

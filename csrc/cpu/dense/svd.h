@@ -310,6 +310,16 @@ inline void correct_rows(float* u, int64_t stride, int64_t count, int64_t length
 // The smallest s_k / s_1 of which the first-order correction leaves a second order below 1e-7.
 constexpr double smallest_corrected = 1e-6;
 
+template <typename T, typename Source>
+inline void convert_row(T* to, const Source* from, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+}
+
+template <typename T, typename Source>
+inline void convert_scaled_row(T* to, const Source* from, double factor, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i] * factor);
+}
+
 // Orthonormal rows u_i in T, where d holds V and either u_i (float64) or s_i u_i (float32).
 template <typename T>
 struct LeftRows {
@@ -325,7 +335,7 @@ inline LeftRows<float> left_rows(const Decomposition& d, float, Scratch& scratch
   double largest = 0, smallest = Limits<double>::largest;
   for (int64_t i = 0; i < d.q; ++i) {
     const double inverse = d.s[i] > 0 ? 1 / d.s[i] : 0;
-    for (int64_t j = 0; j < d.p; ++j) u[i * stride + j] = static_cast<float>(d.u[i * d.u_stride + j] * inverse);
+    convert_scaled_row(u + i * stride, d.u + i * d.u_stride, inverse, d.p);
     largest = d.s[i] > largest ? d.s[i] : largest;
     smallest = d.s[i] < smallest ? d.s[i] : smallest;
   }
@@ -344,23 +354,28 @@ inline LeftRows<float> left_rows(const Decomposition& d, float, Scratch& scratch
   return {u, stride};
 }
 
-// Columns of out (length x count) from the rows of `rows`, in the given order.
+// Columns of out (length x count) from the rows of `rows`, in the given order: whole blocks of a vector a row, and what is
+// left over.
 template <typename T, typename Source>
 inline void write_columns(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count,
                           int64_t length) {
-  constexpr int64_t tile = 16;
-  for (int64_t i0 = 0; i0 < length; i0 += tile)
-    for (int64_t j0 = 0; j0 < count; j0 += tile)
-      for (int64_t i = i0; i < i0 + tile && i < length; ++i)
-        for (int64_t j = j0; j < j0 + tile && j < count; ++j)
-          out[i * count + j] = static_cast<T>(rows[order[j] * stride + i]);
+  constexpr int64_t w = lanes<T>;
+  const int64_t whole_count = round_down(count, w), whole_length = round_down(length, w);
+  T block[w * w];
+  for (int64_t j0 = 0; j0 < whole_count; j0 += w)
+    for (int64_t i0 = 0; i0 < whole_length; i0 += w) {
+      for (int64_t j = 0; j < w; ++j) convert_row(block + j * w, rows + order[j0 + j] * stride + i0, w);
+      transpose_block(static_cast<const T*>(block), w, out + i0 * count + j0, count);
+    }
+  for (int64_t i = 0; i < length; ++i)
+    for (int64_t j = i < whole_length ? whole_count : 0; j < count; ++j)
+      out[i * count + j] = static_cast<T>(rows[order[j] * stride + i]);
 }
 
 template <typename T, typename Source>
 inline void write_rows(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count,
                        int64_t length) {
-  for (int64_t i = 0; i < count; ++i)
-    for (int64_t j = 0; j < length; ++j) out[i * length + j] = static_cast<T>(rows[order[i] * stride + j]);
+  for (int64_t i = 0; i < count; ++i) convert_row(out + i * length, rows + order[i] * stride, length);
 }
 
 // U (m x q), S, Vh (q x n).
