@@ -12,10 +12,14 @@ namespace svdrd {
 namespace SVDRD_ISA {
 namespace dense {
 
+// Of a tile with so many vectors a row.
+template <int vectors>
 #if defined(__aarch64__)
-constexpr int gemm_rows = 8;
+constexpr int tile_rows = 8;
+#elif defined(__AVX512F__)
+constexpr int tile_rows = vectors == 1 ? 8 : 4;
 #else
-constexpr int gemm_rows = 4;
+constexpr int tile_rows = vectors == 1 ? 8 : vectors == 2 ? 6 : 4;
 #endif
 constexpr int gemm_vectors = 3;
 constexpr int64_t gemm_depth = 128;
@@ -133,9 +137,10 @@ inline void multiply_rows(const Panel<T>& panel, int64_t i) {
 
 template <typename T, int vectors>
 inline void multiply_panel(const Panel<T>& panel, int64_t m) {
+  constexpr int rows = tile_rows<vectors>;
   int64_t i = 0;
-  for (; i + gemm_rows <= m; i += gemm_rows) multiply_rows<T, gemm_rows, vectors>(panel, i);
-  if (gemm_rows > 4 && i + 4 <= m) {
+  for (; i + rows <= m; i += rows) multiply_rows<T, rows, vectors>(panel, i);
+  if (rows > 4 && i + 4 <= m) {
     multiply_rows<T, 4, vectors>(panel, i);
     i += 4;
   }
@@ -172,16 +177,20 @@ inline void gemm_in_panels(int64_t m, int64_t n, int64_t k, Operand<T> a, Operan
                            Product product, const ForEach& for_each) {
   constexpr int64_t w = lanes<T>;
   constexpr int64_t panel = gemm_vectors * w;
+  const int64_t panels = (n + panel - 1) / panel;
+  // In place of a last panel of one vector two of two: tiles of one vector have few sums to hide the latency.
+  const bool even = panels > 1 && n - (panels - 1) * panel <= w;
   if (k == 0 && !product.accumulate)
     for (int64_t i = 0; i < m; ++i)
       for (int64_t j = 0; j < n; ++j) c[i * c_stride + j] = T(0);
   for (int64_t k0 = 0; k0 < k; k0 += gemm_depth)
-    for_each((n + panel - 1) / panel, [=](int64_t index) {
+    for_each(panels, [=](int64_t index) {
       alignas(64) T packed[gemm_depth * panel];
       const int64_t depth = k - k0 < gemm_depth ? k - k0 : gemm_depth;
       const bool accumulate = product.accumulate || k0 > 0;
-      const int64_t j0 = index * panel;
-      const int64_t columns = n - j0 < panel ? n - j0 : panel;
+      const int64_t j0 = index * panel - (even && index + 1 == panels ? w : 0);
+      const int64_t width = even && index + 2 == panels ? panel - w : panel;
+      const int64_t columns = n - j0 < width ? n - j0 : width;
       const int64_t vectors = (columns + w - 1) / w;
       const T* b_panel = b.data + k0 * b.row + j0 * b.column;
       int64_t b_stride = b.row;

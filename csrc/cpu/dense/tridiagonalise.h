@@ -78,9 +78,10 @@ template <bool changes, int blocks>
   for (int c = 0; c < count; ++c) store(pass.y + k0 + c * width, y[c]);
 }
 
-// y = A x from row `first` of A on; n, the padded size, is a multiple of 8, and x is zero before `first`.
+// y = A x from row `first` of A on, and its product with x; n, the padded size, is a multiple of 8, and x is zero before
+// `first`.
 template <bool changes>
-inline void multiply_symmetric(const SymmetricPass& pass, int64_t n) {
+inline double multiply_symmetric(const SymmetricPass& pass, int64_t n) {
   constexpr int64_t width = lanes<double>;
   // With 32 registers wide strips save loads and stores; with 16 they would spill.
   constexpr bool wide = width == 8;
@@ -99,11 +100,15 @@ inline void multiply_symmetric(const SymmetricPass& pass, int64_t n) {
   } else {
     for (; k0 < n; k0 += 8) multiply_strip<changes, 1>(pass, k0);
   }
+  Vector<double> product{};
   for (int64_t i = begin; i < n; i += width) {
     Vector<double> sums[width];
     for (int64_t r = 0; r < width; ++r) sums[r] = load(pass.sums + (i + r) * width);
-    store(pass.y + i, load(pass.y + i) + sums_of_lanes<double>(sums));
+    const Vector<double> y = load(pass.y + i) + sums_of_lanes(sums);
+    store(pass.y + i, y);
+    product += y * load(pass.x + i);
   }
+  return sum_lanes<double>(product);
 }
 
 // Reduces the symmetric a (n x n, whole 8 x 8 blocks with zeros beyond n) to tridiagonal form d, e. The reflector of
@@ -130,9 +135,9 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
       for (int64_t i = 0; i < padded; ++i) row[i] = 0;
   };
   // w = tau (y - tau / 2 (y . v) v), zero up to j.
-  const auto companion = [&](int64_t j, int64_t start, double* w) {
+  const auto companion = [&](int64_t j, int64_t start, double product, double* w) {
     const double* v = a + j * stride;
-    const double half = -0.5 * tau[j] * dot(y + start, v + start, padded - start);
+    const double half = -0.5 * tau[j] * product;
     for (int64_t i = start; i < padded; i += width) store(w + i, tau[j] * (load(y + i) + half * load(v + i)));
     for (int64_t i = start; i <= j; ++i) w[i] = 0;
   };
@@ -147,8 +152,8 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
       v[j] = w[j] = 0;
       reflect(j);
       if (j + 1 == n) break;
-      multiply_symmetric<true>({a, stride, j + 1, v, w, row, y, sums}, padded);
-      companion(j, start, w);
+      const double product = multiply_symmetric<true>({a, stride, j + 1, v, w, row, y, sums}, padded);
+      companion(j, start, product, w);
       copy(v + start, row + start, padded - start);
     }
     return;
@@ -174,7 +179,7 @@ inline void tridiagonalise(double* a, int64_t stride, int64_t n, double* d, doub
         const double* w_row = w + (l - j0) * stride;
         add_product(y, j0, v_row, w_row, dot(v_row + j0, row + j0, padded - j0), dot(w_row + j0, row + j0, padded - j0));
       }
-      companion(j, j0, w + (j - j0) * stride);
+      companion(j, j0, dot(y + j0, row + j0, padded - j0), w + (j - j0) * stride);
     }
     if (end < n) {
       for (int64_t l = 0; l < panel; ++l)

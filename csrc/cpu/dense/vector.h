@@ -92,19 +92,42 @@ inline Vector<T> interleave(Vector<T> a, Vector<T> b, std::integer_sequence<int,
 #endif
 }
 
-// Lane l of the result is the sum of the lanes of v[l]. Each round adds the halves of two vectors into one.
-template <typename T>
-inline Vector<T> sums_of_lanes(const Vector<T>* v) {
-  constexpr int w = static_cast<int>(lanes<T>);
-  using Indices = std::make_integer_sequence<int, w>;
-  Vector<T> sum[w];
-  for (int i = 0; i < w; ++i) sum[i] = v[i];
+// Of the pairs of lanes of a, then of b, the even or the odd ones.
+template <bool odd, int... lane>
+inline Lanes every_other_pair(Lanes a, Lanes b, std::integer_sequence<int, lane...>) {
+  constexpr int first = odd ? 2 : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (lane / 2 * 4 + first + lane % 2)...);
+#else
+  return __builtin_shuffle(a, b, LaneMask{(lane / 2 * 4 + first + lane % 2)...});
+#endif
+}
+
+// a_0 b_0 a_2 b_2 ..., or a_1 b_1 a_3 b_3 ...: no lane leaves its pair, which takes the least time.
+template <bool odd, int... lane>
+inline Lanes lanes_in_pairs(Lanes a, Lanes b, std::integer_sequence<int, lane...>) {
+  constexpr int w = static_cast<int>(lanes<double>), first = odd ? 1 : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (lane / 2 * 2 + first + lane % 2 * w)...);
+#else
+  return __builtin_shuffle(a, b, LaneMask{(lane / 2 * 2 + first + lane % 2 * w)...});
+#endif
+}
+
+// Lane l of the result is the sum of the lanes of v[l]. Each round adds neighbours, of two vectors into one.
+inline Lanes sums_of_lanes(const Lanes* v) {
+  constexpr int w = static_cast<int>(lanes<double>);
+  constexpr std::make_integer_sequence<int, w> indices;
+  Lanes sum[w / 2];
 #pragma GCC unroll 4
-  for (int half = w / 2; half > 0; half /= 2)
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i)
-      sum[i] = interleave<T, false>(sum[i], sum[i + half], Indices{}) +
-               interleave<T, true>(sum[i], sum[i + half], Indices{});
+  for (int i = 0; i < w / 2; ++i)
+    sum[i] = lanes_in_pairs<false>(v[2 * i], v[2 * i + 1], indices) + lanes_in_pairs<true>(v[2 * i], v[2 * i + 1], indices);
+#pragma GCC unroll 4
+  for (int count = w / 4; count > 0; count /= 2)
+#pragma GCC unroll 4
+    for (int i = 0; i < count; ++i)
+      sum[i] = every_other_pair<false>(sum[2 * i], sum[2 * i + 1], indices) +
+               every_other_pair<true>(sum[2 * i], sum[2 * i + 1], indices);
   return sum[0];
 }
 
