@@ -46,7 +46,7 @@ inline Operand<T> transposed(const T* data, int64_t stride) {
 
 struct Product {
   bool accumulate = false;
-  // Compute only what lies on or above the diagonal, in whole tiles that cover the 8 x 8 blocks on it.
+  // Compute only what lies above the diagonal and, at least, in the 8 x 8 blocks on it.
   bool upper = false;
 };
 
@@ -135,20 +135,36 @@ inline void multiply_rows(const Panel<T>& panel, int64_t i) {
     for (int64_t j = 0; j < panel.columns; ++j) c[r * panel.c_stride + j] = part[r * width + j];
 }
 
+// The rows first .. end - 1.
 template <typename T, int vectors>
-inline void multiply_panel(const Panel<T>& panel, int64_t m) {
+inline void multiply_panel(const Panel<T>& panel, int64_t first, int64_t end) {
   constexpr int rows = tile_rows<vectors>;
-  int64_t i = 0;
-  for (; i + rows <= m; i += rows) multiply_rows<T, rows, vectors>(panel, i);
-  if (rows > 4 && i + 4 <= m) {
+  int64_t i = first;
+  for (; i + rows <= end; i += rows) multiply_rows<T, rows, vectors>(panel, i);
+  if (rows > 4 && i + 4 <= end) {
     multiply_rows<T, 4, vectors>(panel, i);
     i += 4;
   }
-  if (i + 2 <= m) {
+  if (i + 2 <= end) {
     multiply_rows<T, 2, vectors>(panel, i);
     i += 2;
   }
-  if (i < m) multiply_rows<T, 1, vectors>(panel, i);
+  if (i < end) multiply_rows<T, 1, vectors>(panel, i);
+}
+
+// The rows first .. end - 1 of a panel that begins at column j0, but of each row only what lies in the 8 x 8 blocks on the
+// diagonal and right of them.
+template <typename T, int vectors>
+inline void multiply_upper_panel(Panel<T> panel, int64_t j0, int64_t first, int64_t end) {
+  const int64_t next = j0 + lanes<T>, last = round_up(next, 8) < end ? round_up(next, 8) : end;
+  multiply_panel<T, vectors>(panel, first, vectors > 1 ? last : end);
+  if constexpr (vectors > 1)
+    if (last < end) {
+      panel.b += lanes<T>;
+      panel.c += lanes<T>;
+      panel.columns -= lanes<T>;
+      multiply_upper_panel<T, vectors - 1>(panel, next, last, end);
+    }
 }
 
 // packed[l * stride + j] = element (l, j) of a panel of B, zero from `columns` to stride.
@@ -199,18 +215,20 @@ inline void gemm_in_panels(int64_t m, int64_t n, int64_t k, Operand<T> a, Operan
         pack_panel(b_panel, b, depth, columns, packed, b_stride);
         b_panel = packed;
       }
-      int64_t rows = m;
-      if (product.upper) {
-        const int64_t last = round_up(j0 + columns, 8);
-        rows = last < m ? last : m;
-      }
+      const int64_t last = round_up(j0 + columns, 8), rows = product.upper && last < m ? last : m;
       const Panel<T> whole{depth, a.at(0, k0), b_panel, b_stride, c + j0, c_stride, columns, accumulate};
+      const auto multiply = [&](auto count) {
+        if (product.upper)
+          multiply_upper_panel<T, decltype(count)::value>(whole, j0, 0, rows);
+        else
+          multiply_panel<T, decltype(count)::value>(whole, 0, rows);
+      };
       if (vectors == 3)
-        multiply_panel<T, 3>(whole, rows);
+        multiply(std::integral_constant<int, 3>());
       else if (vectors == 2)
-        multiply_panel<T, 2>(whole, rows);
+        multiply(std::integral_constant<int, 2>());
       else
-        multiply_panel<T, 1>(whole, rows);
+        multiply(std::integral_constant<int, 1>());
     });
 }
 

@@ -114,6 +114,22 @@ inline T clamp(double x, double bound) {
   return static_cast<T>(x > bound ? bound : (x < -bound ? -bound : x));
 }
 
+// a *= factor, clamped to finite numbers.
+template <typename T>
+inline void scale_rows(T* a, int64_t rows, int64_t columns, int64_t stride, T factor) {
+  constexpr int64_t w = lanes<T>;
+  const Vector<T> factors = splat(factor), upper = splat(Limits<T>::largest), lower = splat(-Limits<T>::largest);
+  for (int64_t i = 0; i < rows; ++i) {
+    T* const row = a + i * stride;
+    int64_t j = 0;
+    for (; j + w <= columns; j += w) {
+      const Vector<T> x = factors * load(row + j);
+      store(row + j, x > upper ? upper : (x < lower ? lower : x));
+    }
+    for (; j < columns; ++j) row[j] = clamp<T>(static_cast<double>(row[j]) * static_cast<double>(factor), Limits<T>::largest);
+  }
+}
+
 // As many numbers as there are lanes of double.
 template <typename T>
 inline Lanes load_doubles(const T* p) {
@@ -268,11 +284,9 @@ inline void polar_vjp(const T* g, int64_t g_stride, int64_t m, int64_t n, Operan
   const double unit_fraction = __builtin_frexp(unit, &unit_exponent);
   const double multiplier = factor / unit_fraction;
   const int shift = g_exponent - exponent - unit_exponent;
-  if (shift > -900 && shift < 900) {
-    const double whole = __builtin_ldexp(multiplier, shift);
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < n; ++j)
-        out[i * out_stride + j] = clamp<T>(out[i * out_stride + j] * whole, Limits<T>::largest);
+  const double whole = __builtin_ldexp(multiplier, shift), size = __builtin_fabs(whole);
+  if (size > 1e-30 && size < 1e30) {
+    scale_rows(out, m, n, out_stride, static_cast<T>(whole));
   } else {
     for (int64_t i = 0; i < m; ++i)
       for (int64_t j = 0; j < n; ++j)

@@ -108,6 +108,18 @@ inline Operand<double> scaled_tall(const T* a, int64_t stride, int64_t m, int64_
   return d.wide ? transposed(scaled, a_stride) : plain(scaled, a_stride);
 }
 
+// A^T A as symmetric_eigen wants it: the upper triangle in whole 8 x 8 blocks, zero beyond q.
+inline double* take_gram(const Operand<double>& tall, int64_t p, int64_t q, int64_t stride, Scratch& scratch) {
+  const int64_t padded = round_up(q, 8);
+  double* gram = scratch.take<double>(padded * stride);
+  gemm<double>(q, q, p, tall.transposed(), tall, gram, stride, scratch, {false, true});
+  for (int64_t i = 0; i < q; ++i)
+    for (int64_t j = q; j < padded; ++j) gram[i * stride + j] = 0;
+  for (int64_t i = q; i < padded; ++i)
+    for (int64_t j = 0; j < padded; ++j) gram[i * stride + j] = 0;
+  return gram;
+}
+
 // Y = A V and its column norms, in about descending order.
 template <typename T>
 inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
@@ -122,11 +134,10 @@ inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, i
   ScratchScope scope(scratch);
 
   const Operand<double> tall = scaled_tall(a, stride, m, n, result, scratch);
-  double* gram = scratch.take_zeros<double>(round_up(q, 8) * result.v_stride);
+  double* gram = take_gram(tall, p, q, result.v_stride, scratch);
   double* vectors = scratch.take<double>(q * result.v_stride);
   double* values = scratch.take<double>(q);
   int64_t* order = scratch.take<int64_t>(q);
-  gemm<double>(q, q, p, tall.transposed(), tall, gram, result.v_stride, scratch, {false, true});
   symmetric_eigen(gram, result.v_stride, q, values, vectors, result.v_stride, order, scratch);
   for (int64_t i = 0; i < q; ++i) copy(result.v + i * result.v_stride, vectors + order[i] * result.v_stride, q);
   gemm<double>(q, p, q, plain(result.v, result.v_stride), tall.transposed(), result.u, result.u_stride, scratch);
@@ -145,10 +156,9 @@ inline bool gram_values(const float* a, int64_t stride, int64_t m, int64_t n, fl
   ScratchScope scope(scratch);
   const Operand<double> tall = scaled_tall(a, stride, m, n, d, scratch);
   const int64_t gram_stride = row_stride<double>(d.q);
-  double* gram = scratch.take_zeros<double>(round_up(d.q, 8) * gram_stride);
+  double* gram = take_gram(tall, d.p, d.q, gram_stride, scratch);
   double* values = scratch.take<double>(d.q);
   int64_t* order = scratch.take<int64_t>(d.q);
-  gemm<double>(d.q, d.q, d.p, tall.transposed(), tall, gram, gram_stride, scratch, {false, true});
   symmetric_eigenvalues(gram, gram_stride, d.q, values, order, scratch);
   for (int64_t i = 0; i < d.q; ++i) {
     const double square = values[order[i]];
