@@ -161,14 +161,36 @@ inline void place_in_the_middle(const SecularEquation& equation, SecularRoots& r
   roots.t = roots.is_last ? splat(equation.reach / 2) : (roots.d_high - roots.d_low) / 2;
 }
 
-// Brackets the roots and sets t to those of the two nearest poles with everything else held constant. sums: of the poles
-// at the middle of the intervals.
+// The step from t to where f would vanish if it were c + s / (d_low - t) + S / (d_high - t), with the value of f at t and
+// the derivatives of psi and phi.
+inline Lanes interpolated_step(const SecularRoots& roots, Lanes f, Lanes psi_slope, Lanes phi_slope) {
+  const Lanes low_gap = (roots.d_low - roots.origin) - roots.t, high_gap = (roots.d_high - roots.origin) - roots.t;
+  const Lanes slope = psi_slope + phi_slope, b = low_gap * high_gap * f;
+  const Lanes a = (low_gap + high_gap) * f - low_gap * high_gap * slope;
+  const Lanes signed_c = f - low_gap * psi_slope - high_gap * phi_slope;
+  const Lanes c = roots.is_last ? magnitude(signed_c) : signed_c;
+  const Lanes root = square_root(magnitude(a * a - 4 * b * c));
+  const LaneMask cancels = roots.is_last ? a < 0 : a > 0;
+  const Lanes signed_root = roots.is_last ? -root : root;
+  Lanes numerator = cancels ? 2 * b : a - signed_root;
+  Lanes denominator = cancels ? a + signed_root : 2 * c;
+  // f rises, so the step has to go the other way.
+  const LaneMask wrong = (numerator < 0) ^ (denominator < 0) ^ (f >= 0);
+  numerator = wrong ? -f : numerator;
+  denominator = wrong ? slope : denominator;
+  return numerator / denominator;
+}
+
+// Brackets the roots and sets t near them. sums: of the poles at the middle of the intervals. A first guess takes the two
+// nearest poles and holds everything else constant; the second lets that rise as it does in the middle.
 inline void start_roots(const SecularEquation& equation, const PoleSums& sums, SecularRoots& roots) {
   const LaneMask is_last = roots.is_last;
   const Lanes zero{}, gap = roots.d_high - roots.d_low, middle = roots.t;
-  const Lanes low_gap = (roots.d_low - roots.origin) - middle, high_gap = (roots.d_high - roots.origin) - middle;
-  const Lanes f = equation.inverse_rho + sums.psi + sums.phi;
-  const Lanes rest = f - (roots.z2_low * high_gap + roots.z2_high * low_gap) / (low_gap * high_gap);
+  Lanes inverse[2] = {(roots.d_low - roots.origin) - middle, (roots.d_high - roots.origin) - middle};
+  take_reciprocals(inverse);
+  const Lanes of_low = roots.z2_low * inverse[0], of_high = roots.z2_high * inverse[1];
+  const Lanes f = equation.inverse_rho + sums.psi + sums.phi, rest = f - of_low - of_high;
+  const Lanes psi_rise = sums.psi_slope - of_low * inverse[0], phi_rise = sums.phi_slope - of_high * inverse[1];
   const LaneMask left = f >= 0, from_low = left & ~is_last;
   roots.origin = from_low ? roots.d_low : roots.d_high;
   roots.below = is_last ? (left ? zero : middle) : (left ? zero : -gap / 2);
@@ -181,8 +203,15 @@ inline void start_roots(const SecularEquation& equation, const PoleSums& sums, S
   const LaneMask cancels = from_low ? a > 0 : a < 0;
   const Lanes numerator = cancels ? 2 * b : a + (from_low ? -root : root);
   const Lanes denominator = cancels ? (from_low ? a + root : root - a) : 2 * rest;
-  const Lanes t = numerator / denominator;
-  roots.t = ((t > roots.below) & (t < roots.above)) ? t : (roots.below + roots.above) / 2;
+  const Lanes guess = numerator / denominator;
+  roots.t = ((guess > roots.below) & (guess < roots.above)) ? guess : (roots.below + roots.above) / 2;
+  const Lanes moved = roots.t - (is_last | from_low ? middle : -middle);
+  Lanes there[2] = {(roots.d_low - roots.origin) - roots.t, (roots.d_high - roots.origin) - roots.t};
+  take_reciprocals(there);
+  const Lanes low_there = roots.z2_low * there[0], high_there = roots.z2_high * there[1];
+  const Lanes next = roots.t + interpolated_step(roots, rest + (psi_rise + phi_rise) * moved + low_there + high_there,
+                                                 psi_rise + low_there * there[0], phi_rise + high_there * there[1]);
+  roots.t = ((next > roots.below) & (next < roots.above)) ? next : roots.t;
 }
 
 // One step towards the roots from the sums at them.
@@ -192,23 +221,8 @@ inline void improve_roots(const SecularEquation& equation, const PoleSums& sums,
   const Lanes noise =
       epsilon * (4 * (magnitude(sums.psi) + magnitude(sums.phi)) + equation.inverse_rho + magnitude(t) * slope);
   const LaneMask done = roots.done | (magnitude(f) <= noise);
-  const LaneMask too_low = f < 0;
-  const Lanes below = too_low ? t : roots.below, above = too_low ? roots.above : t;
-  const Lanes low_gap = (roots.d_low - roots.origin) - t, high_gap = (roots.d_high - roots.origin) - t;
-  const Lanes a = (low_gap + high_gap) * f - low_gap * high_gap * slope;
-  const Lanes b = low_gap * high_gap * f;
-  const Lanes signed_c = f - low_gap * sums.psi_slope - high_gap * sums.phi_slope;
-  const Lanes c = roots.is_last ? magnitude(signed_c) : signed_c;
-  const Lanes root = square_root(magnitude(a * a - 4 * b * c));
-  const LaneMask cancels = roots.is_last ? a < 0 : a > 0;
-  const Lanes signed_root = roots.is_last ? -root : root;
-  Lanes numerator = cancels ? 2 * b : a - signed_root;
-  Lanes denominator = cancels ? a + signed_root : 2 * c;
-  // The step has to go downhill.
-  const LaneMask uphill = (numerator < 0) ^ (denominator < 0) ^ ~too_low;
-  numerator = uphill ? -f : numerator;
-  denominator = uphill ? slope : denominator;
-  const Lanes step = numerator / denominator;
+  const Lanes below = f < 0 ? t : roots.below, above = f < 0 ? roots.above : t;
+  const Lanes step = interpolated_step(roots, f, sums.psi_slope, sums.phi_slope);
   Lanes next = t + step;
   // Bisection where the interpolation left the bracket, and now and then in any case, so that every bracket closes.
   const LaneMask trusted = step_number % 16 == 0 ? LaneMask{} : (next > below) & (next < above);
@@ -231,9 +245,8 @@ inline void improve_roots(const SecularEquation& equation, int steps, SecularRoo
   }
 }
 
-// Of adjacent roots in the lanes the slowest takes 5.6 steps, the average root 3.7. Those that are late are finished in
-// groups of their own.
-constexpr int first_steps = 4, most_steps = 80;
+// A fifth of the roots takes more than three steps. Those that are late are finished in groups of their own.
+constexpr int first_steps = 3, most_steps = 80;
 
 // The first steps of groups of adjacent roots; root `first` is in the first lane.
 template <int count>
