@@ -44,8 +44,8 @@ inline void take_reciprocals(Lanes (&x)[4]) {
   x[2] = x2;
 }
 
-// The secular equation f = 1 / rho + sum_i z_i^2 / (d_i - lambda) = 0: k poles d, ascending and distinct, z2 = z^2, no z_i
-// zero. Further poles above all roots, with z2 = 0, fill the last block.
+// The secular equation f = 1 / rho + sum_i z_i^2 / (d_i - lambda) = 0: k poles d, ascending and distinct, z2 = z^2, no
+// z_i zero. Further poles above all roots, with z2 = 0, fill the last block.
 struct SecularEquation {
   int64_t k;
   const double* d;
@@ -92,8 +92,8 @@ inline void place_roots(const SecularEquation& equation, const int64_t* numbers,
 // Where poles lie of the roots in the lanes.
 enum class Side { below, mixed, above };
 
-// The sums over the poles below a root, psi, and above it, phi, and of their derivatives. Of the last root phi holds the
-// last pole, as in its interpolation.
+// The sums over the poles below a root, psi, and above it, phi, and of their derivatives. Of the last root phi holds
+// the last pole, as in its interpolation.
 struct PoleSums {
   Lanes psi{}, psi_slope{}, phi{}, phi_slope{};
 
@@ -161,8 +161,8 @@ inline void place_in_the_middle(const SecularEquation& equation, SecularRoots& r
   roots.t = roots.is_last ? splat(equation.reach / 2) : (roots.d_high - roots.d_low) / 2;
 }
 
-// The step from t to where f would vanish if it were c + s / (d_low - t) + S / (d_high - t), with the value of f at t and
-// the derivatives of psi and phi.
+// The step from t to where f would vanish if it were c + s / (d_low - t) + S / (d_high - t), with the value of f at t
+// and the derivatives of psi and phi.
 inline Lanes interpolated_step(const SecularRoots& roots, Lanes f, Lanes psi_slope, Lanes phi_slope) {
   const Lanes low_gap = (roots.d_low - roots.origin) - roots.t, high_gap = (roots.d_high - roots.origin) - roots.t;
   const Lanes slope = psi_slope + phi_slope, b = low_gap * high_gap * f;
@@ -181,8 +181,8 @@ inline Lanes interpolated_step(const SecularRoots& roots, Lanes f, Lanes psi_slo
   return numerator / denominator;
 }
 
-// Brackets the roots and sets t near them. sums: of the poles at the middle of the intervals. A first guess takes the two
-// nearest poles and holds everything else constant; the second lets that rise as it does in the middle.
+// Brackets the roots and sets t near them. sums: of the poles at the middle of the intervals. A first guess takes the
+// two nearest poles and holds everything else constant; the second lets that rise as it does in the middle.
 inline void start_roots(const SecularEquation& equation, const PoleSums& sums, SecularRoots& roots) {
   const LaneMask is_last = roots.is_last;
   const Lanes zero{}, gap = roots.d_high - roots.d_low, middle = roots.t;
@@ -195,7 +195,8 @@ inline void start_roots(const SecularEquation& equation, const PoleSums& sums, S
   roots.origin = from_low ? roots.d_low : roots.d_high;
   roots.below = is_last ? (left ? zero : middle) : (left ? zero : -gap / 2);
   roots.above = is_last ? (left ? middle : splat(equation.reach)) : (left ? gap / 2 : zero);
-  // Interior: rest t^2 - a t + b = 0; last: rest t^2 - a t - b = 0, the positive root.
+  // From the pole below, rest t^2 - a t + b = 0. From the pole above, rest t^2 + a t - b = 0, of which the root wanted is
+  // negative. The last root: rest t^2 - a t - b = 0, the positive one.
   const Lanes sum = roots.z2_low + roots.z2_high, whole = rest * gap;
   const Lanes a = is_last ? sum - whole : (left ? whole + sum : whole - sum);
   const Lanes b = (from_low ? roots.z2_low : roots.z2_high) * gap;
@@ -203,7 +204,7 @@ inline void start_roots(const SecularEquation& equation, const PoleSums& sums, S
   const LaneMask cancels = from_low ? a > 0 : a < 0;
   const Lanes numerator = cancels ? 2 * b : a + (from_low ? -root : root);
   const Lanes denominator = cancels ? (from_low ? a + root : root - a) : 2 * rest;
-  const Lanes guess = numerator / denominator;
+  const Lanes distance = numerator / denominator, guess = is_last | from_low ? distance : -distance;
   roots.t = ((guess > roots.below) & (guess < roots.above)) ? guess : (roots.below + roots.above) / 2;
   const Lanes moved = roots.t - (is_last | from_low ? middle : -middle);
   Lanes there[2] = {(roots.d_low - roots.origin) - roots.t, (roots.d_high - roots.origin) - roots.t};
@@ -245,7 +246,7 @@ inline void improve_roots(const SecularEquation& equation, int steps, SecularRoo
   }
 }
 
-// A fifth of the roots takes more than three steps. Those that are late are finished in groups of their own.
+// A sixth of the roots takes more than three steps. Those that are late are finished in groups of their own.
 constexpr int first_steps = 3, most_steps = 80;
 
 // The first steps of groups of adjacent roots; root `first` is in the first lane.
@@ -283,7 +284,11 @@ inline void finish_roots(const SecularEquation& equation, const int64_t* numbers
     }
   }
   improve_roots<count>(equation, most_steps, together);
-  for (int64_t l = 0; l < some; ++l) roots[numbers[l] / w].t[numbers[l] % w] = together[l / w].t[l % w];
+  // The group of a root may belong to another part, too: no more than the root itself is written.
+  for (int64_t l = 0; l < some; ++l) {
+    const double t = together[l / w].t[l % w];
+    __builtin_memcpy(reinterpret_cast<char*>(&roots[numbers[l] / w].t) + numbers[l] % w * sizeof t, &t, sizeof t);
+  }
 }
 
 // lambda: the roots. Row i of gaps holds d_i - lambda_j to full relative accuracy, which is what makes the eigenvectors
@@ -332,7 +337,7 @@ inline void secular_weights(int64_t k, const double* d, const double* gaps, int6
                             double* weights, Scratch& scratch) {
   constexpr int64_t w = lanes<double>;
   constexpr int64_t together = 16;
-  // So many vectors share a reciprocal. Of poles that are kept no two are closer than rounding, so the product of the
+  // So many vectors share a division. Of poles that are kept no two are closer than rounding, so the product of the
   // distances stays a normalised number.
   constexpr int64_t shared = 4;
   LaneMask index;
@@ -445,7 +450,8 @@ inline void merge_halves(double* d, double e, int64_t n, int64_t n1, double* q, 
     new_d[k + i] = d[deflated[i]];
   }
 
-  const int64_t padded = round_up(k, w > pole_block ? w : pole_block);
+  const int64_t padded = round_up(k, w);
+  static_assert(w % pole_block == 0, "vectors hold whole blocks");
   double* poles = scratch.take_zeros<double>(padded);
   double* z_kept = scratch.take<double>(k);
   double* z2 = scratch.take<double>(padded);

@@ -1,8 +1,8 @@
 // Matrix products: C = A B or C += A B, float32 and float64.
 //
 // A tile of C lives in registers while a panel of B, short enough for the first-level cache, is read once per row tile
-// and the elements of A are broadcast from where they lie. 4 x 3 vectors hide the latency of the multiply-adds; larger
-// tiles, of which a processor overlaps less of one with the next, were slower with AVX-512 too.
+// and the elements of A are broadcast from where they lie. On x86-64 4 x 3 vectors hide the latency of the multiply-adds;
+// larger tiles, of which a processor overlaps less of one with the next, were slower with AVX-512 too.
 // Only a B that is transposed, or a last narrow panel, is copied. A team shares the panels.
 #pragma once
 
@@ -46,7 +46,8 @@ inline Operand<T> transposed(const T* data, int64_t stride) {
 
 struct Product {
   bool accumulate = false;
-  // Compute only what lies above the diagonal and, at least, in the 8 x 8 blocks on it.
+  // Compute the 8 x 8 blocks on the diagonal and what lies right of them. What lies below them is left as it is, or holds
+  // nothing of use.
   bool upper = false;
 };
 
@@ -116,7 +117,7 @@ struct Panel {
   bool accumulate;
 };
 
-// The rows i .. i + rows - 1 of C. A last narrow panel has fewer columns than its vectors.
+// The rows i .. i + rows - 1 of C. A last narrow panel has fewer columns than its vectors have lanes.
 template <typename T, int rows, int vectors>
 inline void multiply_rows(const Panel<T>& panel, int64_t i) {
   constexpr int64_t width = vectors * lanes<T>;
@@ -152,8 +153,8 @@ inline void multiply_panel(const Panel<T>& panel, int64_t first, int64_t end) {
   if (i < end) multiply_rows<T, 1, vectors>(panel, i);
 }
 
-// The rows first .. end - 1 of a panel that begins at column j0, but of each row only what lies in the 8 x 8 blocks on the
-// diagonal and right of them.
+// The rows first .. end - 1 of a panel that begins at column j0, but of each row only what lies in the 8 x 8 blocks on
+// the diagonal and right of them.
 template <typename T, int vectors>
 inline void multiply_upper_panel(Panel<T> panel, int64_t j0, int64_t first, int64_t end) {
   const int64_t next = j0 + lanes<T>, last = round_up(next, 8) < end ? round_up(next, 8) : end;
@@ -194,8 +195,9 @@ inline void gemm_in_panels(int64_t m, int64_t n, int64_t k, Operand<T> a, Operan
   constexpr int64_t w = lanes<T>;
   constexpr int64_t panel = gemm_vectors * w;
   const int64_t panels = (n + panel - 1) / panel;
-  // In place of a last panel of one vector two of two: tiles of one vector have few sums to hide the latency.
-  const bool even = panels > 1 && n - (panels - 1) * panel <= w;
+  // Where the last panel would have a single vector, it takes one from the panel before: two tiles of two vectors are
+  // faster than one of three and one of one.
+  const bool two_and_two = panels > 1 && n - (panels - 1) * panel <= w;
   if (k == 0 && !product.accumulate)
     for (int64_t i = 0; i < m; ++i)
       for (int64_t j = 0; j < n; ++j) c[i * c_stride + j] = T(0);
@@ -204,8 +206,8 @@ inline void gemm_in_panels(int64_t m, int64_t n, int64_t k, Operand<T> a, Operan
       alignas(64) T packed[gemm_depth * panel];
       const int64_t depth = k - k0 < gemm_depth ? k - k0 : gemm_depth;
       const bool accumulate = product.accumulate || k0 > 0;
-      const int64_t j0 = index * panel - (even && index + 1 == panels ? w : 0);
-      const int64_t width = even && index + 2 == panels ? panel - w : panel;
+      const int64_t j0 = index * panel - (two_and_two && index + 1 == panels ? w : 0);
+      const int64_t width = two_and_two && index + 2 == panels ? panel - w : panel;
       const int64_t columns = n - j0 < width ? n - j0 : width;
       const int64_t vectors = (columns + w - 1) / w;
       const T* b_panel = b.data + k0 * b.row + j0 * b.column;
@@ -246,7 +248,8 @@ template <typename T>
 inline void gemm(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride, Scratch& scratch,
                  Product product = {}) {
   constexpr int64_t least_shared = 1 << 16;  // multiply-adds: some microseconds of one thread
-  if (m * n * (k < gemm_depth ? k : gemm_depth) < least_shared) return gemm_alone<T>(m, n, k, a, b, c, c_stride, product);
+  if (m * n * (k < gemm_depth ? k : gemm_depth) < least_shared)
+    return gemm_alone<T>(m, n, k, a, b, c, c_stride, product);
   gemm_in_panels<T>(m, n, k, a, b, c, c_stride, product,
                     [&](int64_t count, const auto& part) { share(scratch, count, part); });
 }

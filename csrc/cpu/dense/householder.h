@@ -11,8 +11,11 @@ namespace dense {
 // The most reflectors in a block.
 constexpr int64_t reflector_block = 24;
 
+// The products of a row with them, in whole vectors of any type.
+constexpr int64_t reflector_products = round_up(reflector_block, 16);
+
 // How many make a block for so many columns. All of a block reach as far as its longest, and T costs as much as the
-// reflection of so many rows: both weigh most where there are few rows. 12 and 24 fill the panels of the products.
+// reflection of so many rows: both weigh most where there are few rows. 12 and 24 fill the panels of products of doubles.
 inline int64_t reflectors_together(int64_t columns) {
   constexpr bool wide = lanes<double> == 8;
   if (columns <= (wide ? 128 : 64)) return 8;
@@ -50,8 +53,8 @@ inline T make_reflector(T* row, int64_t first, int64_t end, T& tau) {
   return beta;
 }
 
-// -T^T of H_0 H_1 ... H_(count-1) = I - V T V^T from the reflectors in the rows of v, which the columns of v_packed hold,
-// too; lower triangular, rows reflector_block apart.
+// -T^T of H_0 H_1 ... H_(count-1) = I - V T V^T from the reflectors in the rows of v, which the columns of v_packed
+// hold, too; lower triangular, rows reflector_block apart.
 template <typename T>
 inline void block_reflector(const T* v, int64_t stride, const T* v_packed, int64_t packed_stride, int64_t count,
                             int64_t columns, const T* tau, T* t) {
@@ -67,8 +70,8 @@ inline void block_reflector(const T* v, int64_t stride, const T* v_packed, int64
   }
 }
 
-// A block of reflectors as rows y take it: y^T <- y^T + (y^T V) (-T^T V^T), or with T in place of T^T for the transposed
-// block.
+// A block of reflectors as rows y take it: y^T <- y^T + (y^T V) (-T^T V^T), or with T in place of T^T for the
+// transposed block.
 template <typename T>
 struct BlockReflector {
   const T* v;  // V^T
@@ -89,11 +92,11 @@ struct BlockReflector {
     gemm_alone<T>(count, columns, count, transpose ? factor.transposed() : factor, plain(v, v_stride), tv, tv_stride);
   }
 
-  // products: rows x reflector_block.
+  // products: rows x reflector_products. Of `packed` whole vectors are multiplied, zeros with them.
   void apply(T* c, int64_t c_stride, int64_t rows, T* products) const {
-    gemm_alone<T>(rows, count, columns, plain(static_cast<const T*>(c), c_stride),
-                  plain(static_cast<const T*>(packed), packed_stride()), products, reflector_block);
-    gemm_alone<T>(rows, columns, count, plain(static_cast<const T*>(products), reflector_block),
+    gemm_alone<T>(rows, packed_stride(), columns, plain(static_cast<const T*>(c), c_stride),
+                  plain(static_cast<const T*>(packed), packed_stride()), products, reflector_products);
+    gemm_alone<T>(rows, columns, count, plain(static_cast<const T*>(products), reflector_products),
                   plain(static_cast<const T*>(tv), tv_stride), c, c_stride, {true});
   }
 };
@@ -108,7 +111,7 @@ inline void apply_reflectors(T* c, int64_t c_stride, int64_t rows, const T* v, i
   const int64_t tv_stride = row_stride<T>(columns);
   T* tv = scratch.take<T>(count * tv_stride);
   T* packed = scratch.take<T>(blocks * round_up(together, lanes<T>) * columns);
-  T* products = scratch.take<T>(rows * reflector_block);
+  T* products = scratch.take<T>(rows * reflector_products);
   const auto block = [&](int64_t index) {
     const int64_t first = index * together, start = round_down(first + shift, lanes<T>);
     const int64_t size = count - first < together ? count - first : together;
@@ -125,7 +128,7 @@ inline void apply_reflectors(T* c, int64_t c_stride, int64_t rows, const T* v, i
       if (first >= end) continue;
       const BlockReflector<T> reflector = block(index);
       reflector.apply(c + first * c_stride + (columns - reflector.columns), c_stride, end - first,
-                      products + first * reflector_block);
+                      products + first * reflector_products);
     }
   });
 }
@@ -141,7 +144,7 @@ inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int6
   T* tau = scratch.take<T>(count);
   T* tv = scratch.take<T>(reflector_block * tv_stride);
   T* packed = scratch.take<T>(round_up(reflector_block, lanes<T>) * length);
-  T* products = scratch.take<T>(count * reflector_block);
+  T* products = scratch.take<T>(count * reflector_products);
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < i; ++j) r[i * r_stride + j] = 0;
   for (int64_t first = 0; first < count; first += reflector_block) {
@@ -162,7 +165,7 @@ inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int6
         y + first * y_stride + start, tv, packed, y_stride, tv_stride, end - first, length - start};
     block.prepare(tau + first, true);
     share_ranges(scratch, count - end, part_rows, [&](int64_t from, int64_t to) {
-      block.apply(y + (end + from) * y_stride + start, y_stride, to - from, products + from * reflector_block);
+      block.apply(y + (end + from) * y_stride + start, y_stride, to - from, products + from * reflector_products);
     });
   }
   for (int64_t i = 0; i < count; ++i)

@@ -126,7 +126,7 @@ inline void scale_rows(T* a, int64_t rows, int64_t columns, int64_t stride, T fa
       const Vector<T> x = factors * load(row + j);
       store(row + j, x > upper ? upper : (x < lower ? lower : x));
     }
-    for (; j < columns; ++j) row[j] = clamp<T>(static_cast<double>(row[j]) * static_cast<double>(factor), Limits<T>::largest);
+    for (; j < columns; ++j) row[j] = clamp<T>(static_cast<double>(row[j]) * factor, Limits<T>::largest);
   }
 }
 

@@ -108,7 +108,7 @@ inline Operand<double> scaled_tall(const T* a, int64_t stride, int64_t m, int64_
   return d.wide ? transposed(scaled, a_stride) : plain(scaled, a_stride);
 }
 
-// A^T A as symmetric_eigen wants it: the upper triangle in whole 8 x 8 blocks, zero beyond q.
+// A^T A as symmetric_eigen wants it: the upper triangle in whole 8 x 8 blocks, zero beyond q. Nothing below them is set.
 inline double* take_gram(const Operand<double>& tall, int64_t p, int64_t q, int64_t stride, Scratch& scratch) {
   const int64_t padded = round_up(q, 8);
   double* gram = scratch.take<double>(padded * stride);
@@ -364,8 +364,8 @@ inline LeftRows<float> left_rows(const Decomposition& d, float, Scratch& scratch
   return {u, stride};
 }
 
-// Columns of out (length x count) from the rows of `rows`, in the given order: whole blocks of a vector a row, and what is
-// left over.
+// Columns of out (length x count) from the rows of `rows`, in the given order: whole blocks of a vector a row, and what
+// is left over.
 template <typename T, typename Source>
 inline void write_columns(T* out, const Source* rows, int64_t stride, const int64_t* order, int64_t count,
                           int64_t length) {

@@ -149,7 +149,8 @@ inline void dense_svd_backward(const T* grad_u, const T* grad_s, const T* grad_v
     dense::gemm<double>(k, k, m, basis.transposed(), dense::plain(g, k_stride), projected_u, k_stride, scratch);
     if (m > n) {
       outside = true;
-      dense::gemm<double>(m, k, k, basis, dense::negated(projected_u, k, k_stride, scratch), g, k_stride, scratch, {true});
+      dense::gemm<double>(m, k, k, basis, dense::negated(projected_u, k, k_stride, scratch), g, k_stride, scratch,
+                          {true});
       for (int64_t i = 0; i < m; ++i)
         for (int64_t j = 0; j < k; ++j) left[i * k_stride + j] = static_cast<T>(g[i * k_stride + j] * inverse[j]);
     }

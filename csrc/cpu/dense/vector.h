@@ -121,7 +121,8 @@ inline Lanes sums_of_lanes(const Lanes* v) {
   Lanes sum[w / 2];
 #pragma GCC unroll 4
   for (int i = 0; i < w / 2; ++i)
-    sum[i] = lanes_in_pairs<false>(v[2 * i], v[2 * i + 1], indices) + lanes_in_pairs<true>(v[2 * i], v[2 * i + 1], indices);
+    sum[i] = lanes_in_pairs<false>(v[2 * i], v[2 * i + 1], indices) +
+             lanes_in_pairs<true>(v[2 * i], v[2 * i + 1], indices);
 #pragma GCC unroll 4
   for (int count = w / 4; count > 0; count /= 2)
 #pragma GCC unroll 4
