@@ -73,7 +73,7 @@ void measure(int64_t n, int rounds) {
     const auto diagonalise_these = [&](bool vectors) {
       std::copy(diagonals.begin(), diagonals.begin() + n, f.bidiagonal.diagonal);
       std::copy(diagonals.begin() + n, diagonals.end(), f.bidiagonal.superdiagonal);
-      diagonalise<0>(f.values(), f.bidiagonal.superdiagonal, n, vectors ? f.u : nullptr, vectors ? f.v : nullptr,
+      diagonalise(f.values(), f.bidiagonal.superdiagonal, n, vectors ? f.u : nullptr, vectors ? f.v : nullptr,
                      tolerance, f.rotations);
     };
     std::copy(a.begin(), a.end(), f.a);
@@ -97,7 +97,7 @@ void measure(int64_t n, int rounds) {
       factor_tridiagonal(gram.bidiagonal.diagonal, gram.bidiagonal.superdiagonal, n);
       set_identity(gram.v, n, n);
       steps.time("QR iteration and rotations of V", rotations / 2, false, [&] {
-        diagonalise<0>(gram.bidiagonal.diagonal, gram.bidiagonal.superdiagonal, n, static_cast<Pack<double>*>(nullptr),
+        diagonalise(gram.bidiagonal.diagonal, gram.bidiagonal.superdiagonal, n, static_cast<Pack<double>*>(nullptr),
                        gram.v, tolerance, gram.rotations);
       });
       steps.time("reflectors of V", cube, false, [&] { apply_right_reflectors(gram.square, gram.bidiagonal, gram.v, n); });

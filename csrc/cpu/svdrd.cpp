@@ -141,8 +141,10 @@ class TeamRange final : public RangeSource {
   bool taken_ = false;
 };
 
+// A kernel with its arguments. Not a template's argument, which would compile what follows once for each of them.
+using Work = std::function<void(RangeSource&)>;
+
 // Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done.
-template <typename Work>
 void run_side_by_side(int64_t count, int64_t group, double work_per_item, int threads, const Work& work) {
   if (count == 0) return;
   const int64_t groups = (count + group - 1) / group;
@@ -169,7 +171,6 @@ void run_side_by_side(int64_t count, int64_t group, double work_per_item, int th
 }
 
 // Lets a team of `threads` threads do one item.
-template <typename Work>
 void run_as_team(int64_t item, int threads, const Work& work) {
   Team team(threads);
   TeamRange ranges(item, &team);
@@ -205,11 +206,16 @@ constexpr double least_for_team = 200.0 * 200 * 200, least_pair_for_team = 100.0
 // Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done. They work side by side, for
 // that is the faster way. A single item that is left over they do together. Two or more they would have to do one after
 // the other, each in less than half of the time that one thread needs.
-template <typename Work>
-void run(int64_t count, int64_t group, double work_per_item, bool for_team, int threads, const Work& work) {
+void run_all(int64_t count, int64_t group, double work_per_item, bool for_team, int threads, const Work& work) {
   const bool together = for_team && threads > 1 && count % threads == 1;
   run_side_by_side(together ? count - 1 : count, group, work_per_item, threads, work);
   if (together) run_as_team(count - 1, threads < largest_team ? threads : largest_team, work);
+}
+
+// The kernel is held by reference: a std::function of its own would allocate memory for what it captures.
+template <typename Kernel>
+void run(int64_t count, int64_t group, double work_per_item, bool for_team, int threads, const Kernel& kernel) {
+  run_all(count, group, work_per_item, for_team, threads, std::cref(kernel));
 }
 
 // Whether Newton's iteration takes those of the matrices that are well conditioned. It works on a multiple of 4 columns,

@@ -34,7 +34,8 @@ struct DefiniteInverse {
 
   // L below the diagonal of a, on it 1 / l_ii.
   SVDRD_INLINED void eliminate() const {
-    const Operand<T> left{a, stride, 1}, right{a, 1, stride};
+    const Plain<T> left{a, stride};
+    const Transposed<T> right{a, stride};
     for (int64_t j = 0; j < n; j += 4) {
       Native s[4][4], inverse[4];
       product_block<true, 4, 4>(left, right, 0, j, j, j, part, s);
@@ -73,7 +74,7 @@ struct DefiniteInverse {
   // Y in place of L: a block of L is not read again once its block of Y is written. Within the blocks on the diagonal
   // there are zeros above it.
   SVDRD_INLINED void invert_factor() const {
-    const Operand<T> left{a, stride, 1}, right{a, stride, 1};
+    const Plain<T> left{a, stride}, right{a, stride};
     for (int64_t i = 0; i < n; i += 4) {
       Native l[4][4], inverse[4];
 #pragma GCC unroll 4
@@ -116,7 +117,8 @@ struct DefiniteInverse {
 
   // Y^T Y, row of blocks by row of blocks, the one on the diagonal last: nothing that is overwritten is read later.
   SVDRD_INLINED void multiply() const {
-    const Operand<T> left{a, 1, stride}, right{a, stride, 1};
+    const Transposed<T> left{a, stride};
+    const Plain<T> right{a, stride};
     for (int64_t i = 0; i < n; i += 4) {
       for (int64_t j = 0; j < i; j += block_width) {
         Native x[4][block_width];
@@ -276,7 +278,7 @@ struct SmallDefiniteInverse {
 // a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. Of a matrix that is
 // not positive definite come out NaN or Inf, for n = 8 perhaps numbers of no use, on the diagonal negative ones too.
 template <typename T>
-[[gnu::noinline]] void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* a) {
+[[gnu::noinline, gnu::noclone]] void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* a) {
   for (int part = 0; part < Pack<T>::parts; ++part) {
     if (n == 8) {
       SmallDefiniteInverse<T>{from, a, part}.compute();

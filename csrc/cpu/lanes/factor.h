@@ -115,8 +115,8 @@ template <int64_t known, typename W>
     set_identity(f.v, columns, columns);
   }
   Pack<W>* values = f.values();
-  diagonalise<known>(values, f.bidiagonal.superdiagonal, columns, vectors ? f.u : nullptr, vectors ? f.v : nullptr,
-                     tolerance, f.rotations);
+  diagonalise(values, f.bidiagonal.superdiagonal, columns, vectors ? f.u : nullptr, vectors ? f.v : nullptr, tolerance,
+              f.rotations);
   for (int64_t j = 0; j < columns; ++j) {
     const Mask<W> negative = values[j] < Pack<W>(W(0));
     values[j] = abs(values[j]);

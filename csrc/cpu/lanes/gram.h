@@ -66,8 +66,9 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
   const int64_t count = n - first;
   if (count < 2) return;
   Pack<float>* block = u + first;
-  const Operand<float> columns = {block, stride, 1}, rows = {block, 1, stride};
-  product(rows, columns, count, w.rows, count, w.correction);
+  const Plain<float> columns = {block, stride};
+  const Transposed<float> rows = {block, stride};
+  called_product<0>(rows, columns, count, w.rows, count, w.correction);
   const int64_t e_stride = row_stride(count);
   const Pack<double> zero(0.0);
   for (int64_t i = 0; i < count; ++i)
@@ -77,7 +78,7 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
       const Pack<double> weight = select(si * sj <= limit, si / (si + sj), zero);
       e = i == j ? Pack<float>(0.0f) : convert<float>(weight) * e;
     }
-  product(columns, plain(w.correction, count), w.rows, count, count, w.change);
+  called_product<0>(columns, plain(w.correction, count), w.rows, count, count, w.change);
   for (int64_t i = 0; i < w.rows; ++i)
     for (int64_t j = 0; j < count; ++j)
       block[i * stride + j] = block[i * stride + j] - w.change[i * e_stride + j];
@@ -91,7 +92,7 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
   for_each_lower_entry(
       transposed(w.a, n), plain(w.a, n), whole, rows,
       [&](int64_t i, int64_t j, int part, const auto& sum) { w.square[j * stride + i].part[part] = sum; });
-  const Operand<double> last = {w.a + whole, 1, stride};
+  const Transposed<double> last = {w.a + whole, stride};
   for_each_entry(last, plain(w.a, n), n - whole, rows, n, [&](int64_t i, int64_t j, int part, const auto& sum) {
     w.square[j * stride + whole + i].part[part] = sum;
   });
@@ -107,9 +108,9 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
   tridiagonalise(w.square, n, w.scratch, d, e, w.bidiagonal.tau_right);
   factor_tridiagonal(d, e, n);
   set_identity(w.v, n, n);
-  diagonalise<0>(d, e, n, static_cast<Pack<double>*>(nullptr), w.v, iteration_tolerance<float, double>(), w.rotations);
+  diagonalise(d, e, n, static_cast<Pack<double>*>(nullptr), w.v, iteration_tolerance<float, double>(), w.rotations);
   apply_right_reflectors(w.square, w.bidiagonal, w.v, n);
-  product(plain(w.a, n), plain(w.v, n), rows, n, n, w.product);
+  called_product<0>(plain(w.a, n), plain(w.v, n), rows, n, n, w.product);
 
   const Pack<double> zero(0.0), one(1.0);
   for (int64_t j = 0; j < n; ++j) w.values[j] = zero;
@@ -131,7 +132,7 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
       f.u[i * stride + j] = convert<float>(w.product[i * stride + j] * w.counts[j]);
   convert_matrix(w.v, n, n, f.v);
   correct_columns(w, smallest, largest, f.u);
-  product(plain(f.u, n), transposed(f.v, n), rows, n, n, p);
+  called_product<0>(plain(f.u, n), transposed(f.v, n), rows, n, n, p);
 }
 
 struct GramPolarLayout {

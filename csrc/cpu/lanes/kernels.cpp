@@ -13,6 +13,18 @@
 namespace svdrd {
 namespace SVDRD_ISA {
 
+namespace {
+
+#if !defined(SVDRD_ONLY_FLOAT_SVD) && !defined(SVDRD_NO_NEWTON)  // the larger groups leave it to those of 8
+constexpr void add_newton(KernelTable<float>& r) {
+  r.newton_polar_factor = lanes_newton_polar_factor;
+  r.newton_polar_factor_backward = lanes_newton_polar_factor_backward;
+  r.newton_basis_loss = lanes_newton_basis_loss;
+}
+#endif
+
+}  // namespace
+
 #if defined(SVDRD_ONLY_FLOAT_SVD)
 const KernelTable<float>& float_kernels() {
   static constexpr KernelTable<float> svd = [] {
@@ -28,9 +40,7 @@ const KernelTable<float>& float_kernels() {
   static constexpr KernelTable<float> newton = [] {
     KernelTable<float> r{};
     r.group = lane_count;
-    r.newton_polar_factor = lanes_newton_polar_factor;
-    r.newton_polar_factor_backward = lanes_newton_polar_factor_backward;
-    r.newton_basis_loss = lanes_newton_basis_loss;
+    add_newton(r);
     return r;
   }();
   return newton;
@@ -54,12 +64,12 @@ constexpr KernelTable<T> table() {
 const KernelTable<float>& float_kernels() {
   static constexpr KernelTable<float> all = [] {
     KernelTable<float> r = table<float>();
-    r.newton_polar_factor = lanes_newton_polar_factor;
-    r.newton_polar_factor_backward = lanes_newton_polar_factor_backward;
+#if !defined(SVDRD_NO_NEWTON)
+    add_newton(r);
+#endif
     r.gram_polar_factor = lanes_gram_polar_factor;
     r.rest_polar_factor = lanes_rest_polar_factor<float>;
     r.rest_polar_factor_backward = lanes_rest_polar_factor_backward<float>;
-    r.newton_basis_loss = lanes_newton_basis_loss;
     r.rest_basis_loss = lanes_rest_basis_loss<float>;
     return r;
   }();

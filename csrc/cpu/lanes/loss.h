@@ -49,8 +49,8 @@ struct LossTensors {
 // How far apart two entries may be that are equal but for rounding. Smoothed factors may be much smaller than 1: their
 // largest singular value is at most sqrt(entries) times their largest entry.
 template <typename T>
-Pack<T> equality_bound(const Pack<T>* p_hat, const Pack<T>* p, int64_t rows, int64_t columns, int64_t entries,
-                       bool smoothed) {
+[[gnu::noinline]] Pack<T> equality_bound(const Pack<T>* p_hat, const Pack<T>* p, int64_t rows, int64_t columns,
+                                         int64_t entries, bool smoothed) {
   const Pack<T> one(T(1)), bound(static_cast<T>(equal_within * std::numeric_limits<T>::epsilon()));
   if (!smoothed) return bound;
   const int64_t stride = row_stride(columns);
@@ -63,8 +63,8 @@ Pack<T> equality_bound(const Pack<T>* p_hat, const Pack<T>* p, int64_t rows, int
 // Each lane's mean of |p_hat - p| over the entries of a matrix, and in `sign` its derivative by p_hat, 0 up to `bound`.
 // columns: of the Packs, which may be more than the matrix has, filled up with zeros.
 template <typename T>
-Pack<double> mean_difference(const Pack<T>* p_hat, const Pack<T>* p, int64_t rows, int64_t columns, int64_t entries,
-                             const Pack<T>& bound, Pack<T>* sign) {
+[[gnu::noinline]] Pack<double> mean_difference(const Pack<T>* p_hat, const Pack<T>* p, int64_t rows, int64_t columns,
+                                               int64_t entries, const Pack<T>& bound, Pack<T>* sign) {
   const int64_t stride = row_stride(columns);
   const Pack<T> zero(T(0)), weight(T(1) / static_cast<T>(entries));
   Pack<double> sum(0.0);
@@ -78,7 +78,7 @@ Pack<double> mean_difference(const Pack<T>* p_hat, const Pack<T>* p, int64_t row
 }
 
 template <typename T>
-void negate(Pack<T>* a, int64_t rows, int64_t columns) {
+[[gnu::noinline]] void negate(Pack<T>* a, int64_t rows, int64_t columns) {
   const int64_t stride = row_stride(columns);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t at = i * stride; at < i * stride + columns; ++at) a[at] = -a[at];

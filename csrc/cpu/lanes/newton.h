@@ -196,16 +196,16 @@ template <int64_t known>
     }
   }
 
-  const Operand<double> deviation = plain(w.deviation, n);
-  add_symmetric_product(deviation, deviation, n, n, w.linear, w.deviation, w.quadratic, w.inverse_h4);
+  const Plain<double> deviation = plain(w.deviation, n);
+  add_symmetric_product(deviation, deviation, n, w.linear, w.deviation, w.quadratic, w.inverse_h4);
   for (int64_t i = 0; i < n; ++i) w.inverse_h4[i * stride + i] = w.inverse_h4[i * stride + i] + w.root;
   for (int k = newton_steps - 1; k >= 0; --k) {
     const Pack<double>* next = k + 1 == newton_steps ? w.inverse_h4 : w.inverse_h[k + 1];
-    add_symmetric_product(plain(w.inverse_m[k], n), plain(next, n), n, n, half * w.scale[k], next,
+    add_symmetric_product(plain(w.inverse_m[k], n), plain(next, n), n, half * w.scale[k], next,
                           half * w.inverse_scale[k],
                           w.inverse_h[k]);
   }
-  product(plain(w.a, n), plain(w.inverse_h[0], n), rows, n, n, w.unrounded);
+  called_product<known>(plain(w.a, n), plain(w.inverse_h[0], n), rows, n, n, w.unrounded);
   convert_matrix(w.unrounded, rows, n, p);
 }
 
@@ -222,13 +222,13 @@ inline void skew(const Pack<T>* a, const Pack<T>& factor, int64_t n, Pack<T>* b)
 }
 
 // Omega <- (g Omega + H^-1 Omega H^-1 / g) / 2.
-template <typename T>
+template <int64_t known, typename T>
 [[gnu::always_inline]] inline void undo_step(const Pack<T>* inverse_h, const Pack<T>& scale,
                                              const Pack<T>& inverse_scale, int64_t n, Pack<T>* scratch,
                                              Pack<T>* omega) {
   const Pack<T> half(T(0.5));
-  product(plain(omega, n), plain(inverse_h, n), n, n, n, scratch);
-  add_antisymmetric_product(plain(inverse_h, n), plain(scratch, n), n, n, half * scale, omega,
+  called_product<known>(plain(omega, n), plain(inverse_h, n), n, n, n, scratch);
+  add_antisymmetric_product<known>(plain(inverse_h, n), plain(scratch, n), n, half * scale, omega,
                             half * inverse_scale, omega);
 }
 
@@ -243,16 +243,16 @@ struct BackwardBuffers {
 };
 
 // w.inner = P^T G and, where it is not 0, w.outside = (I - P P^T) G H^-1.
-template <typename Iterates>
+template <int64_t known, typename Iterates>
 [[gnu::always_inline]] inline void divide_upstream(Iterates& iterates, int64_t rows, int64_t n, bool tall,
                                                    const Pack<float>* p, const Pack<float>* upstream,
                                                    const BackwardBuffers& w, Pack<float>* grad) {
   const int64_t stride = row_stride(n);
-  product(transposed(p, n), plain(upstream, n), n, rows, n, w.inner);
+  called_product<known>(transposed(p, n), plain(upstream, n), n, rows, n, w.inner);
   if (!tall) return;
-  product(plain(p, n), plain(w.inner, n), rows, n, n, grad);
+  called_product<known>(plain(p, n), plain(w.inner, n), rows, n, n, grad);
   for (int64_t at = 0; at < rows * stride; ++at) grad[at] = upstream[at] - grad[at];
-  product(plain(grad, n), plain(iterates.inverse_h0_single(), n), rows, n, n, w.outside);
+  called_product<known>(plain(grad, n), plain(iterates.inverse_h0_single(), n), rows, n, n, w.outside);
 }
 
 // The same for a smoothed P, from w as newton_polar left it, in double: the difference is of the order of e^2 / s^2, and
@@ -264,13 +264,13 @@ template <typename Iterates>
   Pack<double>* inner = w.inverse_m[0];
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t at = i * stride; at < i * stride + n; ++at) difference[at] = convert<double>(upstream[at]);
-  product(transposed(w.unrounded, n), plain(difference, n), n, rows, n, inner);
+  called_product<0>(transposed(w.unrounded, n), plain(difference, n), n, rows, n, inner);
   convert_matrix(inner, n, n, w.inner);
   for_each_entry(plain(w.unrounded, n), plain(inner, n), rows, n, n,
                  [=](int64_t i, int64_t j, int part, const auto& sum) {
                    difference[i * stride + j].part[part] = difference[i * stride + j].part[part] - sum;
                  });
-  product(plain(difference, n), plain(w.inverse_h[0], n), rows, n, n, w.unrounded);
+  called_product<0>(plain(difference, n), plain(w.inverse_h[0], n), rows, n, n, w.unrounded);
   convert_matrix(w.unrounded, rows, n, w.outside);
 }
 
@@ -279,7 +279,7 @@ template <typename Iterates>
 // needs them: inverse_h0_single() for tall matrices, inverse_centre() = 1/c and k4() of H_4 = c (I + K), inverse_h(k),
 // scale(k) and inverse_scale(k) for k = 3, 2, 1, all in float, and inverse_h0, scale0 and inverse_scale0 in double. What
 // one of these calls returns may be overwritten by the next.
-template <typename Iterates>
+template <int64_t known, typename Iterates>
 [[gnu::always_inline]] inline void newton_vector_jacobian(Iterates& iterates, int64_t rows, int64_t n, bool outside,
                                                           const Pack<float>* p, const BackwardBuffers& w,
                                                           Pack<float>* grad) {
@@ -291,9 +291,9 @@ template <typename Iterates>
   // V = (K Omega + Omega K) / 2, but for K^3.
   skew(w.inner, half * iterates.inverse_centre(), n, omega);
   const Pack<float>* k4 = iterates.k4();
-  product(plain(k4, n), plain(omega, n), n, n, n, scratch);
+  called_product<known>(plain(k4, n), plain(omega, n), n, n, n, scratch);
   skew(scratch, half, n, w.correction);
-  product(plain(k4, n), plain(w.correction, n), n, n, n, scratch);
+  called_product<known>(plain(k4, n), plain(w.correction, n), n, n, n, scratch);
   for (int64_t i = 0; i < n; ++i)
     for (int64_t j = 0; j < n; ++j) {
       const int64_t at = i * stride + j;
@@ -301,13 +301,13 @@ template <typename Iterates>
     }
 
   for (int k = newton_steps - 1; k > 0; --k)
-    undo_step(iterates.inverse_h(k), iterates.scale(k), iterates.inverse_scale(k), n, scratch, omega);
+    undo_step<known>(iterates.inverse_h(k), iterates.scale(k), iterates.inverse_scale(k), n, scratch, omega);
   // Of this one, whose condition is that of A, float would lose too many digits.
   convert_matrix(omega, n, n, w.precise);
-  undo_step(iterates.inverse_h0, iterates.scale0, iterates.inverse_scale0, n, w.precise_scratch, w.precise);
+  undo_step<known>(iterates.inverse_h0, iterates.scale0, iterates.inverse_scale0, n, w.precise_scratch, w.precise);
   convert_matrix(w.precise, n, n, omega);
 
-  product(plain(p, n), plain(omega, n), rows, n, n, grad);
+  called_product<known>(plain(p, n), plain(omega, n), rows, n, n, grad);
   if (outside)
     for (int64_t at = 0; at < rows * stride; ++at) grad[at] = grad[at] + w.outside[at];
 }
@@ -354,8 +354,8 @@ struct KeptIterates {
 
 // The same for w and p as newton_polar left them, and as it got `smooth`: 0 where the size is known.
 template <int64_t known>
-[[gnu::noinline]] void newton_backward(Newton& w, double smooth, const Pack<float>* p, const Pack<float>* upstream,
-                                       Pack<float>* grad) {
+[[gnu::noinline, gnu::noclone]] void newton_backward(Newton& w, double smooth, const Pack<float>* p,
+                                                     const Pack<float>* upstream, Pack<float>* grad) {
   const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows);
   const bool smoothed = known == 0 && smooth > 0, tall = known == 0 && rows > w.columns;
   const BackwardBuffers buffers{w.inner, w.omega, w.correction, w.outside, w.inverse_m[0], w.inverse_h4};
@@ -363,8 +363,8 @@ template <int64_t known>
   if (smoothed)
     divide_upstream_precisely(w, rows, n, upstream);
   else
-    divide_upstream(iterates, rows, n, tall, p, upstream, buffers, grad);
-  newton_vector_jacobian(iterates, rows, n, tall || smoothed, p, buffers, grad);
+    divide_upstream<known>(iterates, rows, n, tall, p, upstream, buffers, grad);
+  newton_vector_jacobian<known>(iterates, rows, n, tall || smoothed, p, buffers, grad);
 }
 
 // Both for the matrices of w.

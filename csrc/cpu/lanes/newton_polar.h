@@ -197,8 +197,8 @@ template <int64_t known>
   }
   const bool tall = known == 0 && rows > w.columns;
   FormedIterates iterates(w);
-  divide_upstream(iterates, rows, n, tall, w.p, w.upstream, w.buffers, w.grad);
-  newton_vector_jacobian(iterates, rows, n, tall, w.p, w.buffers, w.grad);
+  divide_upstream<known>(iterates, rows, n, tall, w.p, w.upstream, w.buffers, w.grad);
+  newton_vector_jacobian<known>(iterates, rows, n, tall, w.p, w.buffers, w.grad);
 }
 
 inline void newton_backward_of_items(NewtonBackwardLayout& w, const Items& items, const Shape& shape, const float* grad,

@@ -37,7 +37,7 @@ inline Pack<T> hypotenuse(const Pack<T>& a, const Pack<T>& b) {
 }
 
 template <typename T, typename W>
-inline void convert_matrix(const Pack<W>* a, int64_t rows, int64_t columns, Pack<T>* b) {
+[[gnu::noinline]] void convert_matrix(const Pack<W>* a, int64_t rows, int64_t columns, Pack<T>* b) {
   const int64_t stride = row_stride(columns);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) b[i * stride + j] = convert<T>(a[i * stride + j]);
@@ -134,7 +134,7 @@ struct PolarFactors {
 };
 
 template <typename T>
-inline void shift_matrix(const Pack<T>* a, int64_t rows, int64_t columns, int count, Pack<T>* b) {
+[[gnu::noinline]] void shift_matrix(const Pack<T>* a, int64_t rows, int64_t columns, int count, Pack<T>* b) {
   const int64_t stride = row_stride(columns);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) b[i * stride + j] = shift_lanes(a[i * stride + j], count);

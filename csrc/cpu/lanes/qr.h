@@ -348,7 +348,7 @@ template <typename T>
 // Superdiagonal entries up to tolerance * (the largest entry) count as zero.
 // d, e -> the singular values (signed, unsorted) in d; the first `columns` rows of u and v are multiplied from the right
 // by the singular vectors of the bidiagonal matrix, where they are not null.
-template <int64_t known, typename T>
+template <typename T>
 void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v, T tolerance,
                  RotationBuffer<T>& buffer) {
   Pack<T> largest = abs(d[0]);
@@ -358,8 +358,10 @@ void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v
   buffer.sweeps = 0;
   int64_t top = columns - 1;
   const auto apply_buffered = [&] {
-    if (u != nullptr) apply_rotations<known>(u, buffer.left, buffer);
-    if (v != nullptr) apply_rotations<known>(v, buffer.right, buffer);
+    with_known_size<8>(columns, columns, [&](auto known) {
+      if (u != nullptr) apply_rotations<known>(u, buffer.left, buffer);
+      if (v != nullptr) apply_rotations<known>(v, buffer.right, buffer);
+    });
     buffer.sweeps = 0;
   };
   // Two sweeps a singular value are typical. The bound only guards the loop: whatever it would leave, u and v stay

@@ -10,11 +10,19 @@
 namespace svdrd {
 namespace SVDRD_ISA {
 
+// Not in groups of 4 lanes where larger batches have larger groups: a call on so few matrices is no faster for it.
+#if defined(__AVX2__)
+constexpr bool knows_sizes = lane_count > 4;
+#else
+constexpr bool knows_sizes = true;
+#endif
+
 // run(std::integral_constant<int64_t, N>) with N the size of a square matrix if it is one of `sizes`, else 0.
 template <int64_t... sizes, typename Run>
 inline void with_known_size(int64_t rows, int64_t columns, const Run& run) {
-  const bool found =
-      ((rows == sizes && columns == sizes && (run(std::integral_constant<int64_t, sizes>{}), true)) || ...);
+  bool found = false;
+  if constexpr (knows_sizes)
+    found = ((rows == sizes && columns == sizes && (run(std::integral_constant<int64_t, sizes>{}), true)) || ...);
   if (!found) run(std::integral_constant<int64_t, 0>{});
 }
 

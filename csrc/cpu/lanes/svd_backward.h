@@ -41,7 +41,7 @@ inline void set_zero(Pack<double>* a, int64_t rows, int64_t columns) {
 }
 
 // The largest magnitude in each lane's matrix, NaN where an entry is NaN or Inf.
-inline Pack<double> largest_magnitude(const Pack<double>* a, int64_t rows, int64_t columns) {
+[[gnu::noinline]] inline Pack<double> largest_magnitude(const Pack<double>* a, int64_t rows, int64_t columns) {
   const int64_t stride = row_stride(columns);
   const Pack<double> bound(std::numeric_limits<double>::max());
   Pack<double> largest(0.0);
@@ -56,8 +56,8 @@ inline Pack<double> largest_magnitude(const Pack<double>* a, int64_t rows, int64
 }
 
 // a <- a * 2^exponent, at most `bound` in magnitude.
-inline void scale_and_clamp(Pack<double>* a, int64_t rows, int64_t columns, const ScaleFactors<double>& factors,
-                            double bound) {
+[[gnu::noinline]] inline void scale_and_clamp(Pack<double>* a, int64_t rows, int64_t columns,
+                                              const ScaleFactors<double>& factors, double bound) {
   const int64_t stride = row_stride(columns);
   const Pack<double> upper(bound);
   for (int64_t i = 0; i < rows; ++i)
@@ -100,8 +100,9 @@ inline void divide_by_gaps(Pack<double>* projected_u, const Pack<double>* projec
 
 // w.grad_u <- the derivative. Reads the gradients scaled as svd_backward_scale says and s relative to s_1; a gradient
 // that is not given is not read.
-inline void svd_backward(const SvdBackwardLayout& w, bool given_u, bool given_v, const Pack<double>& per_value,
-                         double negligible, double gap, int64_t rows, int64_t columns) {
+[[gnu::noinline]] inline void svd_backward(const SvdBackwardLayout& w, bool given_u, bool given_v,
+                                           const Pack<double>& per_value, double negligible, double gap, int64_t rows,
+                                           int64_t columns) {
   const int64_t stride = row_stride(columns);
   const bool outside = given_u && rows > columns;
   if (given_u) {

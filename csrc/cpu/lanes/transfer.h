@@ -1,5 +1,5 @@
 // From matrices in memory to matrices in the lanes and back: interleaving, exact scaling by powers of two, non-finite
-// items.
+// items. What is called once or twice a group, from many places, is not inlined: GCC would spend a tenth of its time there.
 #pragma once
 
 #include <type_traits>
@@ -84,7 +84,7 @@ void prefetch(const Placement<T>& placement, int64_t rows, int64_t columns) {
 
 // `padded` columns of Packs are written, those beyond the matrix with zeros.
 template <typename W, typename T>
-void load(const Placement<const T>& from, int64_t rows, int64_t columns, int64_t padded, Pack<W>* a) {
+[[gnu::noinline]] void load(const Placement<const T>& from, int64_t rows, int64_t columns, int64_t padded, Pack<W>* a) {
   typedef W Converted __attribute__((vector_size(4 * sizeof(W))));
   W* entries = reinterpret_cast<W*>(a);
   const int64_t stride = row_stride(padded);
@@ -134,11 +134,32 @@ void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t to_s
     }
 }
 
+// store() from the lane `first` on, entry by entry.
+template <typename T, typename W>
+[[gnu::noinline, gnu::noclone]] void store_entries(const Pack<W>* a, int first, int64_t rows, int64_t columns,
+                                                   int64_t stride, const int32_t* rank, const Placement<T>& to) {
+  for (int l = first; l < to.count; ++l) {
+    if (to.base[l] == nullptr) continue;
+    const int32_t* own = rank == nullptr ? nullptr : rank + l * columns;
+    for (int64_t i = 0; i < rows; ++i) {
+      T* target = to.base[l] + i * to.row_stride;
+      const W* source = reinterpret_cast<const W*>(a + i * stride) + l;
+      if (rank == nullptr) {
+        for (int64_t j = 0; j < columns; ++j)
+          target[j * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
+      } else {
+        for (int64_t j = 0; j < columns; ++j)
+          target[own[j] * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
+      }
+    }
+  }
+}
+
 // Column j of lane l's matrix goes to column rank[l * columns + j], or to column j where rank is null.
 // + 0 turns -0 into +0: which zero a lane holds may depend on how often its neighbours made it rotate by (1, 0).
 template <typename T, typename W>
-void store(const Pack<W>* a, int64_t rows, int64_t columns, int64_t padded, const int32_t* rank,
-           const Placement<T>& to) {
+[[gnu::noinline]] void store(const Pack<W>* a, int64_t rows, int64_t columns, int64_t padded, const int32_t* rank,
+                             const Placement<T>& to) {
   typedef W Lanes __attribute__((vector_size(4 * sizeof(W))));
   const W* entries = reinterpret_cast<const W*>(a);
   const int64_t stride = row_stride(padded);
@@ -190,25 +211,11 @@ void store(const Pack<W>* a, int64_t rows, int64_t columns, int64_t padded, cons
             if (targets[r] != nullptr)
               targets[r][j] = static_cast<T>(from[j * walk.inner_packs * lane_count + r] + W(0));
       }
-  for (; l < to.count; ++l) {
-    if (to.base[l] == nullptr) continue;
-    const int32_t* own = rank == nullptr ? nullptr : rank + l * columns;
-    for (int64_t i = 0; i < rows; ++i) {
-      T* target = to.base[l] + i * to.row_stride;
-      const W* source = entries + i * stride * lane_count + l;
-      if (rank == nullptr) {
-        for (int64_t j = 0; j < columns; ++j)
-          target[j * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
-      } else {
-        for (int64_t j = 0; j < columns; ++j)
-          target[own[j] * to.column_stride] = static_cast<T>(source[j * lane_count] + W(0));
-      }
-    }
-  }
+  if (l < to.count) store_entries(a, l, rows, columns, stride, rank, to);
 }
 
 template <typename T>
-void store_nan(int64_t rows, int64_t columns, int lane, const Placement<T>& to) {
+[[gnu::noinline]] void store_nan(int64_t rows, int64_t columns, int lane, const Placement<T>& to) {
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j)
       to.base[lane][i * to.row_stride + j * to.column_stride] = std::numeric_limits<T>::quiet_NaN();
@@ -269,7 +276,7 @@ struct ScaleFactors {
 
 // Scales every matrix exactly so that its largest entry, or `floor` if that is larger, falls into [1/2, 1).
 template <typename W>
-GroupScale normalise(Pack<W>* a, int64_t rows, int64_t columns, double floor) {
+[[gnu::noinline]] GroupScale normalise(Pack<W>* a, int64_t rows, int64_t columns, double floor) {
   const int64_t stride = row_stride(columns);
   Pack<W> largest(W(0));
   Mask<W> not_finite = no_lanes<W>();
@@ -297,7 +304,7 @@ GroupScale normalise(Pack<W>* a, int64_t rows, int64_t columns, double floor) {
 
 // a * 2^(sign exponent) with what overflows clamped to the largest finite number.
 template <typename T>
-void scale_and_clamp(Pack<T>* a, int64_t rows, int64_t columns, const int* exponent, int sign) {
+[[gnu::noinline]] void scale_and_clamp(Pack<T>* a, int64_t rows, int64_t columns, const int* exponent, int sign) {
   const int64_t stride = row_stride(columns);
   const ScaleFactors<T> factors(exponent, sign);
   const Pack<T> bound(std::numeric_limits<T>::max());
