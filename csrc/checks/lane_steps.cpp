@@ -74,7 +74,7 @@ void measure(int64_t n, int rounds) {
       std::copy(diagonals.begin(), diagonals.begin() + n, f.bidiagonal.diagonal);
       std::copy(diagonals.begin() + n, diagonals.end(), f.bidiagonal.superdiagonal);
       diagonalise(f.values(), f.bidiagonal.superdiagonal, n, vectors ? f.u : nullptr, vectors ? f.v : nullptr,
-                     tolerance, f.rotations);
+                  tolerance, f.rotations);
     };
     std::copy(a.begin(), a.end(), f.a);
     steps.time("bidiagonalisation", cube * 4 / 3, single, [&] { bidiagonalise(f.a, n, n, f.bidiagonal); });
@@ -98,10 +98,12 @@ void measure(int64_t n, int rounds) {
       set_identity(gram.v, n, n);
       steps.time("QR iteration and rotations of V", rotations / 2, false, [&] {
         diagonalise(gram.bidiagonal.diagonal, gram.bidiagonal.superdiagonal, n, static_cast<Pack<double>*>(nullptr),
-                       gram.v, tolerance, gram.rotations);
+                    gram.v, tolerance, gram.rotations);
       });
       steps.time("reflectors of V", cube, false, [&] { apply_right_reflectors(gram.square, gram.bidiagonal, gram.v, n); });
-      steps.time("A V", cube, false, [&] { product(plain(gram.a, n), plain(gram.v, n), n, n, n, gram.product); });
+      steps.time("A V", cube, false, [&] {
+        called_product<0>(plain(gram.a, n), plain(gram.v, n), n, n, n, gram.product);
+      });
     }
   }
   std::printf("\n%ld x %ld %s in %d lanes, peak %.1fe9 multiply-adds/s\n", static_cast<long>(n), static_cast<long>(n),

@@ -21,6 +21,13 @@
 #error "define SVDRD_ISA as the namespace of this compilation: avx512, avx2 or baseline, and _x with SVDRD_LANES"
 #endif
 
+// A function of which GCC makes no copies for the arguments of some calls. Clang does not know the attribute.
+#if defined(__clang__)
+#define SVDRD_ONE_COPY [[gnu::noinline]]
+#else
+#define SVDRD_ONE_COPY [[gnu::noinline, gnu::noclone]]
+#endif
+
 namespace svdrd {
 namespace SVDRD_ISA {
 

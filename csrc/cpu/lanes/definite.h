@@ -278,7 +278,7 @@ struct SmallDefiniteInverse {
 // a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. Of a matrix that is
 // not positive definite come out NaN or Inf, for n = 8 perhaps numbers of no use, on the diagonal negative ones too.
 template <typename T>
-[[gnu::noinline, gnu::noclone]] void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* a) {
+SVDRD_ONE_COPY void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* a) {
   for (int part = 0; part < Pack<T>::parts; ++part) {
     if (n == 8) {
       SmallDefiniteInverse<T>{from, a, part}.compute();

@@ -229,7 +229,7 @@ template <int64_t known, typename T>
   const Pack<T> half(T(0.5));
   called_product<known>(plain(omega, n), plain(inverse_h, n), n, n, n, scratch);
   add_antisymmetric_product<known>(plain(inverse_h, n), plain(scratch, n), n, half * scale, omega,
-                            half * inverse_scale, omega);
+                                   half * inverse_scale, omega);
 }
 
 // The scratch of newton_backward: square matrices, and `outside` as large as P.
@@ -354,8 +354,8 @@ struct KeptIterates {
 
 // The same for w and p as newton_polar left them, and as it got `smooth`: 0 where the size is known.
 template <int64_t known>
-[[gnu::noinline, gnu::noclone]] void newton_backward(Newton& w, double smooth, const Pack<float>* p,
-                                                     const Pack<float>* upstream, Pack<float>* grad) {
+SVDRD_ONE_COPY void newton_backward(Newton& w, double smooth, const Pack<float>* p, const Pack<float>* upstream,
+                                    Pack<float>* grad) {
   const int64_t n = known_or<known>(w.padded), rows = known_or<known>(w.rows);
   const bool smoothed = known == 0 && smooth > 0, tall = known == 0 && rows > w.columns;
   const BackwardBuffers buffers{w.inner, w.omega, w.correction, w.outside, w.inverse_m[0], w.inverse_h4};

@@ -142,7 +142,7 @@ template <typename T, bool ta, bool tb>
 }
 
 // Two for kernels that have many products: these are calls, as such a kernel takes as long to compile as it has copies.
-// Matrices of 4 and more columns are not slower. `known`: the size of square matrices, or 0.
+// Matrices of 4 and more rows and columns are not slower. `known`: the size of square matrices, or 0.
 
 template <int64_t known, typename T, bool ta, bool tb>
 [[gnu::noinline]] void called_product(const Operand<T, ta>& a, const Operand<T, tb>& b, int64_t rows, int64_t count,

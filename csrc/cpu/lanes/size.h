@@ -10,7 +10,8 @@
 namespace svdrd {
 namespace SVDRD_ISA {
 
-// Not in groups of 4 lanes where larger batches have larger groups: a call on so few matrices is no faster for it.
+// Not in the groups of 4 lanes beside which AVX2 and AVX-512 have larger ones: a call on so few matrices is no faster
+// for it.
 #if defined(__AVX2__)
 constexpr bool knows_sizes = lane_count > 4;
 #else

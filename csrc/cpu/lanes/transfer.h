@@ -136,8 +136,8 @@ void transpose(const T* from, int64_t rows, int64_t columns, T* to, int64_t to_s
 
 // store() from the lane `first` on, entry by entry.
 template <typename T, typename W>
-[[gnu::noinline, gnu::noclone]] void store_entries(const Pack<W>* a, int first, int64_t rows, int64_t columns,
-                                                   int64_t stride, const int32_t* rank, const Placement<T>& to) {
+SVDRD_ONE_COPY void store_entries(const Pack<W>* a, int first, int64_t rows, int64_t columns, int64_t stride,
+                                  const int32_t* rank, const Placement<T>& to) {
   for (int l = first; l < to.count; ++l) {
     if (to.base[l] == nullptr) continue;
     const int32_t* own = rank == nullptr ? nullptr : rank + l * columns;
