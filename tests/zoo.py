@@ -73,7 +73,7 @@ def _zero_row_and_column(m: int, n: int) -> Tensor:
 
 
 def _jordan(m: int, n: int) -> Tensor:
-    return torch.eye(m, n, dtype=torch.float64) + torch.diag(torch.ones(max(m, n), dtype=torch.float64), 1)[:m, :n]
+    return torch.ones(m, n, dtype=torch.float64).triu().tril(1)
 
 
 def _product(m: int, n: int, rank: int) -> Tensor:

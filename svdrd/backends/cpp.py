@@ -33,11 +33,68 @@ def singular_values(a: Tensor) -> Tensor:
     return s
 
 
+def _blocks(x: Tensor, block_height: int, block_width: int) -> Tensor:
+    return x if x.shape[1:] == (block_height, block_width) else definitions.to_blocks(x, block_height, block_width)
+
+
+def _image(blocks: Tensor, shape: torch.Size) -> Tensor:
+    return blocks if blocks.shape == shape else definitions.from_blocks(blocks, *shape).contiguous()
+
+
 def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
     """As the operator's default in :mod:`svdrd.dispatch.recompose`."""
-    s = singular_values(definitions.to_blocks(x_hat, block_height, block_width))
-    u, _, vh = svd(definitions.to_blocks(x, block_height, block_width))
-    return definitions.from_blocks((u * s[:, None, :]) @ vh, *x.shape).contiguous()
+    return recompose_saving(x_hat, x, block_height, block_width)[0]
+
+
+def recompose_saving(
+    x_hat: Tensor, x: Tensor, block_height: int, block_width: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The result of :func:`recompose`, the values of ``x_hat``, and u, s, vh of ``x``."""
+    s_hat = singular_values(_blocks(x_hat, block_height, block_width))
+    u, s, vh = svd(_blocks(x, block_height, block_width))
+    return _image(torch.bmm(u * s_hat.unsqueeze(1), vh), x.shape), s_hat, u, s, vh
+
+
+def recompose_backward(
+    grad: Tensor,
+    x_hat: Tensor,
+    x: Tensor,
+    block_height: int,
+    block_width: int,
+    need_grad_x_hat: bool,
+    need_grad_x: bool,
+) -> tuple[Tensor, Tensor]:
+    """As the operator's default in :mod:`svdrd.dispatch.recompose`."""
+    _, s_hat, u, s, vh = recompose_saving(x_hat, x, block_height, block_width)
+    return recompose_saved_backward(
+        grad, x_hat, s_hat, u, s, vh, block_height, block_width, need_grad_x_hat, need_grad_x
+    )
+
+
+def recompose_saved_backward(
+    grad: Tensor,
+    x_hat: Tensor,
+    s_hat: Tensor,
+    u: Tensor,
+    s: Tensor,
+    vh: Tensor,
+    block_height: int,
+    block_width: int,
+    need_grad_x_hat: bool,
+    need_grad_x: bool,
+) -> tuple[Tensor, Tensor]:
+    """:func:`recompose_backward` from what :func:`recompose_saving` gave; empty where not asked for."""
+    g = _blocks(grad, block_height, block_width)
+    by_x_hat, by_x = grad.new_empty(0), grad.new_empty(0)
+    projected = torch.bmm(u.mT, g)
+    if need_grad_x_hat:
+        u_hat, _, vh_hat = svd(_blocks(x_hat, block_height, block_width))
+        by_values = (projected * vh).sum(-1)
+        by_x_hat = _image(torch.bmm(u_hat * by_values.unsqueeze(1), vh_hat), grad.shape)
+    if need_grad_x:
+        by_u, by_vh = torch.bmm(g, vh.mT) * s_hat.unsqueeze(1), s_hat.unsqueeze(2) * projected
+        by_x = _image(svd_backward(u, s, vh, by_u, None, by_vh), grad.shape)
+    return by_x_hat, by_x
 
 
 def svd_backward(

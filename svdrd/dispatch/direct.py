@@ -17,9 +17,11 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from svdrd.backends import cpp, outputs, selection
 from svdrd.dispatch import basis_loss as loss_operator
 from svdrd.dispatch import polar_factor as polar_operator
+from svdrd.dispatch import recompose as recompose_operator
 from svdrd.dispatch import routes
+from svdrd.dispatch import svd as svd_operator
 from svdrd.dispatch.differentiation import differentiated_again, may_be_differentiated
-from svdrd.dispatch.registration import ops
+from svdrd.dispatch.registration import ops, without_autocast
 
 # Looked up once: what follows is asked in every call.
 _keys, _modes = torch._C._dispatch_keys, torch._C._len_torch_dispatch_stack
@@ -82,12 +84,68 @@ class _PolarFactor(torch.autograd.Function):
         return cpp.polar_factor_backward(grad, a, p, u, s, vh, ctx.rcond, ctx.smooth), None, None, None
 
 
+class _SVD(torch.autograd.Function):
+    """``ops.svd`` with its derivative; the derivative's own is the operator's."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output = cpp.svd(a)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
+        given = [x for x in grads if x is not None]
+        if not given or differentiated_again() or not _only_autograd_takes_part(*given):
+            return svd_operator.grad(ctx, *grads)
+        return cpp.svd_backward(*ctx.saved_tensors, *grads)
+
+
+class _Recompose(torch.autograd.Function):
+    """``ops.recompose`` with its derivative; the derivative's own is the operator's.
+
+    The operator keeps no factors for its backward; here those of ``x`` are kept, as PyTorch would keep them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        with without_autocast(inputs[0].device):
+            output, *saved = cpp.recompose_saving(*inputs)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*recompose_operator.setup(ctx, inputs, output), *saved)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if grad is None or differentiated_again() or not _only_autograd_takes_part(grad):
+            return recompose_operator.grad(ctx, grad)
+        x_hat, _, *saved = ctx.saved_tensors
+        needed = need_grad_x_hat, need_grad_x = ctx.needs_input_grad[:2]
+        with without_autocast(grad.device):
+            by_x_hat, by_x = cpp.recompose_saved_backward(grad, x_hat, *saved, *ctx.block, *needed)
+        return by_x_hat if need_grad_x_hat else None, by_x if need_grad_x else None, None, None
+
+
+def _differentiated(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``ops.svd``."""
-    if _only_autograd_takes_part(a) and not (a.requires_grad and torch.is_grad_enabled()):
-        return cpp.svd(a)
-    factors: tuple[Tensor, Tensor, Tensor] = ops.svd(a)
-    return factors
+    compute: Callable[..., tuple[Tensor, Tensor, Tensor]] = ops.svd
+    if _only_autograd_takes_part(a):
+        compute = _SVD.apply if _differentiated(a) else cpp.svd
+    return compute(a)
+
+
+def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
+    """``ops.recompose``."""
+    compute: Callable[..., Tensor] = ops.recompose
+    if _only_autograd_takes_part(x_hat, x):
+        compute = _Recompose.apply if _differentiated(x_hat, x) else cpp.recompose
+    with without_autocast(x.device):
+        return compute(x_hat, x, block_height, block_width)
 
 
 def _captured() -> bool:

@@ -118,6 +118,7 @@ ROUTES: dict[str, tuple[Route, ...]] = {
     "polar_factor_backward": (_CPP, _JACOBI, _TILES, _CUDA, _PRODUCTS),
     "basis_loss": (_CPP, _JACOBI, _TILES, _CUDA, _PRODUCTS),
     "recompose": (_CPP, _JACOBI),
+    "recompose_backward": (_CPP,),
 }
 
 

@@ -27,7 +27,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     return output
 
 
-def _grad(ctx: Any, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None) -> Tensor | None:
+def grad(ctx: Any, grad_u: Tensor | None, grad_s: Tensor | None, grad_vh: Tensor | None) -> Tensor | None:
+    """The backward pass of the SVD; also for the way past the dispatcher."""
     u, s, vh = ctx.saved_tensors
     if grad_u is None and grad_s is None and grad_vh is None:
         return None
@@ -51,7 +52,7 @@ register(
         "svd(Tensor a) -> (Tensor u, Tensor s, Tensor vh)",
         fake=_fake,
         default=definitions.svd,
-        formulas=Formulas(_setup, _grad, _jvp),
+        formulas=Formulas(_setup, grad, _jvp),
         case=_case,
     )
 )

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from svdrd.dispatch.registration import ops
+from svdrd.dispatch import direct
 from svdrd.ops import arguments
 
 
@@ -30,6 +30,5 @@ def recompose(x_hat: Tensor, x: Tensor, block_size: int | None = None) -> Tensor
     dtype = arguments.compute_dtype("recompose", x_hat=x_hat, x=x)
     arguments.check_pair("recompose", x_hat, x)
     block_height, block_width = arguments.block_shape("recompose", x, block_size)
-    images = (arguments.flattened(image, dtype) for image in (x_hat, x))
-    recomposed = ops.recompose(*images, block_height, block_width)
-    return recomposed.reshape(x.shape).to(x_hat.dtype)
+    images = arguments.flattened(x_hat, dtype), arguments.flattened(x, dtype)
+    return arguments.restored(direct.recompose(*images, block_height, block_width), x.shape[:-2], x_hat.dtype)

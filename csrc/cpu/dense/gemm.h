@@ -243,11 +243,25 @@ inline void gemm_alone(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T>
   });
 }
 
+// The product of the rows of A with the few columns of B, each contiguous.
+template <typename T>
+[[gnu::noinline]] void multiply_by_dots(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c,
+                                        int64_t c_stride, Product product) {
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = product.upper ? round_down(i, 8) : 0; j < n; ++j) {
+      const T sum = dot(a.data + i * a.row, b.data + j * b.column, k);
+      c[i * c_stride + j] = product.accumulate ? c[i * c_stride + j] + sum : sum;
+    }
+}
+
 // The product, shared where it is worth it.
 template <typename T>
 inline void gemm(int64_t m, int64_t n, int64_t k, Operand<T> a, Operand<T> b, T* c, int64_t c_stride, Scratch& scratch,
                  Product product = {}) {
   constexpr int64_t least_shared = 1 << 16;  // multiply-adds: some microseconds of one thread
+  // So few columns fill no vector, and packing them takes longer than the product.
+  if (n < 8 && a.column == 1 && b.row == 1 && k >= 8 * lanes<T>)
+    return multiply_by_dots<T>(m, n, k, a, b, c, c_stride, product);
   if (m * n * (k < gemm_depth ? k : gemm_depth) < least_shared)
     return gemm_alone<T>(m, n, k, a, b, c, c_stride, product);
   gemm_in_panels<T>(m, n, k, a, b, c, c_stride, product,

@@ -168,6 +168,19 @@ inline void qr(T* y, int64_t y_stride, int64_t count, int64_t length, T* r, int6
       block.apply(y + (end + from) * y_stride + start, y_stride, to - from, products + from * reflector_products);
     });
   }
+  if (count < 8) {  // too few to be worth blocks
+    for (int64_t i = 0; i < count; ++i) {
+      T* to = q + i * q_stride;
+      const T* last = y + i * y_stride;
+      for (int64_t j = 0; j < length; ++j) to[j] = -tau[i] * last[j];
+      to[i] += 1;
+      for (int64_t j = i - 1; j >= 0; --j) {
+        const T* row = y + j * y_stride;
+        add_scaled(to, -tau[j] * dot(row, to, length), row, length);
+      }
+    }
+    return;
+  }
   for (int64_t i = 0; i < count; ++i)
     for (int64_t j = 0; j < length; ++j) q[i * q_stride + j] = i == j ? 1 : 0;
   apply_reflectors(q, q_stride, count, y, y_stride, count, length, 0, tau, true, scratch);

@@ -2,8 +2,7 @@
 #include "cpu/kernels.h"
 
 #include "cpu/blocks.h"
-#include "cpu/dense/polar.h"
-#include "cpu/dense/svd_backward.h"
+#include "cpu/dense/narrow.h"
 
 namespace svdrd {
 namespace SVDRD_ISA {
@@ -28,10 +27,10 @@ void svd_backward(RangeSource& ranges, const T* grad_u, const T* grad_s, const T
   workspace.scratch.team = ranges.team();
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i)
-      dense_svd_backward<T>(grad_u == nullptr ? nullptr : grad_u + i * m * k,
-                            grad_s == nullptr ? nullptr : grad_s + i * k,
-                            grad_vh == nullptr ? nullptr : grad_vh + i * k * n, u + i * m * k, s + i * k,
-                            vh + i * k * n, m, n, grad_a + i * m * n, workspace);
+      (dense::narrow<T>(m, n) ? narrow_svd_backward<T> : dense_svd_backward<T>)(
+          grad_u == nullptr ? nullptr : grad_u + i * m * k, grad_s == nullptr ? nullptr : grad_s + i * k,
+          grad_vh == nullptr ? nullptr : grad_vh + i * k * n, u + i * m * k, s + i * k, vh + i * k * n, m, n,
+          grad_a + i * m * n, workspace);
 }
 
 template <typename T>
@@ -41,14 +40,10 @@ void polar_factor(RangeSource& ranges, const T* a, int64_t m, int64_t n, double 
   DenseWorkspace<T> workspace;
   workspace.scratch.team = ranges.team();
   for (int64_t begin, end; ranges.next(begin, end);)
-    for (int64_t i = begin; i < end; ++i) {
-      if (u == nullptr) {
-        dense_polar_factor<T>(a + i * m * n, m, n, rcond, smooth, p + i * m * n, nullptr, nullptr, nullptr, workspace);
-      } else {
-        dense_polar_factor(a + i * m * n, m, n, rcond, smooth, p + i * m * n, u + i * m * k, s + i * k, vh + i * k * n,
-                           workspace);
-      }
-    }
+    for (int64_t i = begin; i < end; ++i)
+      (dense::narrow<T>(m, n) ? narrow_polar_factor<T> : dense_polar_factor<T>)(
+          a + i * m * n, m, n, rcond, smooth, p + i * m * n, u == nullptr ? nullptr : u + i * m * k,
+          s == nullptr ? nullptr : s + i * k, vh == nullptr ? nullptr : vh + i * k * n, workspace);
 }
 
 template <typename T>
@@ -59,8 +54,8 @@ void polar_factor_backward(RangeSource& ranges, const T* grad, const T* u, const
   workspace.scratch.team = ranges.team();
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i)
-      dense_polar_factor_backward(grad + i * m * n, u + i * m * k, s + i * k, vh + i * k * n, m, n, smooth,
-                                  grad_a + i * m * n, workspace);
+      (dense::narrow<T>(m, n) ? narrow_polar_factor_backward<T> : dense_polar_factor_backward<T>)(
+          grad + i * m * n, u + i * m * k, s + i * k, vh + i * k * n, m, n, smooth, grad_a + i * m * n, workspace);
 }
 
 template <typename T>
@@ -71,9 +66,10 @@ void basis_loss(RangeSource& ranges, const T* x_hat, const T* x, const LossProbl
   for (int64_t begin, end; ranges.next(begin, end);)
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = block_offset(problem, i);
-      dense_basis_loss(x_hat + at, problem.width, x + at, problem.width, problem.block_height, problem.block_width,
-                       problem.rcond, problem.smooth, loss + i, grad_x_hat == nullptr ? nullptr : grad_x_hat + at,
-                       grad_x == nullptr ? nullptr : grad_x + at, workspace);
+      (dense::narrow<T>(problem.block_height, problem.block_width) ? narrow_basis_loss<T> : dense_basis_loss<T>)(
+          x_hat + at, problem.width, x + at, problem.width, problem.block_height, problem.block_width, problem.rcond,
+          problem.smooth, loss + i, grad_x_hat == nullptr ? nullptr : grad_x_hat + at,
+          grad_x == nullptr ? nullptr : grad_x + at, workspace);
     }
 }
 

@@ -5,7 +5,8 @@
 // are resolved down to 1e-8 s_1: what is left of U = Y D^-1 is made orthonormal by a first-order correction, or, where
 // some s_i are too small for that, by the QR factorisation of U, largest column first, whose R is the identity but for
 // columns that hardly count. For float64 input the R of Y is the start of one-sided Jacobi on its rows (Drmac and
-// Veselic, 2008), where little is left to rotate.
+// Veselic, 2008), where little is left to rotate; of a matrix twice as long as wide, all this is done to the R of its own
+// QR factorisation.
 //
 // "Tall" means p x q with p >= q: the matrix itself or its transpose. Singular vectors are rows.
 #pragma once
@@ -42,6 +43,10 @@ inline void fill_nan(T* values, int64_t rows, int64_t columns, int64_t stride) {
 template <typename T>
 inline T largest_magnitude(const T* a, int64_t rows, int64_t columns, int64_t stride) {
   constexpr int64_t w = lanes<T>;
+  if (stride == columns) {
+    columns *= rows;
+    rows = 1;
+  }
   Vector<T> top{};
   typename NativeTypes<T>::MaskVector finite = top == top;
   T rest = 0;
@@ -93,19 +98,37 @@ inline Decomposition begin_decomposition(const T* a, int64_t stride, int64_t m, 
   return result;
 }
 
+// What brings the entries of a matrix near 1: in two factors, because 2^-exponent alone can overflow.
+struct Scale {
+  double first, second;
+  explicit Scale(int exponent)
+      : first(__builtin_ldexp(1, -exponent / 2)), second(__builtin_ldexp(1, -exponent - -exponent / 2)) {}
+  template <typename T>
+  double operator()(T x) const {
+    return static_cast<double>(x) * first * second;
+  }
+};
+
+// The m x n matrix scaled, by its rows.
+template <typename T>
+inline void write_scaled(const T* a, int64_t stride, int64_t m, int64_t n, const Scale& scale, double* to,
+                         int64_t to_stride) {
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) to[i * to_stride + j] = scale(a[i * stride + j]);
+}
+
 // The matrix as `d` wants it, tall and scaled.
 template <typename T>
 inline Operand<double> scaled_tall(const T* a, int64_t stride, int64_t m, int64_t n, const Decomposition& d,
                                    Scratch& scratch) {
-  // In two factors, because 2^-exponent alone can overflow.
-  const int half = -d.exponent / 2;
-  const double scale = __builtin_ldexp(1, half), other_scale = __builtin_ldexp(1, -d.exponent - half);
-  const int64_t a_stride = row_stride<double>(n);
-  double* scaled = scratch.take<double>(m * a_stride);
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < n; ++j)
-      scaled[i * a_stride + j] = static_cast<double>(a[i * stride + j]) * scale * other_scale;
-  return d.wide ? transposed(scaled, a_stride) : plain(scaled, a_stride);
+  const bool by_columns = narrow<T>(m, n);
+  const int64_t length = by_columns ? m : n, scaled_stride = row_stride<double>(length);
+  double* scaled = scratch.take<double>((by_columns ? n : m) * scaled_stride);
+  if (by_columns)
+    to_columns(a, stride, m, n, scaled, scaled_stride, Scale(d.exponent));
+  else
+    write_scaled(a, stride, m, n, Scale(d.exponent), scaled, scaled_stride);
+  return d.wide || by_columns ? transposed(scaled, scaled_stride) : plain(scaled, scaled_stride);
 }
 
 // A^T A as symmetric_eigen wants it: the upper triangle in whole 8 x 8 blocks, zero beyond q. Nothing below them is set.
@@ -282,11 +305,68 @@ inline void refine_decomposition(Decomposition& d, Scratch& scratch) {
   }
 }
 
-// The decomposition as the functions below want it: for float64 finished, for float32 with s_i u_i, V and S.
-template <typename T>
-inline Decomposition decompose(const T* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+// The decomposition as the functions below want it: of a float32 matrix with s_i u_i, V and S.
+inline Decomposition decompose(const float* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+  return gram_decomposition(a, stride, m, n, scratch);
+}
+
+inline Decomposition decompose_at_once(const double* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
   Decomposition result = gram_decomposition(a, stride, m, n, scratch);
-  if (result.finite && sizeof(T) == 8) refine_decomposition(result, scratch);
+  if (result.finite) refine_decomposition(result, scratch);
+  return result;
+}
+
+// Of a float64 matrix with U, V and S. A long one is first taken to A = Q R, part after part of its length so that each
+// stays in a cache: A_i = Q_i R_i, and Q' R of the R_i one above the other (Demmel, Grigori, Hoemmen and Langou, 2012).
+// What follows is done to R alone.
+inline Decomposition decompose(const double* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+  Decomposition result = begin_decomposition(a, stride, m, n);
+  const int64_t p = result.p, q = result.q;
+  if (p < 2 * q || !result.finite) return decompose_at_once(a, stride, m, n, scratch);
+  result.u_stride = row_stride<double>(p);
+  result.v_stride = row_stride<double>(q);
+  result.s = scratch.take<double>(q);
+  result.u = scratch.take<double>(q * result.u_stride);
+  result.v = scratch.take<double>(q * result.v_stride);
+  ScratchScope scope(scratch);
+
+  constexpr int64_t part_entries = 16384, least_parts_entries = 65536;
+  const int64_t least_length = part_entries / q > 4 * q ? part_entries / q : 4 * q;
+  const int64_t parts = p * q < least_parts_entries || p < least_length ? 1 : p / least_length;
+  const auto begin_of = [=](int64_t part) { return part == parts ? p : part * least_length; };
+  const int64_t y_stride = row_stride<double>(p - begin_of(parts - 1)), stacked_stride = row_stride<double>(parts * q);
+  double* y = scratch.take<double>(q * y_stride);
+  double* orthonormal = scratch.take<double>(q * result.u_stride);
+  double* r = scratch.take<double>(q * result.v_stride);
+  double* stacked = scratch.take<double>(q * stacked_stride);
+  double* stacked_q = scratch.take<double>(q * stacked_stride);
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = begin_of(part), length = begin_of(part + 1) - begin;
+    if (result.wide)
+      write_scaled(a + begin, stride, q, length, Scale(result.exponent), y, y_stride);
+    else
+      to_columns(a + begin * stride, stride, length, q, y, y_stride, Scale(result.exponent));
+    qr(y, y_stride, q, length, r, result.v_stride, orthonormal + begin, result.u_stride, scratch);
+    for (int64_t i = 0; i < q; ++i)
+      for (int64_t j = 0; j < q; ++j) stacked[j * stacked_stride + part * q + i] = r[i * result.v_stride + j];
+  }
+  if (parts > 1) qr(stacked, stacked_stride, q, parts * q, r, result.v_stride, stacked_q, stacked_stride, scratch);
+  const Decomposition of_r = decompose_at_once(r, result.v_stride, q, q, scratch);
+  result.exponent += of_r.exponent;
+  copy(result.s, of_r.s, q);
+  for (int64_t i = 0; i < q; ++i) copy(result.v + i * result.v_stride, of_r.v + i * of_r.v_stride, q);
+  Operand<double> factor = plain(static_cast<const double*>(of_r.u), of_r.u_stride);
+  if (parts > 1) {
+    gemm<double>(q, parts * q, q, factor, plain(static_cast<const double*>(stacked_q), stacked_stride), stacked,
+                 stacked_stride, scratch);
+    factor = plain(static_cast<const double*>(stacked), stacked_stride);
+  }
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t begin = begin_of(part);
+    gemm<double>(q, begin_of(part + 1) - begin, q, factor.at(0, part * q),
+                 plain(static_cast<const double*>(orthonormal + begin), result.u_stride), result.u + begin,
+                 result.u_stride, scratch);
+  }
   return result;
 }
 
@@ -377,9 +457,13 @@ inline void write_columns(T* out, const Source* rows, int64_t stride, const int6
       for (int64_t j = 0; j < w; ++j) convert_row(block + j * w, rows + order[j0 + j] * stride + i0, w);
       transpose_block(static_cast<const T*>(block), w, out + i0 * count + j0, count);
     }
-  for (int64_t i = 0; i < length; ++i)
-    for (int64_t j = i < whole_length ? whole_count : 0; j < count; ++j)
-      out[i * count + j] = static_cast<T>(rows[order[j] * stride + i]);
+  const auto rest_of = [&](int64_t first_column, int64_t first) {
+    from_columns<T, Source>([&](int64_t j) { return rows + order[first_column + j] * stride + first; }, length - first,
+                            count - first_column, out + first * count + first_column, count,
+                            [](Source x) { return static_cast<T>(x); });
+  };
+  if (whole_count > 0) rest_of(0, whole_length);
+  rest_of(whole_count, 0);
 }
 
 template <typename T, typename Source>
