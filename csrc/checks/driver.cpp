@@ -753,6 +753,15 @@ void check_shapes() {
   }
 }
 
+// What is computed as its transpose.
+void check_long_shapes() {
+  const int64_t shapes[][2] = {{1025, 1}, {400, 3}, {150, 7}, {75, 15}, {7, 150}};
+  for (const auto& shape : shapes) {
+    Check<float, CpuKernels>(shape[0], shape[1]).run();
+    Check<double, CpuKernels>(shape[0], shape[1]).run();
+  }
+}
+
 }  // namespace
 
 // Without an argument the kernels of the CPU; with "cuda" those of the GPU on emulated lanes.
@@ -764,6 +773,7 @@ int main(int count, char** arguments) {
     check_shapes<EmulatedKernels>();
   } else {
     check_shapes<CpuKernels>();
+    check_long_shapes();
     check_empty<float>();
     check_empty<double>();
     check_teams<float>(208, 224);
