@@ -113,18 +113,21 @@ def _times(value: float | None) -> str:
 
 
 def speed_table(rows: Sequence[Row]) -> str:
-    """Ours beside torch.linalg.svd: float32 batches of photographs' blocks, and the ratio on random matrices."""
+    """Ours beside torch.linalg.svd: float32 batches of photographs' blocks, and the ratio on random matrices.
+
+    Shapes that no photograph is cut into have a line of their own, of random matrices.
+    """
     lines = []
     for (op, mode), title in PANELS.items():
         of_op = [row for row in rows if (row.op, row.mode, row.dtype, row.provider) == (op, mode, "float32", OURS)]
         for ours in of_op:
-            if kind(ours) != "natural":
+            alike = {kind(row): row for row in of_op if shape(row) == shape(ours)}
+            if kind(ours) != "natural" and (kind(ours) != "random" or "natural" in alike or ours.m == ours.n):
                 continue
             baseline = find(rows, BASELINE, ours)
-            random = [row for row in of_op if kind(row) == "random" and shape(row) == shape(ours)]
+            ratios = (_times(ratio(rows, alike[source])) if source in alike else "" for source in ("natural", "random"))
             lines.append([
-                title, f"{ours.m} x {ours.n}", f"{ours.batch}", _per_matrix(ours), _per_matrix(baseline),
-                _times(ratio(rows, ours)), _times(ratio(rows, random[0])) if random else "",
+                title, f"{ours.m} x {ours.n}", f"{ours.batch}", _per_matrix(ours), _per_matrix(baseline), *ratios,
                 _error(ours), _error(baseline) if baseline else "",
             ])  # fmt: skip
     header = [

@@ -779,6 +779,8 @@ int main(int count, char** arguments) {
     check_teams<float>(208, 224);
     check_teams<float>(130, 100);
     check_teams<double>(210, 201);
+    check_teams<float>(9000, 13);
+    check_teams<double>(2000, 70);  // in parts of its length
   }
   std::printf(failures == 0 ? "all passed\n" : "%d failures\n", failures);
   return failures == 0 ? 0 : 1;
