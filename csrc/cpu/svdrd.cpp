@@ -85,19 +85,68 @@ bool in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 32 && m * n <= 1
 // The derivative of svd() is little more than products, which the lanes do faster only for the smallest matrices.
 bool svd_backward_in_lanes(int64_t m, int64_t n) { return (m < n ? m : n) <= 12 && m * n <= 256; }
 
-// Up to this many matrices a group of 4 lanes, which costs about half of one of 16, is filled at most once.
-constexpr int64_t few_matrices = 4;
+// Below this many multiply-adds a further thread costs more to wake or start (5-50 us) than it takes over.
+constexpr double work_per_thread = 1e6;
 
+// Matrices to be worked on, and the threads for it.
+struct Batch {
+  int64_t count;
+  int64_t m;
+  int64_t n;
+  double work_per_item;
+  int threads;
+
+  // How many threads are worth it in groups of so many.
+  int64_t threads_for(int64_t group) const {
+    const int64_t groups = (count + group - 1) / group;
+    int64_t wanted = static_cast<int64_t>(work_per_item * static_cast<double>(groups * group) / work_per_thread);
+    wanted = wanted < threads ? wanted : threads;
+    wanted = wanted < groups ? wanted : groups;
+    return wanted < 1 ? 1 : wanted;
+  }
+
+  // How many groups the busiest thread has.
+  int64_t rounds(int64_t group) const {
+    const int64_t at_once = group * threads_for(group);
+    return (count + at_once - 1) / at_once;
+  }
+};
+
+// The one of `few`, groups of 4, and of `many`, larger groups, that has done the batch first: the small ones where lanes
+// would be empty or threads idle in large groups. A group of 16 takes as long as so many groups of 4.
 template <typename T>
-const KernelTable<T>& chosen_kernels(bool lanes, int64_t batch, const KernelTable<T>& many) {
+const KernelTable<T>& faster(const Batch& batch, const KernelTable<T>& few, const KernelTable<T>& many,
+                             double sixteen) {
+  const double large = sixteen / 16 * static_cast<double>(many.group * batch.rounds(many.group));
+  return static_cast<double>(batch.rounds(few.group)) <= large ? few : many;
+}
+
+// The kernels for a batch in the lanes, by the SVD, the Gram matrix or products of factors. From 24 columns on a large
+// group's doubles do not fit into the first-level cache.
+template <typename T>
+const KernelTable<T>& lane_kernels(const Batch& batch) {
   const Kernels<T> all = kernels(T());
-  return !lanes ? all.dense : batch <= few_matrices ? all.few : batch < 2 * many.group ? all.many : many;
+  return faster(batch, all.few, all.many, (batch.m < batch.n ? batch.m : batch.n) < 24 ? 2 : 3);
+}
+
+// The same where `lanes`, and otherwise those for one matrix after the other.
+template <typename T>
+const KernelTable<T>& chosen_kernels(bool lanes, const Batch& batch) {
+  return lanes ? lane_kernels<T>(batch) : kernels(T()).dense;
+}
+
+// Those of svd(), which computes float32 in float and has larger groups for large batches of it.
+template <typename T>
+const KernelTable<T>& svd_kernels(bool lanes, const Batch& batch) {
+  const Kernels<T> all = kernels(T());
+  if (!lanes || sizeof(T) == 8) return chosen_kernels<T>(lanes, batch);
+  return batch.count < 2 * all.many_svd.group ? faster(batch, all.few, all.many, 1.8) : all.many_svd;
 }
 
 template <typename T>
-const KernelTable<T>& newton_kernels(T, int64_t batch) {
+const KernelTable<T>& newton_kernels(const Batch& batch) {
   const Kernels<T> all = kernels(T());
-  return batch <= few_matrices ? all.few : all.many_newton;
+  return faster(batch, all.few, all.many_newton, 2);
 }
 
 class SharedRanges final : public RangeSource {
@@ -118,9 +167,6 @@ class SharedRanges final : public RangeSource {
   const int64_t step_;
   std::atomic<int64_t> at_{0};
 };
-
-// Below this many multiply-adds a further thread costs more to wake or start (5-50 us) than it takes over.
-constexpr double work_per_thread = 1e6;
 
 // A single item, by the whole team.
 class TeamRange final : public RangeSource {
@@ -144,17 +190,14 @@ class TeamRange final : public RangeSource {
 // A kernel with its arguments. Not a template's argument, which would compile what follows once for each of them.
 using Work = std::function<void(RangeSource&)>;
 
-// Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done.
-void run_side_by_side(int64_t count, int64_t group, double work_per_item, int threads, const Work& work) {
-  if (count == 0) return;
-  const int64_t groups = (count + group - 1) / group;
-  int64_t wanted = static_cast<int64_t>(work_per_item * static_cast<double>(groups * group) / work_per_thread);
-  wanted = wanted < threads ? wanted : threads;
-  wanted = wanted < groups ? wanted : groups;
+// Lets the threads call work(ranges) until the items 0 .. count - 1 are done.
+void run_side_by_side(const Batch& batch, int64_t group, const Work& work) {
+  if (batch.count == 0) return;
+  const int64_t groups = (batch.count + group - 1) / group, wanted = batch.threads_for(group);
 
   // Ranges small enough that the last one to finish keeps nobody waiting for long.
   const int64_t step = wanted <= 1 ? groups : (groups + 16 * wanted - 1) / (16 * wanted);
-  SharedRanges ranges(count, step * group);
+  SharedRanges ranges(batch.count, step * group);
   if (wanted <= 1) return work(ranges);
 
   std::vector<std::exception_ptr> errors(static_cast<size_t>(wanted));
@@ -203,19 +246,20 @@ constexpr int largest_team = 8;
 // The two sides of a pair need nothing of each other.
 constexpr double least_for_team = 200.0 * 200 * 200, least_pair_for_team = 100.0 * 100 * 100;
 
-// Lets up to `threads` threads call work(ranges) until the items 0 .. count - 1 are done. They work side by side, for
-// that is the faster way. A single item that is left over they do together. Two or more they would have to do one after
-// the other, each in less than half of the time that one thread needs.
-void run_all(int64_t count, int64_t group, double work_per_item, bool for_team, int threads, const Work& work) {
-  const bool together = for_team && threads > 1 && count % threads == 1;
-  run_side_by_side(together ? count - 1 : count, group, work_per_item, threads, work);
-  if (together) run_as_team(count - 1, threads < largest_team ? threads : largest_team, work);
+// Lets the threads call work(ranges) until the items 0 .. count - 1 are done. They work side by side, for that is the
+// faster way. A single item that is left over they do together. Two or more they would have to do one after the other,
+// each in less than half of the time that one thread needs.
+void run_all(Batch batch, int64_t group, bool for_team, const Work& work) {
+  const bool together = for_team && batch.threads > 1 && batch.count % batch.threads == 1;
+  if (together) --batch.count;
+  run_side_by_side(batch, group, work);
+  if (together) run_as_team(batch.count, batch.threads < largest_team ? batch.threads : largest_team, work);
 }
 
 // The kernel is held by reference: a std::function of its own would allocate memory for what it captures.
 template <typename Kernel>
-void run(int64_t count, int64_t group, double work_per_item, bool for_team, int threads, const Kernel& kernel) {
-  run_all(count, group, work_per_item, for_team, threads, std::cref(kernel));
+void run(const Batch& batch, int64_t group, bool for_team, const Kernel& kernel) {
+  run_all(batch, group, for_team, std::cref(kernel));
 }
 
 // Whether Newton's iteration takes those of the matrices that are well conditioned. It works on a multiple of 4 columns,
@@ -246,13 +290,15 @@ class ItemList final : public ItemSink {
 template <typename T>
 void newton_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, T* p, T* saved, bool only_newton,
                          int threads) {
-  const KernelTable<T>& newton = newton_kernels(T(), batch);
+  const Batch all{batch, m, n, 15 * cube(m, n), threads};
+  const KernelTable<T>& newton = newton_kernels<T>(all);
   ItemList rest(batch);
-  run(batch, newton.group, 15 * cube(m, n), false, threads,
+  run(all, newton.group, false,
       [&](RangeSource& ranges) { newton.newton_polar_factor(ranges, a, m, n, rcond, p, saved, rest); });
   if (only_newton) return;
-  const KernelTable<T>& svd = chosen_kernels<T>(true, rest.count(), kernels(T()).many);
-  run(rest.count(), svd.group, 30 * cube(m, n), false, threads, [&](RangeSource& ranges) {
+  const Batch refused{rest.count(), m, n, 30 * cube(m, n), threads};
+  const KernelTable<T>& svd = lane_kernels<T>(refused);
+  run(refused, svd.group, false, [&](RangeSource& ranges) {
     svd.rest_polar_factor(ranges, rest.items(), a, m, n, rcond, p, nullptr, nullptr, nullptr, saved);
   });
 }
@@ -266,12 +312,14 @@ bool by_gram(int64_t m, int64_t n, double smooth) {
 template <typename T>
 void gram_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond, T* p, T* u, T* s, T* vh,
                        int threads) {
-  const KernelTable<T>& gram = chosen_kernels<T>(true, batch, kernels(T()).many);
+  const Batch all{batch, m, n, 20 * cube(m, n), threads};
+  const KernelTable<T>& gram = lane_kernels<T>(all);
   ItemList rest(batch);
-  run(batch, gram.group, 20 * cube(m, n), false, threads,
+  run(all, gram.group, false,
       [&](RangeSource& ranges) { gram.gram_polar_factor(ranges, a, m, n, rcond, p, u, s, vh, rest); });
-  const KernelTable<T>& svd = chosen_kernels<T>(true, rest.count(), kernels(T()).many);
-  run(rest.count(), svd.group, 30 * cube(m, n), false, threads, [&](RangeSource& ranges) {
+  const Batch refused{rest.count(), m, n, 30 * cube(m, n), threads};
+  const KernelTable<T>& svd = lane_kernels<T>(refused);
+  run(refused, svd.group, false, [&](RangeSource& ranges) {
     svd.rest_polar_factor(ranges, rest.items(), a, m, n, rcond, p, u, s, vh, nullptr);
   });
 }
@@ -281,8 +329,9 @@ void gram_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double r
 template <typename T>
 void svd(const T* a, int64_t batch, int64_t m, int64_t n, T* u, T* s, T* vh, int threads) {
   if (m == 0 || n == 0) return;
-  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many_svd);
-  run(batch, table.group, 15 * cube(m, n), for_team(m, n, least_for_team), threads,
+  const Batch all{batch, m, n, 15 * cube(m, n), threads};
+  const KernelTable<T>& table = svd_kernels<T>(in_lanes(m, n), all);
+  run(all, table.group, for_team(m, n, least_for_team),
       [&](RangeSource& ranges) { table.svd(ranges, a, m, n, u, s, vh); });
 }
 
@@ -290,8 +339,9 @@ template <typename T>
 void svd_backward(const T* grad_u, const T* grad_s, const T* grad_vh, const T* u, const T* s, const T* vh, int64_t batch,
                   int64_t m, int64_t n, T* grad_a, int threads) {
   if (m == 0 || n == 0) return;
-  const KernelTable<T>& table = chosen_kernels<T>(svd_backward_in_lanes(m, n), batch, kernels(T()).many);
-  run(batch, table.group, 6 * cube(m, n), for_team(m, n, least_for_team), threads, [&](RangeSource& ranges) {
+  const Batch all{batch, m, n, 6 * cube(m, n), threads};
+  const KernelTable<T>& table = chosen_kernels<T>(svd_backward_in_lanes(m, n), all);
+  run(all, table.group, for_team(m, n, least_for_team), [&](RangeSource& ranges) {
     table.svd_backward(ranges, grad_u, grad_s, grad_vh, u, s, vh, m, n, grad_a);
   });
 }
@@ -303,8 +353,9 @@ void polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double rcond,
   const bool newton = by_newton<T>(m, n, smooth);
   if (!newton && by_gram<T>(m, n, smooth)) return gram_polar_factor(a, batch, m, n, rcond, p, u, s, vh, threads);
   if (!newton || u != nullptr) {
-    const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
-    run(batch, table.group, 30 * cube(m, n), for_team(m, n, least_for_team), threads,
+    const Batch all{batch, m, n, 30 * cube(m, n), threads};
+    const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), all);
+    run(all, table.group, for_team(m, n, least_for_team),
         [&](RangeSource& ranges) { table.polar_factor(ranges, a, m, n, rcond, smooth, p, u, s, vh); });
   }
   // Where the factors are wanted, too, p has the bits that it has without them.
@@ -315,8 +366,9 @@ template <typename T>
 void polar_factor_backward(const T* grad, const T* u, const T* s, const T* vh, int64_t batch, int64_t m, int64_t n,
                            double smooth, T* grad_a, int threads) {
   if (m == 0 || n == 0) return;
-  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), batch, kernels(T()).many);
-  run(batch, table.group, 4 * cube(m, n), for_team(m, n, least_for_team), threads,
+  const Batch all{batch, m, n, 4 * cube(m, n), threads};
+  const KernelTable<T>& table = chosen_kernels<T>(in_lanes(m, n), all);
+  run(all, table.group, for_team(m, n, least_for_team),
       [&](RangeSource& ranges) { table.polar_factor_backward(ranges, grad, u, s, vh, m, n, smooth, grad_a); });
 }
 
@@ -342,9 +394,10 @@ void saved_polar_factor_backward(const T* grad, const T* a, const T* p, const T*
     polar_factor<T>(a, batch, m, n, rcond, smooth, formed_p.data(), u.data(), s.data(), vh.data(), threads);
     return polar_factor_backward<T>(grad, u.data(), s.data(), vh.data(), batch, m, n, smooth, grad_a, threads);
   }
-  const KernelTable<T>& newton = newton_kernels(T(), batch);
+  const Batch all{batch, m, n, 12 * cube(m, n), threads};
+  const KernelTable<T>& newton = newton_kernels<T>(all);
   ItemList rest(batch);
-  run(batch, newton.group, 12 * cube(m, n), false, threads, [&](RangeSource& ranges) {
+  run(all, newton.group, false, [&](RangeSource& ranges) {
     newton.newton_polar_factor_backward(ranges, grad, p, saved, m, n, grad_a, rest);
   });
   const SavedLayout layout(m, n);
@@ -354,8 +407,9 @@ void saved_polar_factor_backward(const T* grad, const T* a, const T* p, const T*
       saving_polar_factor<T>(a, batch, m, n, rcond, smooth, formed_p.data(), formed.data(), threads);
       return saved_polar_factor_backward<T>(grad, a, p, formed.data(), batch, m, n, rcond, smooth, grad_a, threads);
     }
-  const KernelTable<T>& svd = chosen_kernels<T>(true, rest.count(), kernels(T()).many);
-  run(rest.count(), svd.group, 4 * cube(m, n), false, threads, [&](RangeSource& ranges) {
+  const Batch refused{rest.count(), m, n, 4 * cube(m, n), threads};
+  const KernelTable<T>& svd = lane_kernels<T>(refused);
+  run(refused, svd.group, false, [&](RangeSource& ranges) {
     svd.rest_polar_factor_backward(ranges, rest.items(), grad, saved, m, n, grad_a);
   });
 }
@@ -368,18 +422,21 @@ void basis_loss(const T* x_hat, const T* x, int64_t batch, int64_t height, int64
   const int64_t blocks = batch * (height / block_height) * (width / block_width);
   const bool lanes = in_lanes(block_height, block_width);
   const double work = cube(block_height, block_width);
+  Batch all{blocks, block_height, block_width, 60 * work, threads};
   if (!lanes || sizeof(T) == 8) {
-    const KernelTable<T>& table = chosen_kernels<T>(lanes, blocks, kernels(T()).many);
-    return run(blocks, table.group, 60 * work, for_team(block_height, block_width, least_pair_for_team), threads,
+    const KernelTable<T>& table = chosen_kernels<T>(lanes, all);
+    return run(all, table.group, for_team(block_height, block_width, least_pair_for_team),
                [&](RangeSource& ranges) { table.basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x); });
   }
-  const KernelTable<T>& newton = newton_kernels(T(), blocks);
+  all.work_per_item = 40 * work;
+  const KernelTable<T>& newton = newton_kernels<T>(all);
   ItemList rest(blocks);
-  run(blocks, newton.group, 40 * work, false, threads, [&](RangeSource& ranges) {
+  run(all, newton.group, false, [&](RangeSource& ranges) {
     newton.newton_basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x, rest);
   });
-  const KernelTable<T>& svd = chosen_kernels<T>(true, rest.count(), kernels(T()).many);
-  run(rest.count(), svd.group, 60 * work, false, threads, [&](RangeSource& ranges) {
+  const Batch refused{rest.count(), block_height, block_width, 60 * work, threads};
+  const KernelTable<T>& svd = lane_kernels<T>(refused);
+  run(refused, svd.group, false, [&](RangeSource& ranges) {
     svd.rest_basis_loss(ranges, rest.items(), x_hat, x, problem, loss, grad_x_hat, grad_x);
   });
 }
