@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -46,9 +48,7 @@ def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> 
     return recompose_saving(x_hat, x, block_height, block_width)[0]
 
 
-def recompose_saving(
-    x_hat: Tensor, x: Tensor, block_height: int, block_width: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def recompose_saving(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> tuple[Tensor, ...]:
     """The result of :func:`recompose`, the values of ``x_hat``, and u, s, vh of ``x``."""
     s_hat = singular_values(_blocks(x_hat, block_height, block_width))
     u, s, vh = svd(_blocks(x, block_height, block_width))
@@ -65,25 +65,21 @@ def recompose_backward(
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor]:
     """As the operator's default in :mod:`svdrd.dispatch.recompose`."""
-    _, s_hat, u, s, vh = recompose_saving(x_hat, x, block_height, block_width)
-    return recompose_saved_backward(
-        grad, x_hat, s_hat, u, s, vh, block_height, block_width, need_grad_x_hat, need_grad_x
-    )
+    _, *saved = recompose_saving(x_hat, x, block_height, block_width)
+    return recompose_saved_backward(grad, x_hat, saved, block_height, block_width, need_grad_x_hat, need_grad_x)
 
 
 def recompose_saved_backward(
     grad: Tensor,
     x_hat: Tensor,
-    s_hat: Tensor,
-    u: Tensor,
-    s: Tensor,
-    vh: Tensor,
+    saved: Sequence[Tensor],
     block_height: int,
     block_width: int,
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor]:
     """:func:`recompose_backward` from what :func:`recompose_saving` gave; empty where not asked for."""
+    s_hat, u, s, vh = saved
     g = _blocks(grad, block_height, block_width)
     by_x_hat, by_x = grad.new_empty(0), grad.new_empty(0)
     projected = torch.bmm(u.mT, g)

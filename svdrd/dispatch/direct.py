@@ -121,10 +121,10 @@ class _Recompose(torch.autograd.Function):
         if grad is None or differentiated_again() or not _only_autograd_takes_part(grad):
             return recompose_operator.grad(ctx, grad)
         x_hat, _, *saved = ctx.saved_tensors
-        needed = need_grad_x_hat, need_grad_x = ctx.needs_input_grad[:2]
+        needed = ctx.needs_input_grad[:2]
         with without_autocast(grad.device):
-            by_x_hat, by_x = cpp.recompose_saved_backward(grad, x_hat, *saved, *ctx.block, *needed)
-        return by_x_hat if need_grad_x_hat else None, by_x if need_grad_x else None, None, None
+            by_x_hat, by_x = cpp.recompose_saved_backward(grad, x_hat, saved, *ctx.block, *needed)
+        return by_x_hat if needed[0] else None, by_x if needed[1] else None, None, None
 
 
 def _differentiated(*tensors: Tensor) -> bool:
@@ -141,11 +141,15 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
     """``ops.recompose``."""
-    compute: Callable[..., Tensor] = ops.recompose
-    if _only_autograd_takes_part(x_hat, x):
-        compute = _Recompose.apply if _differentiated(x_hat, x) else cpp.recompose
-    with without_autocast(x.device):
-        return compute(x_hat, x, block_height, block_width)
+    recomposed: Tensor
+    if not _only_autograd_takes_part(x_hat, x):
+        recomposed = ops.recompose(x_hat, x, block_height, block_width)
+    elif _differentiated(x_hat, x):
+        recomposed = _Recompose.apply(x_hat, x, block_height, block_width)
+    else:
+        with without_autocast(x.device):
+            recomposed = cpp.recompose(x_hat, x, block_height, block_width)
+    return recomposed
 
 
 def _captured() -> bool:

@@ -136,12 +136,10 @@ class NothingChanged(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (8, 8), (12, 5), (40, 40), (200, 3)])
+@pytest.mark.parametrize("shape", [(2, 2), (8, 8), (12, 6), (40, 40), (1200, 2)])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_way_past_the_dispatcher_gives_the_same_bits(name: str, shape: tuple[int, int]) -> None:
     """A mode, which changes nothing here, sends a call the long way."""
-    if name == "basis_loss" and (shape[0] % 2 or shape[1] % 2):
-        pytest.skip("cannot be cut into blocks of 2 x 2")
     a = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
     found = FUNCTIONS[name](a)
     (gradient,) = torch.autograd.grad(found.sum(), a)

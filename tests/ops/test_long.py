@@ -46,6 +46,7 @@ def test_polar_factor_of_the_zoo(backend: str, m: int, n: int, dtype: torch.dtyp
             torch.linalg.matrix_norm(h - h.mT) / norm,
             torch.linalg.matrix_norm(p @ (p.mT @ p) - p),
         ]
+        # The bar of the other shapes is 30 max(m, n) eps, which for long matrices would let much pass.
         size = 5 * max(m, n) if dtype == torch.float64 else 100 * min(m, n)  # float32 is factored in double
         bound = size * torch.finfo(dtype).eps
         assert torch.stack(wrong).max() < bound, (name, wrong)
@@ -64,7 +65,8 @@ def pair(m: int, n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("m", "n"), TALL_AND_WIDE)
 def test_values_and_gradients(backend: str, m: int, n: int, smooth: float, dtype: torch.dtype) -> None:
     x_hat, x = (side.requires_grad_() for side in pair(m, n, dtype))
-    rcond, tolerance = 4 * torch.finfo(dtype).eps, 200 * torch.finfo(dtype).eps
+    # s_1 / s_k is about 2 here. The errors found are at most 25 eps, with all instruction sets.
+    rcond, tolerance = 4 * torch.finfo(dtype).eps, 100 * torch.finfo(dtype).eps
     grad = torch.cos(torch.arange(m * n, dtype=torch.float64)).reshape(1, m, n).to(dtype)
 
     def close(found: Tensor, expected: Tensor) -> None:
@@ -109,7 +111,7 @@ def test_derivatives_of_svd_and_recompose(backend: str, m: int, n: int, dtype: t
     gap = (s.diff().abs() / s[:, :1]).min().item()
     for one, other in zip(found, expected, strict=True):
         error = torch.linalg.matrix_norm(one.double() - other) / torch.linalg.matrix_norm(other)
-        assert error.max() < 100 * torch.finfo(dtype).eps / gap, error
+        assert error.max() < 50 * torch.finfo(dtype).eps / gap, error  # found: at most 12 eps / gap
 
 
 @DTYPES

@@ -1,5 +1,5 @@
-// Polar factor, basis loss and derivatives of tall matrices of few columns, by way of their transposes: a row of few
-// entries fills no vector.
+// Polar factor, basis loss and derivatives of tall matrices of few columns. Each is computed for the transpose, because
+// the algorithms work along rows and a row of few entries fills no vector. svd() reads such a matrix by columns instead.
 #pragma once
 
 #include "cpu/dense/polar.h"

@@ -11,6 +11,7 @@
 // "Tall" means p x q with p >= q: the matrix itself or its transpose. Singular vectors are rows.
 #pragma once
 
+#include "cpu/dense/columns.h"
 #include "cpu/dense/eigen.h"
 
 namespace svdrd {
@@ -83,6 +84,14 @@ struct Decomposition {
   double* v;  // q rows of q
   int64_t v_stride;
   double* s;  // in the scaled units
+
+  void take_factors(Scratch& scratch) {
+    u_stride = row_stride<double>(p);
+    v_stride = row_stride<double>(q);
+    s = scratch.take<double>(q);
+    u = scratch.take<double>(q * u_stride);
+    v = scratch.take<double>(q * v_stride);
+  }
 };
 
 // The sizes and the scale, and whether all is finite.
@@ -143,17 +152,12 @@ inline double* take_gram(const Operand<double>& tall, int64_t p, int64_t q, int6
   return gram;
 }
 
-// Y = A V and its column norms, in about descending order.
+// Y = A V and its column norms, in about descending order; `result` comes as it was begun, of finite entries.
 template <typename T>
-inline Decomposition gram_decomposition(const T* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
-  Decomposition result = begin_decomposition(a, stride, m, n);
-  if (!result.finite) return result;
+inline Decomposition gram_decomposition(Decomposition result, const T* a, int64_t stride, int64_t m, int64_t n,
+                                        Scratch& scratch) {
   const int64_t p = result.p, q = result.q;
-  result.u_stride = row_stride<double>(p);
-  result.v_stride = row_stride<double>(q);
-  result.s = scratch.take<double>(q);
-  result.u = scratch.take<double>(q * result.u_stride);
-  result.v = scratch.take<double>(q * result.v_stride);
+  result.take_factors(scratch);
   ScratchScope scope(scratch);
 
   const Operand<double> tall = scaled_tall(a, stride, m, n, result, scratch);
@@ -305,68 +309,100 @@ inline void refine_decomposition(Decomposition& d, Scratch& scratch) {
   }
 }
 
-// The decomposition as the functions below want it: of a float32 matrix with s_i u_i, V and S.
-inline Decomposition decompose(const float* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
-  return gram_decomposition(a, stride, m, n, scratch);
-}
-
-inline Decomposition decompose_at_once(const double* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
-  Decomposition result = gram_decomposition(a, stride, m, n, scratch);
-  if (result.finite) refine_decomposition(result, scratch);
+// U, V and S of a float64 matrix, begun and finite.
+inline Decomposition decompose_at_once(const Decomposition& begun, const double* a, int64_t stride, int64_t m,
+                                       int64_t n, Scratch& scratch) {
+  Decomposition result = gram_decomposition(begun, a, stride, m, n, scratch);
+  refine_decomposition(result, scratch);
   return result;
 }
 
-// Of a float64 matrix with U, V and S. A long one is first taken to A = Q R, part after part of its length so that each
-// stays in a cache: A_i = Q_i R_i, and Q' R of the R_i one above the other (Demmel, Grigori, Hoemmen and Langou, 2012).
-// What follows is done to R alone.
+// A = Q R of a long float64 matrix, begun and finite, part after part of its length so that each stays in a cache:
+// A_i = Q_i R_i, and the R_i one above the other are Q' R (Demmel, Grigori, Hoemmen and Langou, 2012).
+class QrInParts {
+ public:
+  QrInParts(const Decomposition& begun, const double* a, int64_t stride, Scratch& scratch)
+      : p_(begun.p), q_(begun.q), length_(part_entries / q_ > 4 * q_ ? part_entries / q_ : 4 * q_) {
+    parts_ = p_ * q_ < least_entries || p_ < length_ ? 1 : p_ / length_;
+    stride_ = row_stride<double>(p_);
+    r_stride_ = row_stride<double>(q_);
+    stacked_stride_ = row_stride<double>(parts_ * q_);
+    q_rows_ = scratch.take<double>(q_ * stride_);
+    r_ = scratch.take<double>(q_ * r_stride_);
+    stacked_ = scratch.take<double>(q_ * stacked_stride_);
+    ScratchScope scope(scratch);
+
+    const Scale scale(begun.exponent);
+    const int64_t y_stride = row_stride<double>(p_ - begin(parts_ - 1));  // the last part is the longest
+    double* y = scratch.take<double>(q_ * y_stride);
+    double* r_rows = scratch.take<double>(q_ * stacked_stride_);  // of R^T, all parts side by side
+    for (int64_t part = 0; part < parts_; ++part) {
+      const int64_t length = begin(part + 1) - begin(part);
+      if (begun.wide)
+        write_scaled(a + begin(part), stride, q_, length, scale, y, y_stride);
+      else
+        to_columns(a + begin(part) * stride, stride, length, q_, y, y_stride, scale);
+      qr(y, y_stride, q_, length, r_, r_stride_, q_rows_ + begin(part), stride_, scratch);
+      for (int64_t i = 0; i < q_; ++i)
+        for (int64_t j = 0; j < q_; ++j) r_rows[j * stacked_stride_ + part * q_ + i] = r_[i * r_stride_ + j];
+    }
+    if (parts_ > 1) qr(r_rows, stacked_stride_, q_, parts_ * q_, r_, r_stride_, stacked_, stacked_stride_, scratch);
+  }
+
+  const double* r() const { return r_; }
+  int64_t r_stride() const { return r_stride_; }
+
+  // to (q rows of p) = x Q^T for x of q x q.
+  void apply(Operand<double> x, double* to, int64_t to_stride, Scratch& scratch) const {
+    ScratchScope scope(scratch);
+    if (parts_ > 1) {
+      double* product = scratch.take<double>(q_ * stacked_stride_);
+      gemm<double>(q_, parts_ * q_, q_, x, rows(stacked_, stacked_stride_), product, stacked_stride_, scratch);
+      x = rows(product, stacked_stride_);
+    }
+    for (int64_t part = 0; part < parts_; ++part)
+      gemm<double>(q_, begin(part + 1) - begin(part), q_, x.at(0, part * q_), rows(q_rows_ + begin(part), stride_),
+                   to + begin(part), to_stride, scratch);
+  }
+
+ private:
+  static constexpr int64_t part_entries = 16384;   // 128 KB, and as much of Q
+  static constexpr int64_t least_entries = 65536;  // what fits the second-level cache is not divided
+
+  static Operand<double> rows(const double* data, int64_t stride) { return plain(data, stride); }
+  int64_t begin(int64_t part) const { return part == parts_ ? p_ : part * length_; }
+
+  int64_t p_, q_;
+  int64_t length_;  // of a part but the last
+  int64_t parts_;
+  int64_t stride_, r_stride_, stacked_stride_;
+  double* q_rows_;   // Q_i^T side by side
+  double* r_;
+  double* stacked_;  // Q'^T
+};
+
+// The decomposition as the functions below want it: of a float32 matrix with s_i u_i, V and S.
+inline Decomposition decompose(const float* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
+  const Decomposition begun = begin_decomposition(a, stride, m, n);
+  return begun.finite ? gram_decomposition(begun, a, stride, m, n, scratch) : begun;
+}
+
+// Of a float64 matrix with U, V and S. Of one at least twice as long as wide, all is done to the R of its QR
+// factorisation.
 inline Decomposition decompose(const double* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
   Decomposition result = begin_decomposition(a, stride, m, n);
-  const int64_t p = result.p, q = result.q;
-  if (p < 2 * q || !result.finite) return decompose_at_once(a, stride, m, n, scratch);
-  result.u_stride = row_stride<double>(p);
-  result.v_stride = row_stride<double>(q);
-  result.s = scratch.take<double>(q);
-  result.u = scratch.take<double>(q * result.u_stride);
-  result.v = scratch.take<double>(q * result.v_stride);
+  if (!result.finite) return result;
+  const int64_t q = result.q;
+  if (result.p < 2 * q) return decompose_at_once(result, a, stride, m, n, scratch);
+  result.take_factors(scratch);
   ScratchScope scope(scratch);
-
-  constexpr int64_t part_entries = 16384, least_parts_entries = 65536;
-  const int64_t least_length = part_entries / q > 4 * q ? part_entries / q : 4 * q;
-  const int64_t parts = p * q < least_parts_entries || p < least_length ? 1 : p / least_length;
-  const auto begin_of = [=](int64_t part) { return part == parts ? p : part * least_length; };
-  const int64_t y_stride = row_stride<double>(p - begin_of(parts - 1)), stacked_stride = row_stride<double>(parts * q);
-  double* y = scratch.take<double>(q * y_stride);
-  double* orthonormal = scratch.take<double>(q * result.u_stride);
-  double* r = scratch.take<double>(q * result.v_stride);
-  double* stacked = scratch.take<double>(q * stacked_stride);
-  double* stacked_q = scratch.take<double>(q * stacked_stride);
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t begin = begin_of(part), length = begin_of(part + 1) - begin;
-    if (result.wide)
-      write_scaled(a + begin, stride, q, length, Scale(result.exponent), y, y_stride);
-    else
-      to_columns(a + begin * stride, stride, length, q, y, y_stride, Scale(result.exponent));
-    qr(y, y_stride, q, length, r, result.v_stride, orthonormal + begin, result.u_stride, scratch);
-    for (int64_t i = 0; i < q; ++i)
-      for (int64_t j = 0; j < q; ++j) stacked[j * stacked_stride + part * q + i] = r[i * result.v_stride + j];
-  }
-  if (parts > 1) qr(stacked, stacked_stride, q, parts * q, r, result.v_stride, stacked_q, stacked_stride, scratch);
-  const Decomposition of_r = decompose_at_once(r, result.v_stride, q, q, scratch);
+  const QrInParts factored(result, a, stride, scratch);
+  const Decomposition begun = begin_decomposition(factored.r(), factored.r_stride(), q, q);
+  const Decomposition of_r = decompose_at_once(begun, factored.r(), factored.r_stride(), q, q, scratch);
   result.exponent += of_r.exponent;
   copy(result.s, of_r.s, q);
   for (int64_t i = 0; i < q; ++i) copy(result.v + i * result.v_stride, of_r.v + i * of_r.v_stride, q);
-  Operand<double> factor = plain(static_cast<const double*>(of_r.u), of_r.u_stride);
-  if (parts > 1) {
-    gemm<double>(q, parts * q, q, factor, plain(static_cast<const double*>(stacked_q), stacked_stride), stacked,
-                 stacked_stride, scratch);
-    factor = plain(static_cast<const double*>(stacked), stacked_stride);
-  }
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t begin = begin_of(part);
-    gemm<double>(q, begin_of(part + 1) - begin, q, factor.at(0, part * q),
-                 plain(static_cast<const double*>(orthonormal + begin), result.u_stride), result.u + begin,
-                 result.u_stride, scratch);
-  }
+  factored.apply(plain(static_cast<const double*>(of_r.u), of_r.u_stride), result.u, result.u_stride, scratch);
   return result;
 }
 
