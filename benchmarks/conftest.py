@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import measure, registry
+from benchmarks import clock, measure, registry
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,5 +38,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def run(pytestconfig: pytest.Config) -> Iterator[measure.Run]:
     before = torch.get_num_threads()
     torch.set_num_threads(pytestconfig.getoption("--threads"))
+    clock.keep_freed_memory()
     yield measure.Run.begin(pytestconfig.getoption("--device"))
     torch.set_num_threads(before)

@@ -33,7 +33,7 @@ class RangeSource {
 // Takes items out of the batch, by their numbers, from any number of threads.
 class ItemSink {
  public:
-  virtual void add(int64_t item) = 0;
+  virtual void add(const int64_t* items, int count) = 0;
 
  protected:
   ~ItemSink() = default;

@@ -1,6 +1,7 @@
 // cpu/svdrd.h: the choice of the instruction set and the division of a batch, or of a matrix, among threads.
 #include "cpu/svdrd.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -277,7 +278,9 @@ class ItemList final : public ItemSink {
  public:
   explicit ItemList(int64_t batch) : items_(new int64_t[static_cast<size_t>(batch)]) {}
 
-  void add(int64_t item) override { items_[count_.fetch_add(1, std::memory_order_relaxed)] = item; }
+  void add(const int64_t* items, int count) override {
+    std::copy_n(items, count, &items_[count_.fetch_add(count, std::memory_order_relaxed)]);
+  }
   const int64_t* items() const { return items_.get(); }
   int64_t count() const { return count_.load(std::memory_order_relaxed); }
 
@@ -306,7 +309,7 @@ void newton_polar_factor(const T* a, int64_t batch, int64_t m, int64_t n, double
 // Whether the Gram matrix takes those that are well conditioned where Newton's iteration takes none.
 template <typename T>
 bool by_gram(int64_t m, int64_t n, double smooth) {
-  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n) && (m < n ? m : n) >= 4;
+  return sizeof(T) == 4 && smooth == 0 && in_lanes(m, n) && (m < n ? m : n) >= 6;
 }
 
 template <typename T>
@@ -428,7 +431,9 @@ void basis_loss(const T* x_hat, const T* x, int64_t batch, int64_t height, int64
     return run(all, table.group, for_team(block_height, block_width, least_pair_for_team),
                [&](RangeSource& ranges) { table.basis_loss(ranges, x_hat, x, problem, loss, grad_x_hat, grad_x); });
   }
-  all.work_per_item = 40 * work;
+  // Newton's iteration fills the columns up to a multiple of 4.
+  const int64_t columns = (std::min(block_height, block_width) + 3) / 4 * 4;
+  all.work_per_item = 40 * cube(std::max({block_height, block_width, columns}), columns);
   const KernelTable<T>& newton = newton_kernels<T>(all);
   ItemList rest(blocks);
   run(all, newton.group, false, [&](RangeSource& ranges) {

@@ -45,14 +45,26 @@ def _image(blocks: Tensor, shape: torch.Size) -> Tensor:
 
 def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
     """As the operator's default in :mod:`svdrd.dispatch.recompose`."""
-    return recompose_saving(x_hat, x, block_height, block_width)[0]
+    return recompose_saving(x_hat, x, block_height, block_width, False)[0]
 
 
-def recompose_saving(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> tuple[Tensor, ...]:
-    """The result of :func:`recompose`, the values of ``x_hat``, and u, s, vh of ``x``."""
-    s_hat = singular_values(_blocks(x_hat, block_height, block_width))
-    u, s, vh = svd(_blocks(x, block_height, block_width))
-    return _image(torch.bmm(u * s_hat.unsqueeze(1), vh), x.shape), s_hat, u, s, vh
+def recompose_saving(
+    x_hat: Tensor, x: Tensor, block_height: int, block_width: int, need_grad_x_hat: bool
+) -> tuple[Tensor, ...]:
+    """The result of :func:`recompose`, and what :func:`recompose_saved_backward` reads."""
+    factors = _factors_of_both(x_hat, x, block_height, block_width, need_grad_x_hat)
+    _, s_hat, _, u, _, vh = factors
+    return _image(torch.bmm(u * s_hat.unsqueeze(1), vh), x.shape), *factors
+
+
+def _factors_of_both(
+    x_hat: Tensor, x: Tensor, block_height: int, block_width: int, need_grad_x_hat: bool
+) -> tuple[Tensor, ...]:
+    """u, s, vh of ``x_hat``, and of ``x``; the vectors of ``x_hat`` are empty if its gradient is not needed."""
+    blocks = _blocks(x_hat, block_height, block_width)
+    none = blocks.new_empty(0)
+    of_x_hat = svd(blocks) if need_grad_x_hat else (none, singular_values(blocks), none)
+    return *of_x_hat, *svd(_blocks(x, block_height, block_width))
 
 
 def recompose_backward(
@@ -65,26 +77,24 @@ def recompose_backward(
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor]:
     """As the operator's default in :mod:`svdrd.dispatch.recompose`."""
-    _, *saved = recompose_saving(x_hat, x, block_height, block_width)
-    return recompose_saved_backward(grad, x_hat, saved, block_height, block_width, need_grad_x_hat, need_grad_x)
+    factors = _factors_of_both(x_hat, x, block_height, block_width, need_grad_x_hat)
+    return recompose_saved_backward(grad, factors, block_height, block_width, need_grad_x_hat, need_grad_x)
 
 
 def recompose_saved_backward(
     grad: Tensor,
-    x_hat: Tensor,
-    saved: Sequence[Tensor],
+    factors: Sequence[Tensor],
     block_height: int,
     block_width: int,
     need_grad_x_hat: bool,
     need_grad_x: bool,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`recompose_backward` from what :func:`recompose_saving` gave; empty where not asked for."""
-    s_hat, u, s, vh = saved
+    """:func:`recompose_backward` from the factors that :func:`recompose_saving` gave; empty where not asked for."""
+    u_hat, s_hat, vh_hat, u, s, vh = factors
     g = _blocks(grad, block_height, block_width)
     by_x_hat, by_x = grad.new_empty(0), grad.new_empty(0)
     projected = torch.bmm(u.mT, g)
     if need_grad_x_hat:
-        u_hat, _, vh_hat = svd(_blocks(x_hat, block_height, block_width))
         by_values = (projected * vh).sum(-1)
         by_x_hat = _image(torch.bmm(u_hat * by_values.unsqueeze(1), vh_hat), grad.shape)
     if need_grad_x:

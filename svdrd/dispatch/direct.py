@@ -6,7 +6,6 @@ microseconds without a gradient and 90 with one, as much as torch.linalg.svd tak
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -105,38 +104,39 @@ class _SVD(torch.autograd.Function):
 class _Recompose(torch.autograd.Function):
     """``ops.recompose`` with its derivative; the derivative's own is the operator's.
 
-    The operator keeps no factors for its backward; here those of ``x`` are kept, as PyTorch would keep them.
+    The operator keeps no factors for its backward; here those that it reads are kept, as PyTorch would keep them.
     """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        with without_autocast(inputs[0].device):
-            output, *saved = cpp.recompose_saving(*inputs)
+    def forward(ctx: Any, x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
+        with without_autocast(x.device):
+            output, *factors = cpp.recompose_saving(x_hat, x, block_height, block_width, ctx.needs_input_grad[0])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*recompose_operator.setup(ctx, inputs, output), *saved)
+        inputs = x_hat, x, block_height, block_width
+        ctx.save_for_backward(*recompose_operator.setup(ctx, inputs, output), *factors)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None]:
         if grad is None or differentiated_again() or not _only_autograd_takes_part(grad):
             return recompose_operator.grad(ctx, grad)
-        x_hat, _, *saved = ctx.saved_tensors
+        _, _, *factors = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         with without_autocast(grad.device):
-            by_x_hat, by_x = cpp.recompose_saved_backward(grad, x_hat, saved, *ctx.block, *needed)
+            by_x_hat, by_x = cpp.recompose_saved_backward(grad, factors, *ctx.block, *needed)
         return by_x_hat if needed[0] else None, by_x if needed[1] else None, None, None
-
-
-def _differentiated(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``ops.svd``."""
-    compute: Callable[..., tuple[Tensor, Tensor, Tensor]] = ops.svd
-    if _only_autograd_takes_part(a):
-        compute = _SVD.apply if _differentiated(a) else cpp.svd
-    return compute(a)
+    factors: tuple[Tensor, Tensor, Tensor]
+    if not _only_autograd_takes_part(a):
+        factors = ops.svd(a)
+    elif torch.is_grad_enabled() and a.requires_grad:
+        factors = _SVD.apply(a)
+    else:
+        factors = cpp.svd(a)
+    return factors
 
 
 def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> Tensor:
@@ -144,7 +144,7 @@ def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> 
     recomposed: Tensor
     if not _only_autograd_takes_part(x_hat, x):
         recomposed = ops.recompose(x_hat, x, block_height, block_width)
-    elif _differentiated(x_hat, x):
+    elif torch.is_grad_enabled() and (x_hat.requires_grad or x.requires_grad):
         recomposed = _Recompose.apply(x_hat, x, block_height, block_width)
     else:
         with without_autocast(x.device):
@@ -183,10 +183,17 @@ def basis_loss(x_hat: Tensor, x: Tensor, *options: Any) -> Tensor:
 
 def polar_factor(a: Tensor, rcond: float, smooth: float) -> Tensor:
     """The first result of ``ops.polar_factor``, whose last argument is found here."""
-    differentiated = may_be_differentiated(a)
     m, n = a.shape[-2:]
-    save = routes.saved_by_polar_factor(a.device, a.dtype, m, n, smooth) if differentiated else outputs.NOTHING
-    compute: Callable[..., tuple[Tensor, ...]] = ops.polar_factor
-    if _only_autograd_takes_part(a):
-        compute = _PolarFactor.apply if differentiated else cpp.polar_factor
-    return compute(a, rcond, smooth, save)[0]
+    p: Tensor
+    if not _only_autograd_takes_part(a):
+        save = outputs.NOTHING
+        if may_be_differentiated(a):
+            save = routes.saved_by_polar_factor(a.device, a.dtype, m, n, smooth)
+        p = ops.polar_factor(a, rcond, smooth, save)[0]
+    elif torch.is_grad_enabled() and a.requires_grad:
+        # The same in less time: here it is the kernels of cpp that compute.
+        save = outputs.ITERATES if cpp.saves_iterates(a.dtype, m, n, smooth) else outputs.FACTORS
+        p = _PolarFactor.apply(a, rcond, smooth, save)[0]
+    else:
+        p = cpp.polar_factor(a, rcond, smooth, outputs.NOTHING)[0]
+    return p

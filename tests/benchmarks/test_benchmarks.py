@@ -161,6 +161,30 @@ def test_what_a_turn_costs_at_first_is_not_timed():
     assert max(min(durations) for durations in times) < 0.002
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_what_a_call_frees_is_there_for_the_next():
+    program = """
+import resource, torch
+from benchmarks.clock import keep_freed_memory
+
+def page_faults(calls):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(calls):
+        torch.ones(1 << 20)  # 1024 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(page_faults(10) // 1024)
+keep_freed_memory()
+page_faults(1)
+print(page_faults(10) // 1024)
+"""
+    gives_back = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=os.environ | gives_back, capture_output=True, text=True
+    )
+    assert result.stdout.split() == ["10", "0"], result.stderr
+
+
 def test_natural_blocks_have_full_rank_and_patches_have_not():
     natural = inputs.make("natural", 64, 8, 8, torch.float32)
     for side in (natural.x_hat, natural.x):

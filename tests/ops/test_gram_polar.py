@@ -19,7 +19,7 @@ from tests.zoo import ZOO, with_spectrum
 
 EPS = torch.finfo(torch.float32).eps
 RCOND = 4 * EPS
-SIZES = [(5, 5), (9, 14), (13, 13), (24, 24), (32, 32), (42, 24), (24, 42), (204, 5), (5, 204)]
+SIZES = [(6, 6), (9, 14), (13, 13), (24, 24), (32, 32), (42, 24), (24, 42), (170, 6), (6, 170)]
 SHAPES = pytest.mark.parametrize(("m", "n"), SIZES)
 
 pytestmark = pytest.mark.skipif(availability.native is None, reason="there is no compiled module")
@@ -96,6 +96,24 @@ def test_bits_do_not_depend_on_the_batch(m: int, n: int) -> None:
     for order in (everything.flip(0), everything[::3], everything[-1:], everything[5:9], everything[2:3]):
         assert torch.equal(polar_factor(a[order]).nan_to_num(7.0), p[order])
         assert torch.equal(derivative(a[order], g[order]).nan_to_num(7.0), d[order])
+
+
+@pytest.mark.parametrize("share", [0.03, 0.3, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize("n", [6, 16, 27])
+def test_bits_where_many_are_refused(n: int, share: float) -> None:
+    """In groups of which a good part is refused the others wait for a group of their own."""
+    generator = torch.Generator().manual_seed(5)
+    a = torch.randn(300, n, n, generator=generator)
+    singular = torch.rand(300, generator=generator) < share
+    a[singular, 1] = a[singular, 0]
+    factors = ops.polar_factor(a, RCOND, 0.0, outputs.FACTORS)
+    ranks = (factors[2] > 0).sum(-1)
+    assert torch.equal(ranks, n - singular.long())
+    for size in (1, 2, 5, 21, 40, 75):
+        for first in (0, 60, 225):
+            part = slice(first, first + size)
+            for x, y in zip(ops.polar_factor(a[part], RCOND, 0.0, outputs.FACTORS), factors, strict=True):
+                assert torch.equal(x, y[part])
 
 
 def test_a_larger_rcond_goes_by_the_svd() -> None:

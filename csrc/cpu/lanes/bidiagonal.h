@@ -258,11 +258,16 @@ template <typename T>
                                                     const Pack<T>* tau, int64_t count, Pack<T>* a, int64_t rows,
                                                     int64_t columns) {
   constexpr int block = registers < 32 ? 4 : 8;
-  const int64_t stride = row_stride(columns), whole = columns / block * block;
-  for (int64_t j = 0; j < whole; j += block)
-    apply_reflectors<T, block>(vectors, step, v_stride, tau, count, a + j, stride, rows);
-  for (int64_t j = whole; j < columns; ++j)
-    apply_reflectors<T, 1>(vectors, step, v_stride, tau, count, a + j, stride, rows);
+  const int64_t stride = row_stride(columns);
+  int64_t j = 0;
+  const auto apply = [&](auto width) __attribute__((always_inline)) {
+    apply_reflectors<T, decltype(width)::value>(vectors, step, v_stride, tau, count, a + j, stride, rows);
+    j += width;
+  };
+  while (j + block <= columns) apply(std::integral_constant<int, block>{});
+  if (block > 4 && j + 4 <= columns) apply(std::integral_constant<int, 4>{});
+  if (j + 2 <= columns) apply(std::integral_constant<int, 2>{});
+  if (j < columns) apply(std::integral_constant<int, 1>{});
 }
 
 // u <- Q u for u of rows x columns; a and factors as bidiagonalise left them.

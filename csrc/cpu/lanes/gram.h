@@ -7,6 +7,8 @@
 // P = U V^T asks for no more: V need not be right, only orthonormal.
 #pragma once
 
+#include <optional>
+
 #include "cpu/lanes/factor.h"
 #include "cpu/lanes/lanes.h"
 #include "cpu/lanes/polar.h"
@@ -98,15 +100,38 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
   });
 }
 
-// From w.a the factors and P in the accepted lanes, those where s_1 <= bound s_k. In the others they hold nothing of use.
-// Not inlined: equal matrices must give equal bits everywhere.
-[[gnu::noinline]] inline void gram_polar(Gram& w, double bound, const PolarFactors<float>& f, Pack<float>* p) {
+// Whether s_1 is at most bound / norm(A^-1), Frobenius, where T = B^T B, from d, e of B, or a little more: the longest column
+// of B is taken for s_1. Row j of B^-1 is (I_j - e_j row j + 1) / d_j.
+inline Mask<double> well_conditioned(const Pack<double>* d, const Pack<double>* e, int64_t n, double bound) {
+  const Pack<double> one(1.0);
+  Pack<double> longest(0.0), row(0.0), rows(0.0);
+  for (int64_t j = n - 1; j >= 0; --j) {
+    const Pack<double> square = d[j] * d[j];
+    row = (j + 1 == n ? one : multiply_add(e[j] * e[j], row, one)) / square;
+    rows = rows + row;
+    longest = max(longest, j == 0 ? square : multiply_add(e[j - 1], e[j - 1], square));
+  }
+  // Lanes without a matrix, which are zero, are not.
+  return (longest * rows <= Pack<double>(bound * bound)) & (Pack<double>(0x1p-12) <= longest);
+}
+
+// Tridiagonalises w.a^T w.a and finds nearly all lanes in which s_1 > bound s_k, before most of the work is done: accepted
+// are the others. Not inlined, as what follows: equal matrices must give equal bits everywhere.
+[[gnu::noinline]] inline void begin_gram_polar(Gram& w, double bound) {
+  const DenormalsAreZero scope;
+  Pack<double>*d = w.bidiagonal.diagonal, *e = w.bidiagonal.superdiagonal;
+  form_gram(w, w.rows, w.columns);
+  tridiagonalise(w.square, w.columns, w.scratch, d, e, w.bidiagonal.tau_right);
+  factor_tridiagonal(d, e, w.columns);
+  w.accepted = well_conditioned(d, e, w.columns, bound);
+}
+
+// The factors and P in the accepted lanes, which are those of begin_gram_polar where indeed s_1 <= bound s_k. In the others
+// they hold nothing of use.
+[[gnu::noinline]] inline void finish_gram_polar(Gram& w, double bound, const PolarFactors<float>& f, Pack<float>* p) {
   const DenormalsAreZero scope;
   const int64_t rows = w.rows, n = w.columns, stride = row_stride(n);
   Pack<double>*d = w.bidiagonal.diagonal, *e = w.bidiagonal.superdiagonal;
-  form_gram(w, rows, n);
-  tridiagonalise(w.square, n, w.scratch, d, e, w.bidiagonal.tau_right);
-  factor_tridiagonal(d, e, n);
   set_identity(w.v, n, n);
   diagonalise(d, e, n, static_cast<Pack<double>*>(nullptr), w.v, iteration_tolerance<float, double>(), w.rotations);
   apply_right_reflectors(w.square, w.bidiagonal, w.v, n);
@@ -125,7 +150,7 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
     w.counts[j] = one / select(w.values[j] == zero, one, w.values[j]);
     f.s[j] = convert<float>(w.values[j]);
   }
-  w.accepted = (zero < smallest) & (largest <= Pack<double>(bound) * smallest);
+  w.accepted = w.accepted & (zero < smallest) & (largest <= Pack<double>(bound) * smallest);
   if (!any(w.accepted)) return;
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < n; ++j)
@@ -148,34 +173,108 @@ struct GramPolarLayout {
         rank(arena.take<int32_t>(lane_count * columns)) {}
 };
 
+// One thread's part of a batch. What the Gram matrix does not take is factored by the SVD as soon as it fills a group.
+class GramPolar {
+ public:
+  GramPolar(const Shape& shape, const float* a, double rcond, float* p, const FactorBatch<float>& factors)
+      : shape_(shape), a_(a), rcond_(rcond), p_(p), factors_(factors), workspace_(shape.rows(), shape.columns()) {}
+
+  // Begins a group, before that of `following`. Returns those that are not refused by now.
+  Items begin(const Items& items, const Items& following) {
+    Gram& gram = (*workspace_).gram;
+    load(place_matrices(a_, items, shape_), gram.rows, gram.columns, gram.columns, gram.a);
+    scale_ = normalise(gram.a, gram.rows, gram.columns, 0.0);
+    prefetch<false>(place_matrices(a_, following, shape_), gram.rows, gram.columns);
+    prefetch<true>(place_matrices(p_, items, shape_), gram.rows, gram.columns);
+    if (factors_.u != nullptr) {
+      prefetch<true>(place_left(factors_, items, shape_), gram.rows, gram.columns);
+      prefetch<true>(place_right(factors_, items, shape_), gram.columns, gram.columns);
+    }
+    begin_gram_polar(gram, gram_bound(rcond_));
+    for (bool& flag : wanted_) flag = true;
+    return accepted_of(items);
+  }
+
+  // Computes what begin() returned of these, its last items.
+  void finish(const Items& items) {
+    GramPolarLayout& w = *workspace_;
+    const Gram& gram = w.gram;
+    finish_gram_polar(w.gram, gram_bound(rcond_), w.factors, w.p);
+    if (accepted_of(items).count == 0) return;
+    store(w.p, gram.rows, gram.columns, gram.columns, nullptr, only(place_matrices(p_, items, shape_), wanted_));
+    if (factors_.u == nullptr) return;
+    const FactorPacks<float, double> factors{gram.rows, gram.columns, w.factors.u, w.factors.v, gram.values, gram.counts};
+    store_factors(factors, scale_, true, w.rank, items, shape_, factors_, wanted_);
+  }
+
+  // What waits for the SVD.
+  const Items& refused() const { return refused_; }
+
+ private:
+  Items accepted_of(const Items& items) {
+    const Pack<double> flags = select((*workspace_).gram.accepted, Pack<double>(1.0), Pack<double>(0.0));
+    Items accepted;
+    for (int l = 0; l < items.count; ++l)
+      if (flags.lane(l) != 0) {
+        accepted.add(items.number[l]);
+      } else if (wanted_[l]) {
+        wanted_[l] = false;
+        refuse(items.number[l]);
+      }
+    return accepted;
+  }
+
+  void refuse(int64_t item) {
+    refused_.add(item);
+    if (refused_.count < lane_count) return;
+    if (!svd_) svd_.emplace(shape_.rows(), shape_.columns());
+    svd_polar_of_items(**svd_, refused_, shape_, a_, rcond_, 0.0, p_, factors_);
+    refused_.count = 0;
+  }
+
+  const Shape shape_;
+  const float* const a_;
+  const double rcond_;
+  float* const p_;
+  const FactorBatch<float> factors_;
+  Workspace<GramPolarLayout> workspace_;
+  GroupScale scale_;
+  bool wanted_[lane_count];
+  Items refused_;
+  std::optional<Workspace<PolarLayout<float>>> svd_;
+};
+
 inline void lanes_gram_polar_factor(RangeSource& ranges, const float* a, int64_t m, int64_t n, double rcond, float* p,
                                     float* u, float* s, float* vh, ItemSink& rest) {
-  const Shape shape{m, n};
+  GramPolar polar(Shape{m, n}, a, rcond, p, FactorBatch<float>{u, s, vh});
   Groups groups(ranges);
-  Workspace<GramPolarLayout> workspace(shape.rows(), shape.columns());
-  GramPolarLayout& w = *workspace;
-  Gram& gram = w.gram;
-  const FactorBatch<float> factors{u, s, vh};
+  // Where a good part of a group is refused, the others wait until they fill one. `begun`: they are all of `items`, of
+  // which nothing else was begun since.
+  Items items, waiting;
+  bool begun = false;
+  const auto compute_waiting = [&] {
+    polar.begin(waiting, Items());
+    polar.finish(waiting);
+    waiting.count = 0;
+  };
   for (int64_t first, end; groups.next(first, end);) {
-    const Items items(first, end);
-    load(place_matrices(a, items, shape), gram.rows, gram.columns, gram.columns, gram.a);
-    const GroupScale scale = normalise(gram.a, gram.rows, gram.columns, 0.0);
+    items = Items(first, end);
     groups.following(first, end);
-    prefetch<false>(place_matrices(a, first, end, shape), gram.rows, gram.columns);
-    const Placement<float> result = place_matrices(p, items, shape);
-    prefetch<true>(result, gram.rows, gram.columns);
-    if (u != nullptr) {
-      prefetch<true>(place_left(factors, items, shape), gram.rows, gram.columns);
-      prefetch<true>(place_right(factors, items, shape), gram.columns, gram.columns);
+    const Items accepted = polar.begin(items, Items(first, end));
+    begun = false;
+    if (4 * accepted.count >= 3 * items.count) {
+      polar.finish(items);
+    } else if (accepted.count > 0) {
+      begun = waiting.count == 0;
+      if (waiting.count + accepted.count > lane_count) compute_waiting();
+      waiting.add(accepted);
     }
-    gram_polar(gram, gram_bound(rcond), w.factors, w.p);
-    bool wanted[lane_count];
-    if (!part_items(gram.accepted, items, wanted, rest)) continue;
-    store(w.p, gram.rows, gram.columns, gram.columns, nullptr, only(result, wanted));
-    if (u != nullptr)
-      store_factors(FactorPacks<float, double>{gram.rows, gram.columns, w.factors.u, w.factors.v, gram.values, gram.counts},
-                    scale, true, w.rank, items, shape, factors, wanted);
   }
+  if (begun)
+    polar.finish(items);
+  else if (waiting.count > 0)
+    compute_waiting();
+  polar.refused().give(rest);
 }
 
 }  // namespace SVDRD_ISA

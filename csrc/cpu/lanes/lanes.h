@@ -61,19 +61,25 @@ struct Items {
     for (int64_t i = first; i < end; ++i) add(numbers[i]);
   }
   void add(int64_t item) { number[count++] = item; }
+  void add(const Items& items) {
+    for (int l = 0; l < items.count; ++l) add(items.number[l]);
+  }
+  void give(ItemSink& sink) const {
+    if (count > 0) sink.add(number, count);
+  }
 };
 
 // Names the items of a group to `rest` that are not accepted. wanted: lane_count flags of those that are. Returns whether
 // there is one.
 inline bool part_items(const Mask<double>& accepted, const Items& items, bool* wanted, ItemSink& rest) {
   const Pack<double> flags = select(accepted, Pack<double>(1.0), Pack<double>(0.0));
-  bool some = false;
+  Items refused;
   for (int l = 0; l < items.count; ++l) {
     wanted[l] = flags.lane(l) != 0;
-    some = some || wanted[l];
-    if (!wanted[l]) rest.add(items.number[l]);
+    if (!wanted[l]) refused.add(items.number[l]);
   }
-  return some;
+  refused.give(rest);
+  return refused.count < items.count;
 }
 
 // Items of a batch that lie `item_size` numbers from one another.

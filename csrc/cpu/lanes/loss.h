@@ -216,17 +216,19 @@ inline void newton_losses(NewtonLossLayout& w, const Pairs& pairs, const LossPro
     shift_matrix(w.p_hat, rows, columns, pairs.count, w.p);
   } else {
     newton_polar_of_blocks(newton, target, problem, w.p);
+    if (!any(newton.accepted)) return pairs.give(rest);
     accepted = select(newton.accepted, one, zero);
     newton_polar_of_blocks(newton, decoded, problem, w.p_hat);
     accepted_hat = select(newton.accepted, one, zero);
   }
-  bool both[lane_count], some = false;
+  bool both[lane_count];
+  Pairs refused;
   for (int l = 0; l < pairs.count; ++l) {
     both[l] = accepted.lane(l) != 0 && accepted_hat.lane(l) != 0;
-    some = some || both[l];
-    if (!both[l]) rest.add(pairs.number[l]);
+    if (!both[l]) refused.add(pairs.number[l]);
   }
-  if (!some) return;
+  refused.give(rest);
+  if (refused.count == pairs.count) return;
 
   const Pack<double> mean = mean_difference(
       w.p_hat, w.p, rows, columns, rows * newton.columns,

@@ -222,15 +222,20 @@ inline void lanes_newton_polar_factor_backward(RangeSource& ranges, const float*
   const Shape shape{m, n};
   const SavedLayout layout(m, n);
   Workspace<NewtonBackwardLayout> workspace(shape.rows(), shape.columns());
-  Items items;
+  Items items, others;
   const auto compute = [&] {
     newton_backward_of_items(*workspace, items, shape, grad, p, saved, grad_a);
     items.count = 0;
   };
+  const auto give_others = [&] {
+    others.give(rest);
+    others.count = 0;
+  };
   for (int64_t item, end; ranges.next(item, end);)
     for (; item < end; ++item) {
       if (saved[item * layout.size + layout.kind] != SavedLayout::iterates) {
-        rest.add(item);
+        others.add(item);
+        if (others.count == lane_count) give_others();
         continue;
       }
       items.add(item);
@@ -242,6 +247,7 @@ inline void lanes_newton_polar_factor_backward(RangeSource& ranges, const float*
       }
       if (items.count == lane_count) compute();
     }
+  give_others();
   if (items.count > 0) compute();
 }
 

@@ -185,7 +185,7 @@ template <typename T, typename W>
       for (int r = 0; r < 4; ++r)
         if (to.base[l + r] != nullptr) transpose(buffer[r], rows, columns, to.base[l + r], to.row_stride);
     }
-  } else if (walk.inner_stride == 1 && (rank == nullptr || walk.by_columns))
+  } else if (walk.inner_stride == 1 && (rank == nullptr || walk.by_columns)) {
     for (; l + 4 <= to.count; l += 4)
       for (int64_t i = 0; i < walk.outer_count; ++i) {
         const W* from = entries + i * walk.outer_packs * lane_count + l;
@@ -211,6 +211,19 @@ template <typename T, typename W>
             if (targets[r] != nullptr)
               targets[r][j] = static_cast<T>(from[j * walk.inner_packs * lane_count + r] + W(0));
       }
+  } else if (rank != nullptr) {
+    for (; l + 4 <= to.count; l += 4)
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < columns; ++j) {
+          Lanes values;
+          __builtin_memcpy(&values, entries + (i * stride + j) * lane_count + l, sizeof(values));
+          typename Four<T>::Vector converted;
+          native_convert(values + W(0), converted);
+          for (int r = 0; r < 4; ++r)
+            if (to.base[l + r] != nullptr)
+              to.base[l + r][i * to.row_stride + rank[(l + r) * columns + j] * to.column_stride] = converted[r];
+        }
+  }
   if (l < to.count) store_entries(a, l, rows, columns, stride, rank, to);
 }
 
