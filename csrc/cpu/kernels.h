@@ -80,7 +80,8 @@ struct KernelTable {
                               ItemSink& rest);
   void (*newton_polar_factor_backward)(RangeSource& ranges, const T* grad, const T* p, const T* saved, int64_t m,
                                        int64_t n, T* grad_a, ItemSink& rest);
-  // As polar_factor, by way of the Gram matrix, where that keeps enough digits; the others go to `rest`.
+  // As polar_factor, by way of the Gram matrix, where that keeps enough digits. The others it factors, too, but those that
+  // do not fill a group, which go to `rest`.
   void (*gram_polar_factor)(RangeSource& ranges, const T* a, int64_t m, int64_t n, double rcond, T* p, T* u, T* s,
                             T* vh, ItemSink& rest);
   // By the SVD, for the matrices items[i] with i of the ranges: p, and the factors, or what is `saved` of them.

@@ -51,7 +51,7 @@ def recompose(x_hat: Tensor, x: Tensor, block_height: int, block_width: int) -> 
 def recompose_saving(
     x_hat: Tensor, x: Tensor, block_height: int, block_width: int, need_grad_x_hat: bool
 ) -> tuple[Tensor, ...]:
-    """The result of :func:`recompose`, and what :func:`recompose_saved_backward` reads."""
+    """The result of :func:`recompose`, to rounding, and what :func:`recompose_saved_backward` reads."""
     factors = _factors_of_both(x_hat, x, block_height, block_width, need_grad_x_hat)
     _, s_hat, _, u, _, vh = factors
     return _image(torch.bmm(u * s_hat.unsqueeze(1), vh), x.shape), *factors

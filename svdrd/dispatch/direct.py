@@ -191,7 +191,7 @@ def polar_factor(a: Tensor, rcond: float, smooth: float) -> Tensor:
             save = routes.saved_by_polar_factor(a.device, a.dtype, m, n, smooth)
         p = ops.polar_factor(a, rcond, smooth, save)[0]
     elif torch.is_grad_enabled() and a.requires_grad:
-        # The same in less time: here it is the kernels of cpp that compute.
+        # As routes.saved_by_polar_factor says in more time: here it is the kernels of cpp that compute.
         save = outputs.ITERATES if cpp.saves_iterates(a.dtype, m, n, smooth) else outputs.FACTORS
         p = _PolarFactor.apply(a, rcond, smooth, save)[0]
     else:

@@ -173,16 +173,19 @@ def page_faults(calls):
         torch.ones(1 << 20)  # 1024 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-print(page_faults(10) // 1024)
+torch.ones(1 << 20)
+print(page_faults(10))
 keep_freed_memory()
 page_faults(10)  # the heap grows
-print(page_faults(10) // 1024)
+print(page_faults(10))
 """
     gives_back = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=os.environ | gives_back, capture_output=True, text=True
     )
-    assert result.stdout.split() == ["10", "0"], result.stderr
+    before, after = map(int, result.stdout.split())
+    # A page may be larger than 4 KiB.
+    assert after <= before / 4, result.stderr
 
 
 def test_natural_blocks_have_full_rank_and_patches_have_not():

@@ -1,6 +1,7 @@
 """float32 polar factors where ``cpp`` takes two ways: by the Gram matrix, and by the SVD where that is no good.
 
-It chooses for each matrix by ``s_1 / s_k``, with the switch at 2^18, at sizes that Newton's iteration does not take.
+It chooses for each matrix by ``s_1 norm(A^-1)``, with the switch at 2^18, at sizes that Newton's iteration does not
+take.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ def spectra(k: int, condition: float) -> list[Tensor]:
 
 
 @SHAPES
-@pytest.mark.parametrize("power", [6, 12, 15, 17.9, 18.1])
+@pytest.mark.parametrize("power", [6, 12, 15, 16.3, 16.9, 17.9, 18.1])
 def test_errors(m: int, n: int, power: float) -> None:
-    """Against float64 of the same numbers. Without the correction the factor is off by 2e-6 at 2^17.9."""
+    """Against float64 of the same numbers, on both sides of the switch of each spectrum."""
     for i, spectrum in enumerate(spectra(min(m, n), 2.0**power)):
         a, g = with_spectrum(m, n, spectrum, seed=i).float(), random(m, n)
         p, expected = polar_factor(a), polar_factor(a.double(), rcond=RCOND)
-        assert (p - expected).norm() <= 1e-6 * expected.norm(), i
+        assert (p - expected).norm() <= 3e-7 * expected.norm(), i
         d, expected = derivative(a, g), derivative(a.double(), g.double())
         assert (d - expected).norm() <= 1e-5 * expected.norm(), i
 
@@ -106,6 +107,8 @@ def test_bits_where_many_are_refused(n: int, share: float) -> None:
     a = torch.randn(300, n, n, generator=generator)
     singular = torch.rand(300, generator=generator) < share
     a[singular, 1] = a[singular, 0]
+    a[7] = with_spectrum(n, n, spectra(n, 2.0**18.02)[0], seed=1).float()  # refused at the end of the way, if at all
+    singular[7] = False
     factors = ops.polar_factor(a, RCOND, 0.0, outputs.FACTORS)
     ranks = (factors[2] > 0).sum(-1)
     assert torch.equal(ranks, n - singular.long())

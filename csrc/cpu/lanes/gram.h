@@ -19,7 +19,8 @@
 namespace svdrd {
 namespace SVDRD_ISA {
 
-// The largest s_1 / s_k that is accepted: E is at most 2^-17 there, and its square below the rounding of a float.
+// The largest s_1 norm(A^-1), Frobenius, that is accepted: s_1 / s_k is no larger, so E is at most 2^-17, and its square
+// below the rounding of a float.
 constexpr double largest_gram_condition = 0x1p18;
 
 // The same for a given rcond: whatever is accepted has s_k > rcond s_1, so nothing is dropped.
@@ -100,8 +101,8 @@ inline void correct_columns(const Gram& w, const Pack<double>& smallest, const P
   });
 }
 
-// Whether s_1 is at most bound / norm(A^-1), Frobenius, where T = B^T B, from d, e of B, or a little more: the longest column
-// of B is taken for s_1. Row j of B^-1 is (I_j - e_j row j + 1) / d_j.
+// Whether s_1 norm(A^-1) <= bound, Frobenius, or a little more, where T = B^T B, from d, e of B: the longest column of B is
+// taken for s_1. `row` is the squared length of row j of B^-1, which is (I_j - e_j row_{j+1}) / d_j.
 inline Mask<double> well_conditioned(const Pack<double>* d, const Pack<double>* e, int64_t n, double bound) {
   const Pack<double> one(1.0);
   Pack<double> longest(0.0), row(0.0), rows(0.0);
@@ -111,12 +112,12 @@ inline Mask<double> well_conditioned(const Pack<double>* d, const Pack<double>* 
     rows = rows + row;
     longest = max(longest, j == 0 ? square : multiply_add(e[j - 1], e[j - 1], square));
   }
-  // Lanes without a matrix, which are zero, are not.
+  // An entry of A is 1/2 or more, so `longest` is at least 1 / (4 n), but in lanes without a matrix, which are zero.
   return (longest * rows <= Pack<double>(bound * bound)) & (Pack<double>(0x1p-12) <= longest);
 }
 
-// Tridiagonalises w.a^T w.a and finds nearly all lanes in which s_1 > bound s_k, before most of the work is done: accepted
-// are the others. Not inlined, as what follows: equal matrices must give equal bits everywhere.
+// Tridiagonalises w.a^T w.a. Accepted are then the lanes that are well_conditioned: what has to be refused is known before
+// most of the work is done. Not inlined, as what follows: equal matrices must give equal bits everywhere.
 [[gnu::noinline]] inline void begin_gram_polar(Gram& w, double bound) {
   const DenormalsAreZero scope;
   Pack<double>*d = w.bidiagonal.diagonal, *e = w.bidiagonal.superdiagonal;
@@ -126,8 +127,8 @@ inline Mask<double> well_conditioned(const Pack<double>* d, const Pack<double>* 
   w.accepted = well_conditioned(d, e, w.columns, bound);
 }
 
-// The factors and P in the accepted lanes, which are those of begin_gram_polar where indeed s_1 <= bound s_k. In the others
-// they hold nothing of use.
+// The factors and P in the accepted lanes, which are those of begin_gram_polar where s_1 <= bound s_k for certain. In the
+// others they hold nothing of use.
 [[gnu::noinline]] inline void finish_gram_polar(Gram& w, double bound, const PolarFactors<float>& f, Pack<float>* p) {
   const DenormalsAreZero scope;
   const int64_t rows = w.rows, n = w.columns, stride = row_stride(n);
@@ -192,7 +193,7 @@ class GramPolar {
     }
     begin_gram_polar(gram, gram_bound(rcond_));
     for (bool& flag : wanted_) flag = true;
-    return accepted_of(items);
+    return part(items);
   }
 
   // Computes what begin() returned of these, its last items.
@@ -200,7 +201,7 @@ class GramPolar {
     GramPolarLayout& w = *workspace_;
     const Gram& gram = w.gram;
     finish_gram_polar(w.gram, gram_bound(rcond_), w.factors, w.p);
-    if (accepted_of(items).count == 0) return;
+    if (part(items).count == 0) return;
     store(w.p, gram.rows, gram.columns, gram.columns, nullptr, only(place_matrices(p_, items, shape_), wanted_));
     if (factors_.u == nullptr) return;
     const FactorPacks<float, double> factors{gram.rows, gram.columns, w.factors.u, w.factors.v, gram.values, gram.counts};
@@ -211,7 +212,8 @@ class GramPolar {
   const Items& refused() const { return refused_; }
 
  private:
-  Items accepted_of(const Items& items) {
+  // Those that are accepted; each of the others is refused once.
+  Items part(const Items& items) {
     const Pack<double> flags = select((*workspace_).gram.accepted, Pack<double>(1.0), Pack<double>(0.0));
     Items accepted;
     for (int l = 0; l < items.count; ++l)
@@ -248,8 +250,8 @@ inline void lanes_gram_polar_factor(RangeSource& ranges, const float* a, int64_t
                                     float* u, float* s, float* vh, ItemSink& rest) {
   GramPolar polar(Shape{m, n}, a, rcond, p, FactorBatch<float>{u, s, vh});
   Groups groups(ranges);
-  // Where a good part of a group is refused, the others wait until they fill one. `begun`: they are all of `items`, of
-  // which nothing else was begun since.
+  // Where more than a fourth of a group is refused, the others wait until they fill one. `begun`: those that wait are the
+  // accepted ones of `items`, and what begin() made of them is still there.
   Items items, waiting;
   bool begun = false;
   const auto compute_waiting = [&] {

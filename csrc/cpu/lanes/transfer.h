@@ -212,6 +212,7 @@ template <typename T, typename W>
               targets[r][j] = static_cast<T>(from[j * walk.inner_packs * lane_count + r] + W(0));
       }
   } else if (rank != nullptr) {
+    // To rows in another order that are no multiples of 4: entry by entry, but read four lanes at a time.
     for (; l + 4 <= to.count; l += 4)
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < columns; ++j) {
