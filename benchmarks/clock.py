@@ -25,7 +25,7 @@ def keep_freed_memory() -> None:
     """Has glibc's malloc keep what is freed, for the rest of the process; elsewhere nothing is changed.
 
     Otherwise it gives a result's pages back to the system after one call and asks for them in the next, or it does not:
-    that depends on what lies behind them. The system clears each page, so runs of the same code differed by a third.
+    that depends on what lies behind them. The system clears each page, so runs of the same code differ by a third.
     """
     if not sys.platform.startswith("linux"):
         return
