@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import svdrd
 from svdrd.ops import polar_factor
 from tests.zoo import LARGE_SIZES, SIZES, ZOO, with_spectrum
 
@@ -89,6 +90,33 @@ def test_rcond_decides_the_rank(backend: str) -> None:
     a = with_spectrum(5, 5, torch.tensor([1, 1e-1, 1e-2, 1e-3, 1e-4], dtype=torch.float64))
     for rcond, rank in ((0.5, 1), (0.05, 2), (5e-4, 4), (0.0, 5)):
         assert torch.linalg.matrix_norm(polar_factor(a, rcond=rcond)).square().item() == pytest.approx(rank, abs=1e-9)
+
+
+@DTYPES
+@pytest.mark.parametrize(("m", "n"), [(5, 5), (9, 14), (16, 16), (20, 7), (32, 32)])
+@pytest.mark.slow_interpreted
+def test_values_next_to_rcond(backend: str, m: int, n: int, dtype: torch.dtype) -> None:
+    """Many are dropped at once, all of them just below the bound or down to nothing, beside ones just above it."""
+    k, rcond = min(m, n), 1e-2
+    spectra, ranks = [], []
+    for rank in (1, 2, k // 2, k - 1):
+        kept = torch.logspace(0, 0 if rank == 1 else -1.9, rank, dtype=torch.float64)
+        for last in (-2.1, -9.0, -18.0):
+            spectra.append(torch.cat([kept, torch.logspace(-2.1, last, k - rank, dtype=torch.float64)]))
+            ranks.append(rank)
+    a = torch.stack([with_spectrum(m, n, s, seed=i) for i, s in enumerate(spectra)]).to(dtype)
+    g = torch.randn(a.shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    p, d = polar_factor(a, rcond=rcond), jacobian_product(a, g, rcond=rcond)
+    eps = torch.finfo(dtype).eps
+    # The kept directions are known to eps s_1 over the distance of the first that is dropped.
+    torch.testing.assert_close(p.double(), oracle(a, rcond)[0], rtol=0, atol=300 * k * eps)
+    assert torch.linalg.matrix_norm(p.double()).square().round().tolist() == ranks
+    with svdrd.use_backend("torch"):
+        expected = jacobian_product(a.double(), g.double(), rcond=rcond)
+    error = torch.linalg.matrix_norm(d.double() - expected) / torch.linalg.matrix_norm(expected)
+    assert error.max() <= 300 * k * eps
+    for i in (0, 5, len(a) - 1) if backend != "torch" else ():  # LAPACK's bits may depend on where a matrix lies
+        assert torch.equal(polar_factor(a[i], rcond=rcond), p[i])
 
 
 # Derivatives: gradcheck, adjoint identity, degenerate inputs.

@@ -143,13 +143,15 @@ template <typename T>
   const int64_t stride = row_stride(columns);
   const Pack<T> zero(T(0));
   Pack<T>*x = factors.right_products, *y = factors.left_products;
-  for (int64_t i = 0; i < rows; ++i) x[i] = zero;
+  if (columns > 1)
+    for (int64_t i = 0; i < rows; ++i) x[i] = zero;
   for (int64_t k = 0; k < columns; ++k) {
     Pack<T>* corner = a + k * stride + k;
     const Pack<T>* before = k == 0 ? corner : corner - stride;  // the right reflector before; in the first step x = 0
     const int64_t below = rows - k;
-    for (int64_t i = 0; i < below; ++i)
-      corner[i * stride] = multiply_add(-x[k + i], before[0], corner[i * stride]);
+    if (k > 0 && k + 1 < columns)  // the last right reflector is none
+      for (int64_t i = 0; i < below; ++i)
+        corner[i * stride] = multiply_add(-x[k + i], before[0], corner[i * stride]);
     const Reflector<T> left = make_reflector(corner[0], sum_of_squares(corner + stride, below - 1, stride));
     factors.diagonal[k] = left.beta;
     factors.tau_left[k] = left.tau;
@@ -168,11 +170,15 @@ template <typename T>
       row[j] = multiply_add(-left.first, y[j], row[j]);
     }
 
-    Reflector<T> right = {row[0], zero, zero};
-    if (right_of > 1) {
-      right = make_reflector(row[0], sum_of_squares(row + 1, right_of - 1, 1));
-      row[0] = right.first;
+    if (right_of == 1) {
+      factors.superdiagonal[k] = row[0];
+      factors.tau_right[k] = zero;
+      for (int64_t i = 1; i < below; ++i)
+        row[i * stride] = multiply_add(-corner[i * stride], y[0], row[i * stride]);
+      continue;
     }
+    const Reflector<T> right = make_reflector(row[0], sum_of_squares(row + 1, right_of - 1, 1));
+    row[0] = right.first;
     factors.superdiagonal[k] = right.beta;
     factors.tau_right[k] = right.tau;
     for_row_blocks(below - 1, [&](int64_t i, auto block) __attribute__((always_inline)) {

@@ -107,7 +107,7 @@ constexpr W iteration_tolerance() {
 // Not inlined: two copies might contract multiply-adds differently, and equal matrices must give equal bits everywhere.
 // Without `vectors`, u and v come out as nothing of use.
 template <int64_t known, typename W>
-[[gnu::noinline]] void factorise(Factorisation<W>& f, W tolerance, bool vectors) {
+[[gnu::noinline]] void factorise(Factorisation<W>& f, W tolerance, W drop, bool vectors) {
   const int64_t rows = known_or<known>(f.rows), columns = known_or<known>(f.columns), stride = row_stride(columns);
   bidiagonalise(f.a, rows, columns, f.bidiagonal);
   if (vectors) {
@@ -116,7 +116,7 @@ template <int64_t known, typename W>
   }
   Pack<W>* values = f.values();
   diagonalise(values, f.bidiagonal.superdiagonal, columns, vectors ? f.u : nullptr, vectors ? f.v : nullptr, tolerance,
-              f.rotations);
+              drop, f.rotations);
   for (int64_t j = 0; j < columns; ++j) {
     const Mask<W> negative = values[j] < Pack<W>(W(0));
     values[j] = abs(values[j]);
@@ -130,11 +130,11 @@ template <int64_t known, typename W>
 }
 
 template <typename W>
-inline void factorise(Factorisation<W>& f, W tolerance, bool vectors = true) {
+inline void factorise(Factorisation<W>& f, W tolerance, W drop, bool vectors = true) {
   // Where the values decay, products of many small sines are denormal, and squares in the lanes of deficient matrices.
   // Beside entries of the order of 1, as those of the scaled matrix, U and V, nothing is lost with them.
   const DenormalsAreZero scope;
-  with_known_size<8>(f.rows, f.columns, [&](auto known) { factorise<known>(f, tolerance, vectors); });
+  with_known_size<8>(f.rows, f.columns, [&](auto known) { factorise<known>(f, tolerance, drop, vectors); });
 }
 
 // rank[l * columns + j]: the place of lane l's j-th value in descending order, equal values in the order of their

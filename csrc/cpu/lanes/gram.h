@@ -134,7 +134,8 @@ inline Mask<double> well_conditioned(const Pack<double>* d, const Pack<double>* 
   const int64_t rows = w.rows, n = w.columns, stride = row_stride(n);
   Pack<double>*d = w.bidiagonal.diagonal, *e = w.bidiagonal.superdiagonal;
   set_identity(w.v, n, n);
-  diagonalise(d, e, n, static_cast<Pack<double>*>(nullptr), w.v, iteration_tolerance<float, double>(), w.rotations);
+  diagonalise(d, e, n, static_cast<Pack<double>*>(nullptr), w.v, iteration_tolerance<float, double>(), 0.0,
+              w.rotations);
   apply_right_reflectors(w.square, w.bidiagonal, w.v, n);
   called_product<0>(plain(w.a, n), plain(w.v, n), rows, n, n, w.product);
 

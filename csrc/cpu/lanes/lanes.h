@@ -230,7 +230,7 @@ void lanes_svd(RangeSource& ranges, const T* a, int64_t m, int64_t n, T* u, T* s
       prefetch<true>(place_left(u, vh, first, end, shape), w.f.rows, w.f.columns);
       prefetch<true>(place_right(u, vh, first, end, shape), w.f.columns, w.f.columns);
     }
-    factorise(w.f, iteration_tolerance<T, T>(), u != nullptr);
+    factorise(w.f, iteration_tolerance<T, T>(), T(0), u != nullptr);
     store_factors(packs_of(w.f), scale, false, w.rank, Items(first, end), shape, FactorBatch<T>{u, s, vh});
   }
 }
@@ -257,7 +257,7 @@ void svd_polar_of_items(PolarLayout<T>& w, const Items& items, const Shape& shap
   load(place_matrices(a, items, shape), w.f.rows, w.f.columns, w.f.columns, w.f.a);
   const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, smooth);
   if constexpr (sizeof(T) == 8) w.empty.take_from(w.f.a);
-  factorise(w.f, iteration_tolerance<T, double>());
+  factorise(w.f, iteration_tolerance<T, double>(), dropped_values(rcond, smooth));
   polar_from_factors(w.f, rcond, smooth, scale, w.unrounded, w.empty, w.p);
   const Placement<T> result = place_matrices(p, items, shape);
   store(w.p, w.f.rows, w.f.columns, w.f.columns, nullptr, result);

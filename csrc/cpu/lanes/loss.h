@@ -118,7 +118,7 @@ GroupScale svd_polar_of_blocks(SvdLossLayout<T>& w, const Placement<const T>& bl
   load(blocks, w.f.rows, w.f.columns, w.f.columns, w.f.a);
   const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, problem.smooth);
   if constexpr (sizeof(T) == 8) w.empty.take_from(w.f.a);
-  factorise(w.f, iteration_tolerance<T, double>());
+  factorise(w.f, iteration_tolerance<T, double>(), dropped_values(problem.rcond, problem.smooth));
   polar_from_factors(w.f, problem.rcond, problem.smooth, scale, w.unrounded, w.empty, p);
   if (factors != nullptr) factors->take_from(w.f);
   return scale;

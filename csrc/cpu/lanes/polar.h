@@ -28,6 +28,10 @@ Pack<T> scaled_smooth(double smooth, const GroupScale& scale) {
   return r;
 }
 
+// What the QR iteration may leave undone, relative to the largest entry of the bidiagonal matrix: no more than half of what
+// polar_from_factors drops, as that entry is at most s_1.
+inline double dropped_values(double rcond, double smooth) { return smooth > 0 ? 0 : 0.5 * rcond; }
+
 // sqrt(a^2 + b^2) of nonnegative numbers without underflow.
 template <typename T>
 inline Pack<T> hypotenuse(const Pack<T>& a, const Pack<T>& b) {

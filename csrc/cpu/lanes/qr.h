@@ -230,6 +230,10 @@ struct Step {
   }
 };
 
+// Matrices of floats are factored for svd() alone, which drops nothing.
+template <typename T>
+constexpr bool may_drop = sizeof(T) == 8;
+
 // The unreduced block at the bottom of what each lane has left, and the shift for it.
 template <typename T>
 struct Window {
@@ -240,10 +244,12 @@ struct Window {
 };
 
 // Sets negligible superdiagonal entries to zero among the first `top` and finds each lane's window, one register of each
-// Pack at a time: what is carried along fits the registers then.
+// Pack at a time: what is carried along fits the registers then. A block of which the squares add up to no more than
+// `dropped` is passed over, where `drops`.
 template <typename T>
 [[gnu::always_inline]] inline Window<T> find_window(Pack<T>* d, Pack<T>* e, int64_t top,
-                                                    const Pack<T>& absolute_tolerance) {
+                                                    const Pack<T>& absolute_tolerance, bool drops,
+                                                    const Pack<T>& dropped) {
   using Native = typename Pack<T>::Native;
   using Bits = typename NativeTypes<T>::MaskVector;
   const auto choose = [](const Bits& mask, const Native& x, const Native& y) { return native_select<T>(mask, x, y); };
@@ -255,12 +261,22 @@ template <typename T>
     Bits found{}, ended{}, singular{};
     Native low = zero + T(top + 1), high{}, bottom{}, above_bottom{}, coupling{}, first{};
     Native size_here = native_abs<T>(d[top].part[p]);
+    Native squares = size_here * size_here;
     for (int64_t k = top - 1; k >= 0; --k) {
       const Native size_below = size_here, dk = d[k].part[p], ek = e[k].part[p];
       size_here = native_abs<T>(dk);
       const Native bound = std::numeric_limits<T>::epsilon() * (size_here + size_below);
       const Bits negligible = native_abs<T>(ek) <= native_max<T>(bound, tolerance);
       e[k].part[p] = without(negligible, ek);
+      if (may_drop<T> && drops) {
+        // Of a block that is dropped only its upper part may be among the first `top`, which then is dropped, too.
+        const Bits passed = found & ~ended & negligible & (squares <= dropped.part[p]);
+        found &= ~passed;
+        singular &= ~passed;
+        low = choose(passed, zero + T(top + 1), low);
+        high = without(passed, high);
+        squares = native_multiply_add<T>(dk, dk, without(negligible, native_multiply_add<T>(ek, ek, squares)));
+      }
       const Bits opens = ~(negligible | found);
       high = choose(opens, zero + T(k + 1), high);
       bottom = choose(opens, d[k + 1].part[p], bottom);
@@ -348,12 +364,14 @@ template <typename T>
 // Superdiagonal entries up to tolerance * (the largest entry) count as zero.
 // d, e -> the singular values (signed, unsorted) in d; the first `columns` rows of u and v are multiplied from the right
 // by the singular vectors of the bidiagonal matrix, where they are not null.
+// Values of no more than drop times the largest of these may be left undone, as numbers of that size in d.
 template <typename T>
-void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v, T tolerance,
+void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v, T tolerance, T drop,
                  RotationBuffer<T>& buffer) {
   Pack<T> largest = abs(d[0]);
   for (int64_t k = 1; k < columns; ++k) largest = max(largest, max(abs(d[k]), abs(e[k - 1])));
   const Pack<T> absolute_tolerance = largest * Pack<T>(tolerance);
+  const Pack<T> root_of_dropped = largest * Pack<T>(drop), dropped = root_of_dropped * root_of_dropped;
   buffer.columns = columns;
   buffer.sweeps = 0;
   int64_t top = columns - 1;
@@ -367,7 +385,7 @@ void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v
   // Two sweeps a singular value are typical. The bound only guards the loop: whatever it would leave, u and v stay
   // orthogonal.
   for (int64_t iteration = 0; iteration < 40 * columns; ++iteration) {
-    const Window<T> w = find_window(d, e, top, absolute_tolerance);
+    const Window<T> w = find_window(d, e, top, absolute_tolerance, drop > T(0), dropped);
     if (!any(w.active)) break;
     const int64_t first = static_cast<int64_t>(smallest_lane(w.low));
     const int64_t last = static_cast<int64_t>(largest_lane(w.high));
