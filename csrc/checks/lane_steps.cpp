@@ -34,7 +34,7 @@ double rotation_steps(const std::vector<Pack<W>>& diagonals, Factorisation<W>& f
   f.rotations.columns = n;
   double steps = 0;
   for (int64_t top = n - 1;;) {
-    const Window<W> w = find_window(d, e, top, largest * Pack<W>(tolerance));
+    const Window<W> w = find_window(d, e, top, largest * Pack<W>(tolerance), Pack<W>(W(1)), false, Pack<W>(W(0)));
     if (!any(w.active)) return steps;
     const int64_t first = static_cast<int64_t>(smallest_lane(select(w.active, w.low, Pack<W>(W(n)))));
     top = static_cast<int64_t>(largest_lane(w.high));
