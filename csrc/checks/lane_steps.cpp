@@ -74,7 +74,7 @@ void measure(int64_t n, int rounds) {
       std::copy(diagonals.begin(), diagonals.begin() + n, f.bidiagonal.diagonal);
       std::copy(diagonals.begin() + n, diagonals.end(), f.bidiagonal.superdiagonal);
       diagonalise(f.values(), f.bidiagonal.superdiagonal, n, vectors ? f.u : nullptr, vectors ? f.v : nullptr,
-                  tolerance, f.rotations);
+                  tolerance, W(0), f.rotations);
     };
     std::copy(a.begin(), a.end(), f.a);
     steps.time("bidiagonalisation", cube * 4 / 3, single, [&] { bidiagonalise(f.a, n, n, f.bidiagonal); });
