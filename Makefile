@@ -107,7 +107,8 @@ bench-avx2: install
 sanitize: install
 	$(BIN)/cmake -S csrc -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=$(SANITIZERS)
-	$(BIN)/cmake --build build/sanitize
+	@# The programs that measure steps are compiled along, as nothing else does.
+	$(BIN)/cmake --build build/sanitize --target all steps_baseline lane_steps_baseline
 	$(BIN)/cmake -S csrc -B build/races -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSVDRD_PYTHON_MODULE=OFF -DSVDRD_DRIVER=ON -DSVDRD_SANITIZE=thread
 	$(BIN)/cmake --build build/races --target races

@@ -98,7 +98,7 @@ void measure(int64_t n, int rounds) {
       set_identity(gram.v, n, n);
       steps.time("QR iteration and rotations of V", rotations / 2, false, [&] {
         diagonalise(gram.bidiagonal.diagonal, gram.bidiagonal.superdiagonal, n, static_cast<Pack<double>*>(nullptr),
-                    gram.v, tolerance, gram.rotations);
+                    gram.v, tolerance, 0.0, gram.rotations);
       });
       steps.time("reflectors of V", cube, false, [&] { apply_right_reflectors(gram.square, gram.bidiagonal, gram.v, n); });
       steps.time("A V", cube, false, [&] {
