@@ -39,8 +39,8 @@ def ratios(a: Tensor, u: Tensor, s: Tensor, vh: Tensor) -> Tensor:
 def test_equal_singular_values(n: int, dtype: torch.dtype) -> None:
     """Multiples of orthogonal matrices.
 
-    Of one in ten thousand the shift of the QR iteration was the leading entry itself, to rounding: it went on to its
-    bound, and what it had not come to by then stayed undone.
+    Of one in some ten thousand the shift of the QR iteration was the leading entry itself, to rounding: it went on
+    to its bound, and what it had not come to by then stayed undone.
     """
     generator = torch.Generator().manual_seed(n)
     batch = 40000 // n if n <= 32 else 100

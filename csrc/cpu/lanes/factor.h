@@ -105,7 +105,7 @@ constexpr W iteration_tolerance() {
 }
 
 // Not inlined: two copies might contract multiply-adds differently, and equal matrices must give equal bits everywhere.
-// Without `vectors`, u and v come out as nothing of use.
+// Without `vectors`, u and v come out as nothing of use. tolerance, drop: of diagonalise.
 template <int64_t known, typename W>
 [[gnu::noinline]] void factorise(Factorisation<W>& f, W tolerance, W drop, bool vectors) {
   const int64_t rows = known_or<known>(f.rows), columns = known_or<known>(f.columns), stride = row_stride(columns);

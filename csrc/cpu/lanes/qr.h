@@ -368,7 +368,7 @@ template <typename T>
 }
 
 // How many sweeps a lane's window may end at the same entry before it is allowed more error, twice as much each time. Few
-// take more than five; 34 were seen.
+// take more than five; 34 were seen, of 32 columns whose entries grow by 1 / 0.3 from one to the next.
 constexpr int patience = 60;
 
 // Superdiagonal entries up to tolerance * (the largest entry) count as zero.
