@@ -121,13 +121,21 @@ class Run:
 def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    path = Path("/proc/cpuinfo")
+    cpuinfo = path.read_text() if path.exists() else ""
+    model = re.search(r"model name\s*: (.*)", cpuinfo)
     name = f"{model[1] if model else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
     if availability.native is None:
         return name
-    by_wish = " by SVDRD_ISA" if "SVDRD_ISA" in os.environ else ""
-    return f"{name}, {availability.native.instruction_set()}{by_wish}"
+    return f"{name}, {_instruction_set(availability.native.instruction_set(), cpuinfo)}"
+
+
+def _instruction_set(used: str, cpuinfo: str) -> str:
+    """The one that is used, and whether that is less than the processor has, whose flags ``cpuinfo`` lists."""
+    listed = re.search(r"flags\s*: (.*)", cpuinfo)
+    flags = set(listed[1].split()) if listed else set()
+    more = {"baseline": {"avx2", "fma"}, "avx2": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
+    return f"{used} by SVDRD_ISA" if more.get(used, {""}) <= flags else used
 
 
 def commit() -> str:

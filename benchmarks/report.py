@@ -57,8 +57,16 @@ def run_of(rows: Sequence[Row], date: str | None) -> list[Row]:
 
 
 def newest_runs(paths: Iterable[Path]) -> list[list[Row]]:
-    """The newest run of each CSV that is there."""
-    return [run_of(measure.read(path), None) for path in paths if path.exists()]
+    """Of each CSV that is there the newest run with each instruction set, the newest of all first.
+
+    A stand-in, ``avx2 by SVDRD_ISA``, counts as one of its own.
+    """
+    runs = []
+    for path in paths:
+        rows = measure.read(path) if path.exists() else []
+        dates = {row.device.rpartition(", ")[2]: row.date for row in sorted(rows, key=lambda row: row.date)}
+        runs += [run_of(rows, date) for date in sorted(dates.values(), reverse=True)]
+    return runs
 
 
 def kind(row: Row) -> str:
@@ -319,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--date", help="when the run began, as its rows say; default: the newest run")
     parser.add_argument(
         "--beside", type=Path, nargs="*", default=BESIDE,
-        help="CSVs whose newest runs stand beside it at the bars; one that is absent is left out",
+        help="CSVs whose newest run with each instruction set stands beside it at the bars; an absent one is left out",
     )  # fmt: skip
     parser.add_argument("--figure", type=Path, default=ROOT / "docs" / "figures" / "speed_cpu.png")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md", help="takes all tables")

@@ -227,6 +227,30 @@ def test_what_is_below_its_bar_is_in_bold():
     assert "another" in lines[0]
 
 
+def test_a_run_with_each_instruction_set_stands_beside(tmp_path):
+    csv = tmp_path / "cpu_avx2.csv"
+    devices = ["A, 2 cores, avx2", "B, 2 cores, avx2", "A, 2 cores, avx2 by SVDRD_ISA", "A, 2 cores, avx2"]
+    dates = ["2026-01-02", "2026-01-01", "2026-01-04", "2026-01-03"]
+    measure.append(csv, [replace(ROW, device=device, date=date) for device, date in zip(devices, dates, strict=True)])
+    runs = report.newest_runs([tmp_path / "absent.csv", csv])
+    assert [(run[0].device, run[0].date) for run in runs] == [(devices[2], dates[2]), (devices[3], dates[3])]
+
+
+@pytest.mark.parametrize(
+    ("used", "flags", "name"),
+    [
+        ("avx512", "fma avx2 avx512f avx512bw avx512dq avx512vl", "avx512"),
+        ("avx2", "fma avx2 avx512f avx512bw avx512dq avx512vl", "avx2 by SVDRD_ISA"),
+        ("avx2", "fma avx2 avx512f", "avx2"),
+        ("baseline", "fma avx2", "baseline by SVDRD_ISA"),
+        ("baseline", "sse4_2", "baseline"),
+    ],
+)
+def test_less_than_the_processor_has_is_named_a_wish(used, flags, name):
+    assert measure._instruction_set(used, f"model name\t: A\nflags\t\t: {flags}\n") == name
+    assert measure._instruction_set(used, "") == used
+
+
 def test_the_tables_are_those_of_the_newest_run(tmp_path):
     csv, figure = tmp_path / "cpu.csv", tmp_path / "docs" / "speed.png"
     page, readme = tmp_path / "benchmarks.md", tmp_path / "README.md"

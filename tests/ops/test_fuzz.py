@@ -38,7 +38,37 @@ def matrices(draw: st.DrawFn, largest: int = 40) -> Tensor:
     return a
 
 
-@given(a=matrices())
+def _block(kind: str, size: int, generator: torch.Generator) -> Tensor:
+    unit = torch.eye(size, dtype=torch.float64)
+    above = unit.roll(1, dims=-1).triu()
+    if kind == "orthogonal":
+        return torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+    return {"unit": unit, "nearly unit": unit + 1e-15 * above, "nilpotent": above, "ones": torch.ones_like(unit)}[kind]
+
+
+@st.composite
+def blocks_on_the_diagonal(draw: st.DrawFn, largest: int = 40) -> Tensor:
+    """``(batch, n, n)`` with singular values that are equal, to rounding, within a block.
+
+    Equal values are what an iteration with a shift has trouble with, and what a bound on its steps hides.
+    Blocks of other sizes split off first, nilpotent ones have zeros on the diagonal.
+    """
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    kinds = st.sampled_from(["orthogonal", "unit", "nearly unit", "nilpotent", "ones"])
+    parts = st.tuples(kinds, st.integers(1, 16), st.sampled_from([0.09, 0.3, 1.0]), st.integers(-14, 0))
+    chosen = draw(st.lists(parts, min_size=1, max_size=8))
+
+    def matrix() -> Tensor:
+        blocks = [_block(kind, size, generator) * factor * 10.0**power for kind, size, factor, power in chosen]
+        return torch.block_diag(*blocks)[:largest, :largest]
+
+    a = torch.stack([matrix() for _ in range(draw(st.integers(1, 20)))])
+    if draw(st.booleans()):
+        a = a[:, torch.randperm(a.shape[-1], generator=generator)]
+    return a.to(draw(st.sampled_from([torch.float32, torch.float64])))
+
+
+@given(a=matrices() | blocks_on_the_diagonal())
 @FUZZ
 def test_svd(backend: str, a: Tensor) -> None:
     u, s, vh = svd(a)
@@ -47,7 +77,7 @@ def test_svd(backend: str, a: Tensor) -> None:
     assert (s.diff(dim=-1) <= 0).all()
 
 
-@given(a=matrices())
+@given(a=matrices() | blocks_on_the_diagonal())
 @FUZZ
 def test_polar_factor(backend: str, a: Tensor) -> None:
     """A partial isometry of the right rank whose ``P^T A`` is symmetric positive semidefinite."""

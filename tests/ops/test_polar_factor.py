@@ -92,6 +92,24 @@ def test_rcond_decides_the_rank(backend: str) -> None:
         assert torch.linalg.matrix_norm(polar_factor(a, rcond=rcond)).square().item() == pytest.approx(rank, abs=1e-9)
 
 
+@pytest.mark.parametrize(("m", "n"), [(6, 6), (8, 5), (5, 8), (20, 20), (40, 40), (48, 36), (36, 48)])
+def test_zero_rows_and_columns_of_ill_conditioned_matrices(backend: str, m: int, n: int) -> None:
+    """Singular vectors have noise of eps s_1 / s_i there. P has none and is a partial isometry without it."""
+    filled, kept = with_spectrum(m - 1, n - 1, torch.logspace(0, -14, min(m, n) - 1).double()), min(m, n) - 1
+    a = torch.zeros(m, n, dtype=torch.float64)
+    rows, columns = torch.arange(m) != m // 3, torch.arange(n) != n // 2
+    a[rows.nonzero(), columns.nonzero()[:, 0]] = filled
+    p = polar_factor(torch.stack([a, filled.new_ones(m, n)]))[0]
+    eps = torch.finfo(torch.float64).eps
+    assert not p[~rows].any()
+    assert not p[:, ~columns].any()
+    assert torch.linalg.matrix_norm(p @ p.mT @ p - p) < 30 * max(m, n) * eps
+    assert (p.square().sum() - kept).abs() < 30 * max(m, n) * eps
+    h = p.mT @ a
+    assert torch.linalg.matrix_norm(h - h.mT) < 30 * max(m, n) * eps
+    assert torch.equal(p, polar_factor(a))
+
+
 @DTYPES
 @pytest.mark.parametrize(("m", "n"), [(5, 5), (9, 14), (16, 16), (20, 7), (32, 32)])
 @pytest.mark.slow_interpreted

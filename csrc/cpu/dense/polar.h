@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "cpu/dense/svd.h"
+#include "cpu/isometry.h"
 #include "equal_within.h"
 
 namespace svdrd {
@@ -333,28 +334,69 @@ inline double mean_difference(const T* p_hat, const T* p, int64_t m, int64_t n, 
   return total / (static_cast<double>(m) * static_cast<double>(n));
 }
 
-// Rows and columns of zeros in A are zeros in P. The singular vectors have noise there, which of an ill-conditioned
-// float64 matrix may be seen; that of a float32 one, which is factored in double, is rounded away.
-template <typename T>
-inline void clear_empty_lines(const T* a, int64_t a_stride, int64_t m, int64_t n, T* p, int64_t p_stride,
-                              Scratch& scratch) {
-  if constexpr (sizeof(T) == 8) {
-    ScratchScope scope(scratch);
-    T* columns = scratch.take<T>(n);
-    for (int64_t j = 0; j < n; ++j) columns[j] = 0;
-    for (int64_t i = 0; i < m; ++i) {
-      bool empty = true;
-      for (int64_t j = 0; j < n; ++j) {
-        const bool zero = a[i * a_stride + j] == 0;
-        empty = empty && zero;
-        columns[j] = zero ? columns[j] : 1;
-      }
-      if (empty)
-        for (int64_t j = 0; j < n; ++j) p[i * p_stride + j] = 0;
+// Sets p to zero where rows and columns of a are, and returns the sum of the squares of what was there.
+inline double clear_empty_lines(const double* a, int64_t a_stride, int64_t m, int64_t n, double* p, int64_t p_stride,
+                                Scratch& scratch) {
+  ScratchScope scope(scratch);
+  bool* const filled = scratch.take<bool>(n);
+  for (int64_t j = 0; j < n; ++j) filled[j] = false;
+  double cleared = 0;
+  const auto clear = [&](double& entry) {
+    cleared += entry * entry;
+    entry = 0;
+  };
+  for (int64_t i = 0; i < m; ++i) {
+    bool empty = true;
+    for (int64_t j = 0; j < n; ++j) {
+      const bool zero = a[i * a_stride + j] == 0;
+      empty = empty && zero;
+      filled[j] = filled[j] || !zero;
     }
-    for (int64_t j = 0; j < n; ++j)
-      if (columns[j] == 0)
-        for (int64_t i = 0; i < m; ++i) p[i * p_stride + j] = 0;
+    if (empty)
+      for (int64_t j = 0; j < n; ++j) clear(p[i * p_stride + j]);
+  }
+  for (int64_t j = 0; j < n; ++j)
+    if (!filled[j])
+      for (int64_t i = 0; i < m; ++i) clear(p[i * p_stride + j]);
+  return cleared;
+}
+
+// The partial isometry nearest to p, by the iteration of Newton and Schulz, p (3 - p^T p) / 2.
+inline void make_isometric(int64_t m, int64_t n, double* p, int64_t stride, Scratch& scratch) {
+  ScratchScope scope(scratch);
+  const int64_t k = m < n ? m : n, gram_stride = row_stride<double>(k), next_stride = row_stride<double>(n);
+  double* const gram = scratch.take<double>(k * gram_stride);
+  double* const next = scratch.take<double>(m * next_stride);
+  const Operand<double> factor = plain(p, stride), by_gram = plain(gram, gram_stride);
+  double change = 1;
+  for (int step = 0; step < isometry_steps && change > isometry_change; ++step) {
+    if (m < n) {
+      gemm<double>(k, k, n, factor, factor.transposed(), gram, gram_stride, scratch);
+      gemm<double>(m, n, k, by_gram, factor, next, next_stride, scratch);
+    } else {
+      gemm<double>(k, k, m, factor.transposed(), factor, gram, gram_stride, scratch);
+      gemm<double>(m, n, k, factor, by_gram, next, next_stride, scratch);
+    }
+    change = 0;
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t j = 0; j < n; ++j) {
+        double& entry = p[i * stride + j];
+        const double step_here = 0.5 * (entry - next[i * next_stride + j]);
+        change = __builtin_fabs(step_here) > change ? __builtin_fabs(step_here) : change;
+        entry += step_here;
+      }
+  }
+}
+
+// Rows and columns of zeros in A are zeros in P. The singular vectors have noise there, which of an ill-conditioned
+// float64 matrix may be seen; that of a float32 one, which is factored in double, is rounded away. Without the noise the
+// vectors are a little too short.
+template <typename T>
+inline void keep_empty_lines(const T* a, int64_t a_stride, int64_t m, int64_t n, double smooth, T* p, int64_t p_stride,
+                             Scratch& scratch) {
+  if constexpr (sizeof(T) == 8) {
+    const double cleared = clear_empty_lines(a, a_stride, m, n, p, p_stride, scratch);
+    if (smooth == 0 && cleared > epsilon) make_isometric(m, n, p, p_stride, scratch);
   }
 }
 
@@ -367,7 +409,7 @@ inline PolarFactors<T> loss_side(const T* x, int64_t stride, int64_t m, int64_t 
   if (!finite) return PolarFactors<T>{};
   PolarFactors<T> factors = polar_factors<T>(d, rcond, smooth, scratch);
   multiply_polar_factors(factors, m, n, p, p_stride, scratch);
-  clear_empty_lines(x, stride, m, n, p, p_stride, scratch);
+  keep_empty_lines(x, stride, m, n, smooth, p, p_stride, scratch);
   if (gradient && smooth > 0) {
     // The smoothed gradient reaches into the null spaces, so it takes all vectors, orthonormal, and no weights.
     ScratchScope scope(scratch);
@@ -419,7 +461,7 @@ inline void dense_polar_factor(const T* a, int64_t m, int64_t n, double rcond, d
   }
   const dense::PolarFactors<T> factors = dense::polar_factors<T>(d, rcond, smooth, scratch);
   dense::multiply_polar_factors(factors, m, n, p, n, scratch);
-  dense::clear_empty_lines(a, n, m, n, p, n, scratch);
+  dense::keep_empty_lines(a, n, m, n, smooth, p, n, scratch);
   if (u == nullptr) return;
   const int64_t kept = factors.count;
   if (dense::orthonormal_factors(factors, d, smooth))

@@ -2,6 +2,7 @@
 // (docs/design/gradients.md has the formulas).
 #pragma once
 
+#include "cpu/isometry.h"
 #include "cpu/lanes/factor.h"
 #include "cpu/lanes/product.h"
 #include "cpu/lanes/transfer.h"
@@ -74,16 +75,43 @@ struct EmptyLines {
     }
   }
 
-  void clear(Pack<double>* p) const {
+  // The sum of the squares of what was there.
+  Pack<double> clear(Pack<double>* p) const {
     const Pack<double> zero(0.0);
+    Pack<double> cleared = zero;
     const int64_t stride = row_stride(column_count);
     for (int64_t i = 0; i < row_count; ++i)
       for (int64_t j = 0; j < column_count; ++j) {
         Pack<double>& entry = p[i * stride + j];
-        entry = select((zero < rows[i]) & (zero < columns[j]), entry, zero);
+        const Pack<double> kept = select((zero < rows[i]) & (zero < columns[j]), entry, zero);
+        cleared = cleared + (entry - kept) * entry;
+        entry = kept;
       }
+    return cleared;
   }
 };
+
+// The partial isometry nearest to p in the lanes of `wanted`, by the iteration of Newton and Schulz, p (3 - p^T p) / 2.
+// gram: as large as p, row: a row of it.
+[[gnu::noinline]] inline void make_isometric(Pack<double>* p, int64_t rows, int64_t columns, Mask<double> wanted,
+                                             Pack<double>* gram, Pack<double>* row) {
+  const int64_t stride = row_stride(columns);
+  const Pack<double> half(0.5), three_halves(1.5);
+  for (int step = 0; step < isometry_steps && any(wanted); ++step) {
+    product(transposed(p, columns), plain(p, columns), columns, rows, columns, gram);
+    Pack<double> change(0.0);
+    for (int64_t i = 0; i < rows; ++i) {
+      Pack<double>* const old = p + i * stride;
+      product(plain(old, columns), plain(gram, columns), 1, columns, columns, row);
+      for (int64_t j = 0; j < columns; ++j) {
+        const Pack<double> next = three_halves * old[j] - half * row[j];
+        change = max(change, abs(next - old[j]));
+        old[j] = select(wanted, next, old[j]);
+      }
+    }
+    wanted = wanted & (Pack<double>(isometry_change) < change);
+  }
+}
 
 // Sets dropped values to zero (smooth == 0), then p = U f(S) V^T, rounded to T. Uses f.a as scratch.
 template <typename T, typename W>
@@ -108,7 +136,10 @@ template <typename T, typename W>
   for (int64_t i = 0; i < f.rows; ++i)
     for (int64_t j = 0; j < columns; ++j) f.a[i * stride + j] = f.u[i * stride + j] * weights[j];
   product(plain(f.a, columns), transposed(f.v, columns), f.rows, columns, columns, product_scratch);
-  if constexpr (sizeof(T) == 8) empty.clear(product_scratch);
+  if constexpr (sizeof(T) == 8) {
+    const Mask<double> noisy = Pack<double>(std::numeric_limits<double>::epsilon()) < empty.clear(product_scratch);
+    if (smooth == 0 && any(noisy)) make_isometric(product_scratch, f.rows, columns, noisy, f.a, weights);
+  }
   convert_matrix(product_scratch, f.rows, columns, p);
 }
 
