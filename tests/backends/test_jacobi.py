@@ -11,11 +11,12 @@ from torch import Tensor
 
 import svdrd
 from svdrd.backends import availability
+from svdrd.backends.triton import jacobi_kernels
 from svdrd.dispatch import registration, routes
 from svdrd.ops import basis_loss, polar_factor, svd
 from svdrd.reference import definitions, derivatives
 from tests.ops.test_svd import ratios
-from tests.zoo import ZOO
+from tests.zoo import ZOO, with_spectrum
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -79,6 +80,24 @@ def test_sixty_four_columns(name: str) -> None:
     u, s, vh = svd(a)
     assert (ratios(a.cpu(), u.cpu(), s.cpu(), vh.cpu()) < 5).all()
     assert (s[0, 32:] < 4 * torch.finfo(a.dtype).eps * s[0, 0]).all()
+
+
+def test_values_over_many_digits() -> None:
+    """Of the rows: seven equal ones and then down to 1e-37, evenly. It takes 46 sweeps, and 40 were allowed."""
+    spectrum = torch.cat([torch.ones(7, dtype=torch.float64), torch.logspace(0, -37, 57, dtype=torch.float64)])
+    a = (spectrum[:, None] * with_spectrum(64, 64, torch.ones(64).double(), seed=3))[None].to(device())
+    u, s, vh = svd(a)
+    assert (ratios(a.cpu(), u.cpu(), s.cpu(), vh.cpu()) < 30).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the compiled kernel has its own number of sweeps")
+def test_a_matrix_that_has_not_converged_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside one that has."""
+    a = torch.stack([with_spectrum(8, 8, torch.linspace(1, 2, 8).double()), torch.eye(8).double()])
+    monkeypatch.setattr(jacobi_kernels, "SWEEPS", jacobi_kernels.tl.constexpr(2))
+    for result in (svd(a).U, polar_factor(a), basis_loss(a, a.flip(0), reduction="none")[:, None, None]):
+        assert result[0].isnan().all()
+    assert not svd(a).U[1].isnan().any()
 
 
 def deficient(n: int, count: int) -> dict[str, tuple[int, Tensor]]:

@@ -145,6 +145,7 @@ struct DefiniteInverse {
 template <typename T>
 struct SmallDefiniteInverse {
   using Native = typename Pack<T>::Native;
+  using Bits = typename NativeTypes<T>::MaskVector;
   using Block = Native[4][4];
 
   const Pack<T>* from;
@@ -158,10 +159,11 @@ struct SmallDefiniteInverse {
     a[i * stride + j].part[part] = a[j * stride + i].part[part] = value;
   }
 
-  // l: in its lower triangle the matrix, out below the diagonal L. inverse = D^-1.
-  [[gnu::always_inline]] static void eliminate(Block& l, Native (&inverse)[4]) {
+  // l: in its lower triangle the matrix, out below the diagonal L. inverse = D^-1. The signs of D are added to `signs`.
+  [[gnu::always_inline]] static void eliminate(Block& l, Native (&inverse)[4], Bits& signs) {
 #pragma GCC unroll 4
     for (int q = 0; q < 4; ++q) {
+      signs |= (Bits)l[q][q];
       inverse[q] = (Native{} + T(1)) / l[q][q];
 #pragma GCC unroll 4
       for (int p = q + 1; p < 4; ++p) {
@@ -189,6 +191,7 @@ struct SmallDefiniteInverse {
   [[gnu::always_inline]] void compute() const {
     Block l11, l21, l22;
     Native inverse1[4], inverse2[4];
+    Bits signs{};
 #pragma GCC unroll 4
     for (int p = 0; p < 4; ++p)
 #pragma GCC unroll 4
@@ -196,7 +199,7 @@ struct SmallDefiniteInverse {
         l11[p][q] = entry(p, q);
         l22[p][q] = entry(4 + p, 4 + q);
       }
-    eliminate(l11, inverse1);
+    eliminate(l11, inverse1, signs);
     // L21 D1, then L21, while its share is taken from A22.
 #pragma GCC unroll 4
     for (int p = 0; p < 4; ++p)
@@ -215,7 +218,7 @@ struct SmallDefiniteInverse {
         for (int q = 0; q <= p; ++q) l22[p][q] -= factor * l21[q][k];
         l21[p][k] = factor;
       }
-    eliminate(l22, inverse2);
+    eliminate(l22, inverse2, signs);
 
     // Y11 = L11^-1, Y21 = -L22^-1 L21 Y11, Y22 = L22^-1.
     Block y11, y21, y22;
@@ -270,13 +273,15 @@ struct SmallDefiniteInverse {
         for (int k = p + 1; k < 4; ++k) sum = native_multiply_add<T>(y11[k][p], inverse1[k] * y11[k][q], sum);
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) sum = native_multiply_add<T>(y21[k][p], scaled[k][q], sum);
+        // Without a root a negative D stays a number, and of a singular matrix large terms may cancel on the diagonal.
+        if (p == 0) sum = (Native)((Bits)sum | (signs < 0));
         store(p, q, sum);
       }
   }
 };
 
 // a = from^-1 for n a multiple of 4; only the lower triangle of `from` is read, all of a is written. Of a matrix that is
-// not positive definite come out NaN or Inf, for n = 8 perhaps numbers of no use, on the diagonal negative ones too.
+// not positive definite NaN or Inf come out, on the diagonal too. The diagonal of any other is a sum of positive terms.
 template <typename T>
 SVDRD_ONE_COPY void invert_definite(const Pack<T>* from, int64_t n, Pack<T>* a) {
   for (int part = 0; part < Pack<T>::parts; ++part) {

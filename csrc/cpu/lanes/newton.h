@@ -143,10 +143,9 @@ template <int64_t known>
   invert_definite(w.square, n, w.inverse_m[0]);
   double largest_norm = largest_newton_norm;
   if (smooth > 0) largest_norm = std::min(largest_norm, largest_smoothed_norm * smooth * share_of_bounds(rows));
+  // Of a singular matrix there is NaN or Inf among these, or a large number, which fail the comparison.
   Pack<double> inverse_trace(0.0);
-  // Of a singular matrix the computed inverse may have negative entries here, which must not cancel large ones, or NaN,
-  // which fails the comparison.
-  for (int64_t i = 0; i < w.columns; ++i) inverse_trace = inverse_trace + abs(w.inverse_m[0][i * stride + i]);
+  for (int64_t i = 0; i < w.columns; ++i) inverse_trace = inverse_trace + w.inverse_m[0][i * stride + i];
   w.accepted = (trace * inverse_trace <= Pack<double>(bound * bound)) &
                (Pack<double>(smallest_newton_norm * smallest_newton_norm) <= trace) &
                (trace <= Pack<double>(largest_norm * largest_norm));

@@ -241,6 +241,7 @@ struct Window {
   Pack<T> low;  // indices as numbers of type T: exact, and comparable lane by lane; low > high where nothing is left
   Pack<T> high;
   Pack<T> start;  // f of the first rotation: (d_low^2 - shift^2) / d_low
+  Pack<T> first;  // d_low
 };
 
 // Sets negligible superdiagonal entries to zero among the first `top` and finds each lane's window, one register of each
@@ -322,6 +323,7 @@ template <typename T>
     const Native exact = native_multiply_add<T>(-ratio, ratio, one);
     const Native relative_start = choose(native_abs<T>(exact) < rounding, rounding, exact);
     w.start.part[p] = choose(unshifted, first, first * relative_start);
+    w.first.part[p] = first;
   }
   return w;
 }
@@ -367,9 +369,12 @@ template <typename T>
   }
 }
 
-// How many sweeps a lane's window may end at the same entry before it is allowed more error, twice as much each time. Few
-// take more than five; 34 were seen, of 32 columns whose entries grow by 1 / 0.3 from one to the next.
-constexpr int patience = 60;
+// Every so many sweeps that a lane's window ends at the same entry, one is done without a shift. Where the squared shift
+// lies halfway between two squared singular values, sweeps with it exchange the two for ever. Few take more than five.
+constexpr int unshifted_every = 10;
+
+// How many it may take before it is allowed more error, twice as much each time. 35 were seen, in a search for the most.
+constexpr int patience = 100;
 
 // Superdiagonal entries up to tolerance * (the largest entry) count as zero.
 // d, e -> the singular values (signed, unsorted) in d; the first `columns` rows of u and v are multiplied from the right
@@ -383,7 +388,8 @@ void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v
   const Pack<T> absolute_tolerance = largest * Pack<T>(tolerance);
   const Pack<T> root_of_dropped = largest * Pack<T>(drop), dropped = root_of_dropped * root_of_dropped;
   const Pack<T> one(T(1));
-  Pack<T> slack = one, last_high(T(0)), sweeps(T(0));
+  const Pack<T> period(static_cast<T>(unshifted_every));
+  Pack<T> slack = one, last_high(T(0)), sweeps(T(0)), since_unshifted(T(0));
   buffer.columns = columns;
   buffer.sweeps = 0;
   int64_t top = columns - 1;
@@ -396,9 +402,11 @@ void diagonalise(Pack<T>* d, Pack<T>* e, int64_t columns, Pack<T>* u, Pack<T>* v
   };
   // Two sweeps a singular value are typical. All entries are negligible before the slack is 2^64.
   for (int64_t iteration = 0; iteration < (patience + 64) * columns; ++iteration) {
-    const Window<T> w = find_window(d, e, top, absolute_tolerance, slack, drop > T(0), dropped);
+    Window<T> w = find_window(d, e, top, absolute_tolerance, slack, drop > T(0), dropped);
     if (!any(w.active)) break;
     sweeps = select(w.high == last_high, sweeps + one, one);
+    since_unshifted = select((w.high == last_high) & (since_unshifted < period), since_unshifted + one, one);
+    w.start = select(since_unshifted < period, w.start, w.first);
     slack = select(sweeps <= Pack<T>(T(patience)), one, slack + slack);
     last_high = w.high;
     const int64_t first = static_cast<int64_t>(smallest_lane(w.low));

@@ -200,17 +200,17 @@ SVDRD_LANES T orthogonality_tolerance(int rows) {
   return square_root(static_cast<T>(rows)) * Limits<T>::epsilon;
 }
 
-constexpr int most_sweeps = 40;
+// 28 were seen: 64 columns of doubles whose singular values fall evenly from 1 to 1e-14.
+constexpr int most_sweeps = 160;
 
 // The rotation by an angle of at most 45 degrees that makes two columns orthogonal, as
 //   x <- x - s (y + r x),  y <- y + s (x - r y),  s = sin, r = tan of the half angle:
-// small rotations then add rounding in proportion to their angle, and V stays orthogonal through hundreds of them. The
-// longer one of the two columns comes first.
+// small rotations then add rounding in proportion to their angle, and V stays orthogonal through hundreds of them.
+// Columns stay where they are: with the longer one first, photographs of 64 columns took 23 sweeps in place of 12.
 template <typename T>
 struct Rotation {
   T s;
   T r;
-  bool exchanged;
   bool needed;
 };
 
@@ -218,16 +218,17 @@ template <typename T>
 SVDRD_LANES Rotation<T> rotation_of(const PairProducts<T>& p, T tolerance) {
   const bool needed = smaller(p.first, p.second) >= Limits<T>::negligible_square &&
                       magnitude(p.mixed) > tolerance * square_root(p.first) * square_root(p.second);
-  if (!needed) return {T(0), T(0), false, false};
+  if (!needed) return {T(0), T(0), false};
   const T zeta = (p.second - p.first) / (p.mixed + p.mixed), size = magnitude(zeta);
   const T tangent = T(1) / (size + (size > Limits<T>::huge ? size : square_root(fma(size, size, T(1)))));
   const T t = zeta < T(0) ? -tangent : tangent;
   const T c = T(1) / square_root(fma(t, t, T(1))), s = t * c;
-  return {s, s / (T(1) + c), p.first < p.second, true};
+  return {s, s / (T(1) + c), true};
 }
 
+// Whether the columns are orthogonal at the end.
 template <typename Team, typename T>
-SVDRD_LANES void orthogonalise(const Team& team, const Factors<T>& f) {
+SVDRD_LANES bool orthogonalise(const Team& team, const Factors<T>& f) {
   const int width = lanes_per_pair(team.size(), f.columns), groups = team.size() / width;
   const int rounds = f.columns + f.columns % 2 - 1, pairs = (f.columns + 1) / 2, length = f.rows + f.columns;
   const T tolerance = orthogonality_tolerance<T>(f.rows);
@@ -259,18 +260,18 @@ SVDRD_LANES void orthogonalise(const Team& team, const Factors<T>& f) {
           if (!r.needed) return;
           team.at(rotated, lane) = true;
           T *x = f.column(pair.first), *y = f.column(pair.second);
-          T *to_first = r.exchanged ? y : x, *to_second = r.exchanged ? x : y;
           for (int i = team.at(first_row, lane); i < length; i += width) {
             const T xi = x[i], yi = y[i];
-            to_first[i] = fma(-r.s, fma(r.r, xi, yi), xi);
-            to_second[i] = fma(r.s, fma(-r.r, yi, xi), yi);
+            x[i] = fma(-r.s, fma(r.r, xi, yi), xi);
+            y[i] = fma(r.s, fma(-r.r, yi, xi), yi);
           }
         });
       }
       team.sync();
     }
-    if (!team.any(rotated)) break;
+    if (!team.any(rotated)) return true;
   }
+  return false;
 }
 
 // The singular values and U from W. A column that counts as zero becomes one, with the value 0.
@@ -299,11 +300,11 @@ SVDRD_LANES void normalise_columns(const Team& team, const Factors<T>& f) {
   team.sync();
 }
 
-// U's columns are unit vectors or zero, V is complete.
+// U's columns are unit vectors or zero, V is complete. What did not converge counts as not finite.
 template <typename Team, typename T>
 SVDRD_LANES void decompose(const Team& team, Factors<T>& f, const Matrix<const T>& a) {
   load(team, f, a);
-  orthogonalise(team, f);
+  f.finite = orthogonalise(team, f) && f.finite;
   normalise_columns(team, f);
 }
 
