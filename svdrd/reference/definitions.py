@@ -73,18 +73,11 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _isometric(p: Tensor, wanted: Tensor) -> Tensor:
-    """The nearest partial isometry of each ``p`` that is wanted, by Newton and Schulz: ``p (3 - p^T p) / 2``.
-
-    Singular values from 0.05 on are at 1 after 16 steps. More would let those that are 0 but for rounding grow.
-    """
-    for _ in range(16):
-        if not wanted.any():
-            break
-        change = (p - p @ (p.mT @ p)) / 2
-        p = torch.where(wanted[:, None, None], p + change, p)
-        wanted = wanted & (change.abs().amax((-2, -1)) > 1e-8)
-    return p
+def _isometric(p: Tensor, rank: Tensor) -> Tensor:
+    """The partial isometry of that rank nearest to each ``p``."""
+    u, s, vh = torch.linalg.svd(p, full_matrices=False)
+    kept = torch.arange(s.shape[-1], device=p.device) < rank[:, None]
+    return (u * kept[:, None, :]) @ vh
 
 
 def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -103,10 +96,10 @@ def polar_factor(a: Tensor, rcond: float, smooth: float) -> tuple[Tensor, Tensor
     p = (u * weight[:, None, :]) @ vh
     # Rows and columns of zeros stay zeros: the singular vectors of an ill-conditioned matrix have noise there.
     filled = (a != 0).any(-1, keepdim=True) & (a != 0).any(-2, keepdim=True)
-    noise = torch.where(filled, 0.0, p).square().sum((-2, -1))
+    noisy = torch.where(filled, 0.0, p).square().sum((-2, -1)) > torch.finfo(p.dtype).eps
     p = torch.where(filled, p, 0.0)
-    if smooth == 0:
-        p = _isometric(p, noise > torch.finfo(p.dtype).eps)
+    if smooth == 0 and noisy.any():
+        p = torch.where(noisy[:, None, None] & filled, _isometric(p, weight.sum(-1)), p)
     return (
         nan_where_not_finite(finite, p, a.dtype),
         nan_where_not_finite(finite, u, a.dtype),

@@ -110,6 +110,38 @@ def test_zero_rows_and_columns_of_ill_conditioned_matrices(backend: str, m: int,
     assert torch.equal(p, polar_factor(a))
 
 
+@pytest.mark.parametrize("kind", ["flat", "equal rows", "a column twice"])
+@pytest.mark.parametrize(("m", "n"), [(512, 2), (300, 3), (128, 8), (64, 16), (64, 64), (80, 40), (256, 64), (130, 64)])
+@pytest.mark.slow_interpreted
+def test_rank_of_long_float64_matrices(backend: str, m: int, n: int, kind: str) -> None:
+    """What is exactly zero may come out of hundreds of rows as 45 eps s_1, where 4 eps decide."""
+    batch = 20 if backend == "cuda" or m * n > 2000 else 200
+    a = torch.rand(batch, m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(m + n))
+    rank = 1 if kind != "a column twice" else n - 1
+    if kind == "a column twice":
+        a[:, :, -1] = a[:, :, 0]
+    else:
+        a = (a[:, :1, :1] if kind == "flat" else a[:, :1]).expand(batch, m, n).clone()
+    a.requires_grad_()
+    p = polar_factor(a)
+    torch.testing.assert_close(p.square().sum((-2, -1)), torch.full((batch,), float(rank)).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(polar_factor(a.mT), p.mT, rtol=0, atol=1e-10)
+    (derivative,) = torch.autograd.grad(p, a, torch.ones_like(p))
+    values = torch.linalg.svdvals(a.detach())[:, rank - 1]
+    assert (torch.linalg.matrix_norm(derivative) <= 2 * (m * n) ** 0.5 / values).all()
+
+
+@pytest.mark.parametrize("n", [20, 33, 40, 64])
+@pytest.mark.slow_interpreted
+def test_float32_values_around_the_rounding(backend: str, n: int) -> None:
+    """Beyond 32 columns ``cpp`` takes vectors from the Gram matrix; those of values below 1e-6 s_1 need mending."""
+    for last, rcond in ((5e-7, None), (3.9e-7, 1e-7), (1.2e-7, 1e-7)):
+        spectrum = torch.full((n,), last, dtype=torch.float64)
+        spectrum[: n // 2] = torch.logspace(0, -6, n // 2, dtype=torch.float64)
+        p = polar_factor(with_spectrum(n, n, spectrum, seed=n).float(), rcond=rcond).double()
+        assert torch.linalg.matrix_norm(p @ p.mT @ p - p) < 5 * n * torch.finfo(torch.float32).eps
+
+
 @DTYPES
 @pytest.mark.parametrize(("m", "n"), [(5, 5), (9, 14), (16, 16), (20, 7), (32, 32)])
 @pytest.mark.slow_interpreted

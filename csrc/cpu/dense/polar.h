@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "cpu/dense/svd.h"
-#include "cpu/isometry.h"
+#include "cpu/noise.h"
 #include "equal_within.h"
 
 namespace svdrd {
@@ -77,10 +77,16 @@ inline void correct_factors(PolarFactors<float>& factors, const Decomposition& d
     smallest = factors.s[i] < smallest ? factors.s[i] : smallest;
   }
   const double* s = factors.s;
+  const double largest = largest_value(d.s, d.q);
   correct_rows(
       d.wide ? factors.right : factors.left, d.wide ? factors.right_stride : factors.left_stride, factors.count, d.p, s,
-      largest_value(d.s, d.q), smallest, [s, r](int64_t i, int64_t j) { return s[i] / r[i] * (s[i] / (r[i] + r[j])); },
-      scratch);
+      largest, smallest, [s, r](int64_t i, int64_t j) { return s[i] / r[i] * (s[i] / (r[i] + r[j])); }, scratch);
+  // What the second order leaves is within the rounding of A, but no partial isometry.
+  if (smooth == 0 && smallest <= smallest_corrected * largest)
+    for (int pass = 0; pass < 2; ++pass)
+      correct_rows(
+          d.wide ? factors.right : factors.left, d.wide ? factors.right_stride : factors.left_stride, factors.count, d.p,
+          s, largest, smallest, [](int64_t, int64_t) { return 0.5; }, scratch);
 }
 
 // The factors of d whose product is P.

@@ -13,6 +13,7 @@
 
 #include "cpu/dense/columns.h"
 #include "cpu/dense/eigen.h"
+#include "cpu/noise.h"
 
 namespace svdrd {
 namespace SVDRD_ISA {
@@ -387,6 +388,30 @@ inline Decomposition decompose(const float* a, int64_t stride, int64_t m, int64_
   return begun.finite ? gram_decomposition(begun, a, stride, m, n, scratch) : begun;
 }
 
+// What is exactly zero comes out of the QR factorisation of a long matrix as up to some tens of roundings of s_1. So of a
+// value that small the lesser of s_i and |u_i^T A v_i| is taken, which the errors of the vectors enter squared.
+inline void lower_noise(Decomposition& d, int further_exponent, const double* a, int64_t stride, int64_t m, int64_t n,
+                        Scratch& scratch) {
+  double largest = 0;
+  for (int64_t i = 0; i < d.q; ++i) largest = d.s[i] > largest ? d.s[i] : largest;
+  ScratchScope scope(scratch);
+  int64_t* const small = scratch.take<int64_t>(d.q);
+  int64_t count = 0;
+  for (int64_t i = 0; i < d.q; ++i)
+    if (d.s[i] > 0 && d.s[i] <= noise_of_zero * largest) small[count++] = i;
+  if (count == 0) return;
+  double* const v = scratch.take<double>(count * d.v_stride);
+  double* const y = scratch.take<double>(count * d.u_stride);
+  for (int64_t i = 0; i < count; ++i) copy(v + i * d.v_stride, d.v + small[i] * d.v_stride, d.q);
+  const Operand<double> tall = scaled_tall(a, stride, m, n, d, scratch);
+  gemm<double>(count, d.p, d.q, plain(v, d.v_stride), tall.transposed(), y, d.u_stride, scratch);
+  for (int64_t i = 0; i < count; ++i) {
+    const double quotient = __builtin_ldexp(dot(d.u + small[i] * d.u_stride, y + i * d.u_stride, d.p), -further_exponent);
+    double& value = d.s[small[i]];
+    value = __builtin_fabs(quotient) < value ? __builtin_fabs(quotient) : value;
+  }
+}
+
 // Of a float64 matrix with U, V and S. Of one at least twice as long as wide, all is done to the R of its QR
 // factorisation.
 inline Decomposition decompose(const double* a, int64_t stride, int64_t m, int64_t n, Scratch& scratch) {
@@ -399,10 +424,11 @@ inline Decomposition decompose(const double* a, int64_t stride, int64_t m, int64
   const QrInParts factored(result, a, stride, scratch);
   const Decomposition begun = begin_decomposition(factored.r(), factored.r_stride(), q, q);
   const Decomposition of_r = decompose_at_once(begun, factored.r(), factored.r_stride(), q, q, scratch);
-  result.exponent += of_r.exponent;
   copy(result.s, of_r.s, q);
   for (int64_t i = 0; i < q; ++i) copy(result.v + i * result.v_stride, of_r.v + i * of_r.v_stride, q);
   factored.apply(plain(static_cast<const double*>(of_r.u), of_r.u_stride), result.u, result.u_stride, scratch);
+  lower_noise(result, of_r.exponent, a, stride, m, n, scratch);
+  result.exponent += of_r.exponent;
   return result;
 }
 
@@ -426,8 +452,9 @@ inline void correct_rows(float* u, int64_t stride, int64_t count, int64_t length
   for (int64_t j = 0; j < rows; ++j) {
     copy(old_rows + j * stride, block + j * stride, length);
     for (int64_t i = 0; i < rows; ++i) {
-      const bool counts = i != j && block_s[i] * block_s[j] <= limit;
-      e[j * e_stride + i] = counts ? static_cast<float>(-weight(first + i, first + j)) * e[j * e_stride + i] : 0;
+      const float excess = i == j ? e[j * e_stride + i] - 1 : e[j * e_stride + i];
+      const bool counts = block_s[i] * block_s[j] <= limit;
+      e[j * e_stride + i] = counts ? static_cast<float>(-weight(first + i, first + j)) * excess : 0;
     }
   }
   gemm<float>(rows, length, rows, plain(e, e_stride), plain(old_rows, stride), block, stride, scratch, {true});

@@ -258,6 +258,12 @@ void svd_polar_of_items(PolarLayout<T>& w, const Items& items, const Shape& shap
   const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, smooth);
   if constexpr (sizeof(T) == 8) w.empty.take_from(w.f.a);
   factorise(w.f, iteration_tolerance<T, double>(), dropped_values(rcond, smooth));
+  if constexpr (sizeof(T) == 8)
+    if (smooth == 0 && may_be_noise(w.f, rcond)) {
+      load(place_matrices(a, items, shape), w.f.rows, w.f.columns, w.f.columns, w.unrounded);
+      normalise(w.unrounded, w.f.rows, w.f.columns, smooth);
+      lower_noise(w.f, w.unrounded);
+    }
   polar_from_factors(w.f, rcond, smooth, scale, w.unrounded, w.empty, w.p);
   const Placement<T> result = place_matrices(p, items, shape);
   store(w.p, w.f.rows, w.f.columns, w.f.columns, nullptr, result);

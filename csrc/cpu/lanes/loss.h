@@ -119,6 +119,12 @@ GroupScale svd_polar_of_blocks(SvdLossLayout<T>& w, const Placement<const T>& bl
   const GroupScale scale = normalise(w.f.a, w.f.rows, w.f.columns, problem.smooth);
   if constexpr (sizeof(T) == 8) w.empty.take_from(w.f.a);
   factorise(w.f, iteration_tolerance<T, double>(), dropped_values(problem.rcond, problem.smooth));
+  if constexpr (sizeof(T) == 8)
+    if (problem.smooth == 0 && may_be_noise(w.f, problem.rcond)) {
+      load(blocks, w.f.rows, w.f.columns, w.f.columns, w.unrounded);
+      normalise(w.unrounded, w.f.rows, w.f.columns, problem.smooth);
+      lower_noise(w.f, w.unrounded);
+    }
   polar_from_factors(w.f, problem.rcond, problem.smooth, scale, w.unrounded, w.empty, p);
   if (factors != nullptr) factors->take_from(w.f);
   return scale;

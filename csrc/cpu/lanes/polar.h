@@ -2,7 +2,7 @@
 // (docs/design/gradients.md has the formulas).
 #pragma once
 
-#include "cpu/isometry.h"
+#include "cpu/noise.h"
 #include "cpu/lanes/factor.h"
 #include "cpu/lanes/product.h"
 #include "cpu/lanes/transfer.h"
@@ -110,6 +110,38 @@ struct EmptyLines {
       }
     }
     wanted = wanted & (Pack<double>(isometry_change) < change);
+  }
+}
+
+// Whether a value that would be kept may be noise of what is exactly zero, which long matrices have more of than rcond.
+inline bool may_be_noise(const Factorisation<double>& f, double rcond) {
+  const Pack<double>* values = f.values();
+  Pack<double> largest = values[0];
+  for (int64_t j = 1; j < f.columns; ++j) largest = max(largest, values[j]);
+  const Pack<double> kept = largest * Pack<double>(rcond), noise = largest * Pack<double>(noise_of_zero);
+  bool found = false;
+  for (int64_t j = 0; j < f.columns; ++j) found = found || any((kept < values[j]) & (values[j] <= noise));
+  return found;
+}
+
+// Of such values the lesser of s_j and |u_j^T A v_j|, which the errors of the vectors enter squared.
+[[gnu::noinline]] inline void lower_noise(Factorisation<double>& f, const Pack<double>* a) {
+  const int64_t stride = row_stride(f.columns);
+  Pack<double>* const values = f.values();
+  Pack<double> largest = values[0];
+  for (int64_t j = 1; j < f.columns; ++j) largest = max(largest, values[j]);
+  const Pack<double> noise = largest * Pack<double>(noise_of_zero);
+  for (int64_t j = 0; j < f.columns; ++j) {
+    const Mask<double> small = values[j] <= noise;
+    if (!any(small)) continue;
+    Pack<double> quotient(0.0);
+    for (int64_t i = 0; i < f.rows; ++i) {
+      Pack<double> product(0.0);
+      for (int64_t k = 0; k < f.columns; ++k)
+        product = multiply_add(a[i * stride + k], f.v[k * stride + j], product);
+      quotient = multiply_add(f.u[i * stride + j], product, quotient);
+    }
+    values[j] = select(small, min(abs(quotient), values[j]), values[j]);
   }
 }
 
