@@ -206,7 +206,7 @@ constexpr int most_sweeps = 160;
 // The rotation by an angle of at most 45 degrees that makes two columns orthogonal, as
 //   x <- x - s (y + r x),  y <- y + s (x - r y),  s = sin, r = tan of the half angle:
 // small rotations then add rounding in proportion to their angle, and V stays orthogonal through hundreds of them.
-// Columns stay where they are: with the longer one first, photographs of 64 columns took 23 sweeps in place of 12.
+// Columns stay where they are: with the longer one first, matrices took up to twice as many sweeps.
 template <typename T>
 struct Rotation {
   T s;

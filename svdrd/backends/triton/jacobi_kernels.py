@@ -26,7 +26,7 @@ from svdrd.backends.triton.floats import clamped, exponent_of, largest_of, scale
 from svdrd.backends.triton.images import corner_of
 from svdrd.reference import definitions
 
-# 46 were seen: sixty-four columns of doubles, seven of one length and the others ever shorter, down to 1e-37.
+# 45 were seen: sixty-four columns of doubles, seven of their rows of one length, the others ever shorter, to 1e-37.
 SWEEPS = tl.constexpr(160)
 EQUAL_WITHIN = tl.constexpr(definitions.EQUAL_WITHIN)
 
