@@ -200,7 +200,7 @@ SVDRD_LANES T orthogonality_tolerance(int rows) {
   return square_root(static_cast<T>(rows)) * Limits<T>::epsilon;
 }
 
-// 28 were seen: 64 columns of doubles whose singular values fall evenly from 1 to 1e-14.
+// 28 were seen: 64 columns of doubles whose singular values fall evenly from 1 to 1e-20.
 constexpr int most_sweeps = 160;
 
 // The rotation by an angle of at most 45 degrees that makes two columns orthogonal, as
